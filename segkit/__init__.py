@@ -1,0 +1,30 @@
+"""Teach a small U-Net to outline bacteria, and measure how they grow. See segkit/README.md."""
+
+from .data import Dataset, Frame, Problem, Split, split_by_position
+from .discover import discover
+from .errors import SegkitError
+from .history import History
+from .images import read_image, read_labels
+from .model import UNet, load_model
+from .scores import dice, match_instances
+from .settings import Settings
+from .train import fit
+
+__all__ = [
+    "Dataset",
+    "Frame",
+    "History",
+    "Problem",
+    "SegkitError",
+    "Settings",
+    "Split",
+    "UNet",
+    "dice",
+    "discover",
+    "fit",
+    "load_model",
+    "match_instances",
+    "read_image",
+    "read_labels",
+    "split_by_position",
+]

@@ -1,0 +1,153 @@
+"""What a dataset is: frames, pairs, problems, and the split by position."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from .errors import SegkitError
+from .images import read_image, read_labels
+
+CROPPABLE = 2  # pixels by which an image and its masks file may differ in height or width
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One image of a time-lapse. `masks` is None where no usable masks file belongs to it."""
+
+    image: Path
+    masks: Path | None
+    experiment: str
+    position: str
+    frame: int
+    page: int = 0
+
+    @property
+    def unit(self) -> tuple[str, str]:
+        """What never straddles the split: (experiment, position)."""
+        return self.experiment, self.position
+
+    @property
+    def name(self) -> str:
+        """EXPERIMENT/PosXXX/frame, as settings and tables name it."""
+        return f"{self.experiment}/{self.position}/{self.frame}"
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something in the dataset that cannot be used as it is, and how many frames it costs."""
+
+    path: Path
+    reason: str
+    frames_lost: int = 0
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """What `discover` found: every usable frame, and every problem."""
+
+    path: Path
+    frames: tuple[Frame, ...]
+    problems: tuple[Problem, ...] = ()
+
+    @property
+    def pairs(self) -> tuple[Frame, ...]:
+        """The frames that have a usable masks file."""
+        return tuple(frame for frame in self.frames if frame.masks is not None)
+
+    def table(self) -> pd.DataFrame:
+        """One row per position: frames, pairs, first and last frame index."""
+        rows = [(*f.unit, f.frame, f.masks is not None) for f in self.frames]
+        table = pd.DataFrame(rows, columns=["experiment", "position", "frame", "paired"])
+        grouped = table.groupby(["experiment", "position"], as_index=False)
+        return grouped.agg(frames=("frame", "size"), pairs=("paired", "sum"),
+                           first=("frame", "min"), last=("frame", "max"))
+
+    def problem_table(self) -> pd.DataFrame:
+        """One row per problem, the costliest first; paths relative to the dataset."""
+        def relative(path: Path) -> str:
+            return str(path.relative_to(self.path)) if path.is_relative_to(self.path) else str(path)
+        rows = [(relative(p.path), p.reason, p.frames_lost) for p in self.problems]
+        return pd.DataFrame(rows, columns=["path", "reason", "frames lost"])
+
+    def _repr_html_(self) -> str:
+        return self.table().to_html(index=False)
+
+
+@dataclass(frozen=True)
+class Split:
+    """Pairs to learn from and pairs to judge by; no (experiment, position) is in both."""
+
+    train: tuple[Frame, ...]
+    validation: tuple[Frame, ...]
+
+    def shared_positions(self) -> int:
+        """How many positions are on both sides: 0 in any split made by `split_by_position`."""
+        return len({f.unit for f in self.train} & {f.unit for f in self.validation})
+
+
+def split_by_position(pairs: Iterable[Frame],
+                      validation: Sequence[str] = ("09", "10", "19", "20")) -> Split:
+    """Split pairs into training and validation by how the position's name ends.
+
+    pairs: frames with masks; validation: endings such as "09" (Pos109, Pos209, ...), or whole names.
+    Raises SegkitError where either side would be empty.
+    """
+    pairs = tuple(pairs)
+    endings = tuple(ending for ending in validation if ending)
+    held_out = tuple(f for f in pairs if endings and f.position.endswith(endings))
+    kept = tuple(f for f in pairs if not (endings and f.position.endswith(endings)))
+    positions = ", ".join(sorted({f.position for f in pairs})[:8]) or "none"
+    if not pairs:
+        raise SegkitError("no pair of an image and a masks file: training needs both; "
+                          "see the problems listed for this dataset")
+    if not held_out:
+        raise SegkitError(f"no validation position: VALIDATION is {', '.join(endings) or 'empty'} and the positions are "
+                          f"{positions}; set VALIDATION to the ending of a position to judge by")
+    if not kept:
+        raise SegkitError(f"no training position: every position ({positions}) ends in one of VALIDATION "
+                          f"{', '.join(endings)}; leave some of them out of VALIDATION")
+    return Split(kept, held_out)
+
+
+def exclude(pairs: Iterable[Frame], names: Sequence[str]) -> tuple[tuple[Frame, ...], tuple[Frame, ...]]:
+    """Part frames into (kept, excluded); names are EXPERIMENT/PosXXX/frame, or a beginning of that.
+
+    Raises SegkitError for a name that excludes nothing: it is more likely misspelt than meant.
+    """
+    pairs = tuple(pairs)
+    used = set()
+    kept, excluded = [], []
+    for frame in pairs:
+        hits = [n for n in names if f"{frame.name}/".startswith(f"{n.strip('/')}/")]
+        used.update(hits)
+        (excluded if hits else kept).append(frame)
+    for name in names:
+        if name not in used:
+            example = f", such as {pairs[0].name}" if pairs else ""
+            raise SegkitError(f"EXCLUDE names {name}, which no frame matches: give EXPERIMENT/PosXXX/frame{example}")
+    return tuple(kept), tuple(excluded)
+
+
+def read_pair(frame: Frame) -> tuple[np.ndarray, np.ndarray]:
+    """Read a frame's image (float32) and labels (int32), both (H, W): the area they have in common.
+
+    Raises SegkitError where they differ by more than 2 pixels or cannot be read.
+    """
+    if frame.masks is None:
+        raise SegkitError(f"{frame.name} has no masks file: a pair was needed")
+    image, labels = read_image(frame.image, frame.page), read_labels(frame.masks, frame.page)
+    check_sizes(frame.image.name, image.shape, labels.shape)
+    height, width = (min(a, b) for a, b in zip(image.shape, labels.shape, strict=True))
+    return image[:height, :width], labels[:height, :width]
+
+
+def check_sizes(name: str, image: tuple[int, ...], masks: tuple[int, ...]) -> None:
+    """Raise SegkitError where an image's and its masks file's sizes differ by more than 2 pixels."""
+    if max(abs(a - b) for a, b in zip(image, masks, strict=True)) > CROPPABLE:
+        raise SegkitError(f"{name} is {image[0]} x {image[1]} pixels, its masks file {masks[0]} x {masks[1]}: the same "
+                          f"size (to {CROPPABLE} pixels) was needed; are they of the same frame and uncropped?")

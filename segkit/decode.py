@@ -1,0 +1,209 @@
+"""Decode every frame once, in parallel, into memory or into a cache on disk."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from tqdm.auto import tqdm
+
+from .data import Frame, Problem, read_pair
+from .errors import SegkitError
+from .images import read_header
+from .store import Store
+from .targets import distance_target, intensity_range
+
+POINTS = 128  # foreground pixels remembered per frame, for crops that contain cells
+
+
+class Decoded(NamedTuple):
+    """One frame as the store keeps it: image = gain * pixels + bias is normalised."""
+
+    pixels: np.ndarray  # (H, W) uint16
+    target: np.ndarray  # (H, W) uint8, see targets.distance_target
+    gain: float
+    bias: float
+    points: np.ndarray  # (POINTS, 2) int32 (y, x); -1 without foreground
+    widths: np.ndarray  # (cells,) float32, pixels
+
+
+def decode(frame: Frame) -> Decoded:
+    """Read, normalise and make the target of one pair. Whole numbers up to 65535 are kept exactly."""
+    image, labels = read_pair(frame)
+    finite = np.isfinite(image)
+    if not finite.all():
+        image = np.where(finite, image, np.median(image[finite]) if finite.any() else 0).astype(np.float32)
+    low, high = intensity_range(image)
+    least, most = float(image.min()), float(image.max())
+    exact = least >= 0 and most <= 65535 and np.array_equal(image, np.round(image))
+    step, zero = (1.0, 0.0) if exact else ((most - least) / 65535 or 1.0, least)
+    pixels = np.round((image - zero) / step).astype(np.uint16)
+    target, widths = distance_target(labels)
+    inside = np.flatnonzero(target)
+    chosen = inside[np.linspace(0, len(inside) - 1, POINTS).astype(np.int64)] if len(inside) else None
+    points = np.full((POINTS, 2), -1, np.int32) if chosen is None else np.stack(
+        np.unravel_index(chosen, target.shape), axis=1).astype(np.int32)
+    return Decoded(pixels, target, step / (high - low), (zero - low) / (high - low), points, widths)
+
+
+def build_store(frames: Sequence[Frame], device: torch.device, cache_dir: Path,
+                memory_limit: float = 0.0) -> tuple[Store, list[Problem]]:
+    """Decode pairs into a Store on the device, in RAM or, where neither holds them, mapped from cache_dir.
+
+    memory_limit: GB that decoded frames may take; 0: half of what is free. A cache on disk is used again as long as
+    no source file has changed. Returns the store and a Problem for each pair that could not be decoded.
+    Raises SegkitError where none could, or the disk is too small.
+    """
+    frames, sizes, problems = _sized(frames)
+    pixels = int(sum(h * w for h, w in sizes))
+    needed = 3 * pixels  # bytes: uint16 image and uint8 target
+    if device.type == "cuda" and needed <= (memory_limit * 1e9 or torch.cuda.mem_get_info(device)[0] / 2):
+        home = device
+    else:
+        home = torch.device("cpu")
+    if needed <= (memory_limit * 1e9 or free_memory() / 2):
+        flat_pixels, flat_targets = np.empty(pixels, np.uint16), np.empty(pixels, np.uint8)
+        at = 0
+
+        def keep(decoded: Decoded) -> None:
+            nonlocal at
+            size = decoded.pixels.size
+            flat_pixels[at:at + size], flat_targets[at:at + size] = decoded.pixels.ravel(), decoded.target.ravel()
+            at += size
+
+        index, faults = _decode_all(frames, sizes, keep)
+    else:
+        folder = cache_dir / _fingerprint(frames)
+        if not (folder / "index.npz").is_file():
+            _fill_cache(folder, frames, sizes, needed)
+        index, faults = _load_index(folder)
+        flat_pixels = np.memmap(folder / "pixels.u16", np.uint16, mode="c")
+        flat_targets = np.memmap(folder / "targets.u8", np.uint8, mode="c")
+    sound = index["sound"]
+    problems += [Problem(frames[i].image, reason, 1) for i, reason in faults]
+    if not sound.any():
+        first = f": {problems[0].reason}" if problems else ""
+        raise SegkitError(f"none of {len(problems)} pairs could be decoded{first}")
+
+    def tensor(values: np.ndarray, dtype: torch.dtype) -> torch.Tensor:
+        return torch.from_numpy(values[sound]).to(home, dtype)
+
+    heights, widths = (np.array([s[k] for s in sizes]) for k in (0, 1))
+    starts = np.concatenate([[0], np.cumsum(heights * widths)[:-1]])
+    cells = index["widths"]
+    store = Store(tuple(f for f, ok in zip(frames, sound, strict=True) if ok),
+                  torch.from_numpy(flat_pixels.view(np.int16)).to(home), torch.from_numpy(flat_targets).to(home),
+                  tensor(starts, torch.int64), tensor(heights, torch.int64), tensor(widths, torch.int64),
+                  tensor(index["gain"], torch.float32), tensor(index["bias"], torch.float32),
+                  torch.from_numpy(index["points"][sound]).long(), float(np.median(cells)) if len(cells) else 0.0,
+                  float(index["inside"][sound].sum() / (heights * widths)[sound].sum()))
+    return store, problems
+
+
+def _sized(frames: Sequence[Frame]) -> tuple[list[Frame], list[tuple[int, int]], list[Problem]]:
+    """The frames whose headers can be read, with the size that image and masks have in common."""
+    kept, sizes, problems = [], [], []
+    for frame in frames:
+        try:
+            image, masks = read_header(frame.image), read_header(frame.masks or frame.image)
+        except SegkitError as error:
+            problems.append(Problem(frame.image, str(error), 1))
+            continue
+        kept.append(frame)
+        sizes.append((min(image.height, masks.height), min(image.width, masks.width)))
+    return kept, sizes, problems
+
+
+def _decode_all(frames: Sequence[Frame], sizes: Sequence[tuple[int, int]],
+                keep: Callable[[Decoded], None]) -> tuple[dict[str, np.ndarray], list[tuple[int, str]]]:
+    """Hand each decoded frame to `keep`, in order; a frame that fails is handed on black, and listed."""
+    rows: list[tuple[Any, ...]] = []
+    widths, faults = [], []
+
+    def attempt(job: tuple[Frame, tuple[int, int]]) -> Decoded | str:
+        try:
+            decoded = decode(job[0])
+            return decoded if decoded.pixels.shape == job[1] else f"{job[0].image.name} changed while it was read"
+        except SegkitError as error:
+            return str(error)
+
+    workers = min(16, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    with ThreadPoolExecutor(workers) as pool, tqdm(total=len(frames), desc="decoding", unit="frame",
+                                                   leave=False) as bar:
+        for block in range(0, len(frames), 16 * workers):  # in blocks, so that results never pile up
+            span = slice(block, block + 16 * workers)
+            for decoded in pool.map(attempt, zip(frames[span], sizes[span], strict=True)):
+                i = len(rows)
+                if isinstance(decoded, str):
+                    faults.append((i, decoded))
+                    decoded = Decoded(np.zeros(sizes[i], np.uint16), np.zeros(sizes[i], np.uint8), 0.0, 0.0,
+                                      np.full((POINTS, 2), -1, np.int32), np.zeros(0, np.float32))
+                rows.append((decoded.gain, decoded.bias, decoded.points, np.count_nonzero(decoded.target)))
+                widths.append(decoded.widths)
+                keep(decoded)
+                bar.update()
+    sound = np.ones(len(rows), bool)
+    sound[[i for i, _ in faults]] = False
+    gain, bias, points, inside = (np.array(column) for column in zip(*rows, strict=True)) if rows else [np.zeros(0)] * 4
+    return {"gain": gain, "bias": bias, "points": points, "inside": inside, "sound": sound,
+            "widths": np.concatenate(widths) if widths else np.zeros(0)}, faults
+
+
+def _fingerprint(frames: Sequence[Frame]) -> str:
+    """A name that changes with any source file: paths, sizes and times of change."""
+    digest = hashlib.sha256(b"segkit store 1")
+    for frame in frames:
+        for path in (frame.image, frame.masks or frame.image):
+            stat = path.stat()
+            digest.update(f"{path.resolve()}|{stat.st_size}|{stat.st_mtime_ns}|{frame.page}\n".encode())
+    return digest.hexdigest()[:20]
+
+
+def _fill_cache(folder: Path, frames: Sequence[Frame], sizes: Sequence[tuple[int, int]], needed: int) -> None:
+    """Write the cache beside its place and rename it when it is whole."""
+    part = folder.with_name(folder.name + ".part")
+    try:
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir(parents=True)
+        free = shutil.disk_usage(part).free
+        if free < needed * 1.05:
+            raise SegkitError(f"the decoded frames need {needed / 1e9:.1f} GB on disk in {folder.parent}, {free / 1e9:.1f} "
+                              "GB are free: free some space or raise MEMORY_LIMIT")
+        with open(part / "pixels.u16", "wb") as pixels, open(part / "targets.u8", "wb") as targets:
+            def keep(decoded: Decoded) -> None:
+                pixels.write(decoded.pixels.tobytes())
+                targets.write(decoded.target.tobytes())
+            index, faults = _decode_all(frames, sizes, keep)
+        np.savez(part / "index.npz", faults=np.array(json.dumps(faults)), **index)
+        shutil.rmtree(folder, ignore_errors=True)
+        part.rename(folder)
+    except OSError as error:
+        raise SegkitError(f"cannot write the cache of decoded frames in {folder.parent} ({error.strerror or error}): free "
+                          "some disk space or raise MEMORY_LIMIT") from error
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def _load_index(folder: Path) -> tuple[dict[str, np.ndarray], list[tuple[int, str]]]:
+    with np.load(folder / "index.npz") as archive:
+        index = {name: archive[name] for name in archive.files}
+    return index, [(i, reason) for i, reason in json.loads(str(index.pop("faults")))]
+
+
+def free_memory() -> int:
+    """Bytes of RAM that are free to use, as far as the system tells."""
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable"):
+                return int(line.split()[1]) * 1024
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    except (OSError, ValueError, AttributeError):
+        return 8 * 2**30

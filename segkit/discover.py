@@ -1,0 +1,227 @@
+"""Find images and masks in a folder and pair them by name; what cannot be used becomes a Problem."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter, defaultdict
+from pathlib import Path
+from typing import NamedTuple
+
+from .data import Dataset, Frame, Problem, check_sizes
+from .errors import SegkitError
+from .images import IMAGE_SUFFIXES, Header, read_header
+
+IMAGE_FOLDERS = ("aphase", "preprocessedphase", "")  # "": directly in PosXXX; the first that holds images is used
+MASK_FOLDERS = ("preprocessedphasemasks", "")
+_MASK_NAME = re.compile(r"^mask_(?P<a>.+)$|^(?P<b>.+?)_(?:cp_)?masks?$|^(?P<c>.+?)_labels$", re.IGNORECASE)
+_BY_PRODUCT = re.compile(r"_(flows|cp_output|cp_outlines|outlines|dP|probability)$", re.IGNORECASE)
+
+
+class Key(NamedTuple):
+    """What a file's name says: everything but the last number, and that number (-1 without one)."""
+
+    text: str
+    number: int
+
+
+def name_key(stem: str) -> Key:
+    """Read the key of an image's or masks file's stem: `MASK_img_007`, `img_7` and `img_7_cp_masks` have one key."""
+    match = _MASK_NAME.match(stem)
+    stem = next(filter(None, match.groups())) if match else stem
+    parts = re.match(r"^(.*?)(\d+)(\D*)$", stem)
+    if not parts:
+        return Key(stem.casefold(), -1)
+    return Key(f"{parts[1]}#{parts[3]}".casefold(), int(parts[2]))
+
+
+def discover(dataset_path: str | Path, masks_path: str | Path | None = None) -> Dataset:
+    """List every image under dataset_path and pair it with its masks file.
+
+    dataset_path: holds `*raw_data*` folders, or is itself a plain folder of images.
+    masks_path: where the masks folders lie, if not beside the raw ones (a run's masks/, say).
+    Returns a Dataset: frames sorted by experiment, position and frame; problems by frames lost.
+    File headers are read, no pixels, and nothing is written.
+    Raises SegkitError where a folder does not exist or holds no usable image.
+    """
+    root = Path(dataset_path).expanduser()
+    if not root.is_dir():
+        found = "a file, not a folder" if root.exists() else "not there"
+        raise SegkitError(f"DATASET_PATH {root} is {found}: give the folder that holds the *_raw_data folders")
+    masks_root = Path(masks_path).expanduser() if masks_path else root
+    if not masks_root.is_dir():
+        raise SegkitError(f"MASKS_PATH {masks_root} is not there: give the folder that holds the *_masks folders")
+    scan = _Scan(masks_root)
+    raw_folders = [folder for folder in _folders(root) if "raw_data" in folder.name.lower()]
+    for folder in raw_folders:
+        scan.experiment(folder)
+    if not raw_folders:
+        scan.plain_folder(root)
+    if not scan.frames:
+        why = f"; the first problem: {scan.problems[0].reason}" if scan.problems else ""
+        raise SegkitError(f"DATASET_PATH {root} holds no experiment with a usable image: expected folders such as "
+                          f"HR_REF_raw_data/Pos101/aphase with .tif, .tiff or .png files{why}")
+    frames = sorted(scan.frames, key=lambda f: (f.experiment, f.position, f.frame, f.page))
+    problems = sorted(scan.problems, key=lambda p: (-p.frames_lost, str(p.path), p.reason))
+    return Dataset(root, tuple(frames), tuple(problems))
+
+
+class _Scan:
+    """Frames and problems gathered so far."""
+
+    def __init__(self, masks_root: Path) -> None:
+        self.masks_root = masks_root
+        self.frames: list[Frame] = []
+        self.problems: list[Problem] = []
+
+    def problem(self, path: Path, reason: str, frames_lost: int = 0) -> None:
+        self.problems.append(Problem(path, reason, frames_lost))
+
+    def experiment(self, raw: Path) -> None:
+        name = re.sub("_?raw_data", "", raw.name, flags=re.IGNORECASE) or raw.name
+        wanted = re.sub("raw_data", "masks", raw.name, flags=re.IGNORECASE)
+        masks = next((f for f in _folders(self.masks_root) if f.name.casefold() == wanted.casefold()), None)
+        positions = []
+        for folder in _folders(raw):
+            if re.match(r"pos", folder.name, re.IGNORECASE):
+                positions.append(folder)
+            elif lost := sum(len(_images(sub)) for sub, _, _ in _walk(folder)):
+                self.problem(folder, f"{folder.name} is no PosXXX folder: its images are left out; rename it, or run "
+                                     "segkit.arrange where it is a second folder of the same name", lost)
+        if loose := _images(raw):
+            self.problem(raw, f"{len(loose)} image(s) lie outside any PosXXX folder: move them into one", len(loose))
+        if not positions:
+            self.problem(raw, f"{raw.name} holds no PosXXX folder: expected Pos101 or the like")
+        before = len(self.frames)
+        for folder in positions:
+            mask_position = next((f for f in _folders(masks) if f.name.casefold() == folder.name.casefold()),
+                                 None) if masks else None
+            self.position(folder, mask_position, name)
+        if masks is None and len(self.frames) > before:
+            self.problem(raw, f"no masks folder beside {raw.name}: expected {wanted}; rename it or run segkit.arrange",
+                         len(self.frames) - before)
+
+    def position(self, folder: Path, mask_folder: Path | None, experiment: str) -> None:
+        source, images = self._pick(folder, IMAGE_FOLDERS)
+        if not images:
+            self.problem(folder, f"no image in {folder.name}: expected .tif, .tiff or .png files in aphase, "
+                                 "PreprocessedPhase or the folder itself")
+            return
+        _, masks = self._pick(mask_folder, MASK_FOLDERS) if mask_folder else (folder, [])
+        beside = [f for f in _files(source) if _MASK_NAME.match(f.stem)]
+        self.pair(images, masks + beside, experiment, folder.name, folder,
+                  quiet=mask_folder is None and not beside and self._no_masks_folder(folder))
+
+    def _no_masks_folder(self, position: Path) -> bool:
+        wanted = re.sub("raw_data", "masks", position.parent.name, flags=re.IGNORECASE).casefold()
+        return not any(f.name.casefold() == wanted for f in _folders(self.masks_root))
+
+    def plain_folder(self, folder: Path) -> None:
+        masks = [f for f in _files(folder) if _MASK_NAME.match(f.stem)]
+        if self.masks_root != folder:
+            masks += [f for sub, _, _ in _walk(self.masks_root) for f in _files(sub)]
+        if images := _images(folder):
+            self.pair(images, masks, folder.resolve().name, "Pos0", folder, quiet=not masks)
+
+    def _pick(self, folder: Path, names: tuple[str, ...]) -> tuple[Path, list[Path]]:
+        """The first of the named subfolders that holds images; others that do are a problem."""
+        by_name = {sub.name.casefold(): sub for sub in _folders(folder)} | {"": folder}
+        listed = _images if names is IMAGE_FOLDERS else _files
+        found = [(by_name[name], files) for name in names if name in by_name and (files := listed(by_name[name]))]
+        for sub, files in found[1:]:
+            self.problem(sub, f"{len(files)} file(s) in {sub.name} are not used: those in {found[0][0].name} are")
+        for name, sub in by_name.items():
+            if name not in names and not found and (files := _images(sub)):
+                self.problem(sub, f"{len(files)} image(s) in {sub.name} are left out: expected a folder named "
+                                  f"{'aphase' if names is IMAGE_FOLDERS else 'PreprocessedPhaseMasks'}", len(files))
+        return found[0] if found else (folder, [])
+
+    def pair(self, images: list[Path], masks: list[Path], experiment: str, position: str, where: Path,
+             quiet: bool) -> None:
+        by_key = self._by_key(masks, "masks file")
+        by_image = self._by_key(images, "image")
+        numbers = Counter(key.number for key in by_key)
+        image_numbers = Counter(key.number for key in by_image)
+        headers: dict[Key, Header] = {}
+        for key, path in by_image.items():
+            try:
+                headers[key] = read_header(path)
+            except SegkitError as error:
+                self.problem(path, str(error), 1)
+        numbered = all(n == 1 and number >= 0 for number, n in image_numbers.items())
+        stacked = any(header.pages > 1 for header in headers.values())
+        unpaired, cropped, used, index = 0, 0, set(), 0
+        for order, key in enumerate(sorted(by_image, key=lambda k: (k.number, k.text) if numbered else (0, k))):
+            masks_key = key if key in by_key else next(
+                (k for k in by_key if k.number == key.number >= 0
+                 and numbers[k.number] == image_numbers[k.number] == 1), None)
+            used.add(masks_key)
+            if key not in headers:
+                continue
+            header, masks_file = headers[key], by_key.get(masks_key) if masks_key else None
+            if masks_file is None:
+                unpaired += header.pages
+            else:
+                cropped_by, masks_file = self._check(by_image[key], header, masks_file)
+                cropped += header.pages * cropped_by
+            for page in range(header.pages):
+                number = index if stacked else key.number if numbered else order
+                self.frames.append(Frame(by_image[key], masks_file, experiment, position, number, page))
+                index += 1
+        if unpaired and not quiet:
+            self.problem(where, f"{unpaired} frame(s) of {experiment} {position} have no masks file", unpaired)
+        if cropped:
+            self.problem(where, f"{cropped} frame(s) differ by 1-2 pixels from their masks: cropped to the common area")
+        if spare := [by_key[key] for key in by_key if key not in used]:
+            self.problem(spare[0].parent, f"{len(spare)} masks file(s) of {experiment} {position} have no image, "
+                                          f"{spare[0].name} the first", len(spare))
+
+    def _by_key(self, files: list[Path], what: str) -> dict[Key, Path]:
+        found: dict[Key, Path] = {}
+        clashes = defaultdict(list)
+        for path in files:
+            key = name_key(path.stem)
+            if key in found:
+                clashes[key].append(path)
+            else:
+                found[key] = path
+        for key, paths in clashes.items():
+            for path in paths:
+                self.problem(path, f"a second {what} for the same frame: {found[key].name} is used, "
+                                   f"{path.name} is not; remove one of them", what == "image")
+        return found
+
+    def _check(self, image: Path, header: Header, masks: Path) -> tuple[bool, Path | None]:
+        """(cropped, masks file): no masks file where it is damaged or does not fit its image."""
+        try:
+            other = read_header(masks)
+            check_sizes(image.name, header[1:], other[1:])
+            if header.pages != other.pages:
+                raise SegkitError(f"{image.name} has {header.pages} page(s), its masks file {other.pages}: "
+                                  "one page of masks a page of images was needed")
+        except SegkitError as error:
+            self.problem(masks, str(error), header.pages)
+            return False, None
+        return header[1:] != other[1:], masks
+
+
+def _folders(folder: Path | None) -> list[Path]:
+    if folder is None:
+        return []
+    with os.scandir(folder) as entries:
+        return sorted(folder / e.name for e in entries if e.is_dir() and not e.name.startswith((".", "__MACOSX")))
+
+
+def _files(folder: Path) -> list[Path]:
+    with os.scandir(folder) as entries:
+        return sorted(folder / e.name for e in entries if e.name.lower().endswith(IMAGE_SUFFIXES)
+                      and not e.name.startswith(".") and e.is_file())
+
+
+def _images(folder: Path) -> list[Path]:
+    """The picture files of a folder that are neither masks nor other output of a segmentation."""
+    return [f for f in _files(folder) if not _MASK_NAME.match(f.stem) and not _BY_PRODUCT.search(f.stem)]
+
+
+def _walk(folder: Path) -> list[tuple[Path, list[str], list[str]]]:
+    return [(Path(sub), dirs, files) for sub, dirs, files in os.walk(folder)]

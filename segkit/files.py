@@ -1,0 +1,50 @@
+"""Write files whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from .errors import SegkitError
+
+
+@contextmanager
+def replacing(path: str | Path) -> Iterator[Path]:
+    """Give a temporary path beside `path`; rename it to `path` when the block ends well, else remove it.
+
+    Raises SegkitError where the folder cannot be written or the disk is full.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        os.replace(temporary, path)
+    except OSError as error:
+        raise SegkitError(f"cannot write {path} ({error.strerror or error}): free some disk space or choose a folder "
+                          "that you may write to; files written before are as they were") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Replace a text file whole."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: str | Path, content: Any) -> None:
+    """Replace a JSON file whole."""
+    write_text(path, json.dumps(content, indent=2, default=str) + "\n")
+
+
+def read_json(path: str | Path, what: str) -> Any:
+    """Read a JSON file; `what` names it in the SegkitError raised where it is missing or damaged."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise SegkitError(f"{what} {path} cannot be read ({error}): delete it or write it anew") from None

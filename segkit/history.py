@@ -1,0 +1,64 @@
+"""What a training has gone through, epoch by epoch, and what is kept of it on disk."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from .files import replacing
+
+COLUMNS = ("epoch", "train_loss", "train_dice", "val_loss", "val_dice", "learning_rate", "event", "seconds",
+           "crops_per_second")
+log = logging.getLogger("segkit")
+log.setLevel(logging.INFO)
+log.propagate = False
+
+
+@dataclass
+class History:
+    """One row per epoch, and the newest predictions on a few validation frames."""
+
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    previews: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = field(default_factory=list)
+    # (image, probability, target mask), each (H, W); the same frames throughout a run
+
+    def table(self) -> pd.DataFrame:
+        return pd.DataFrame(self.rows, columns=list(COLUMNS))
+
+    @property
+    def best(self) -> dict[str, Any] | None:
+        """The epoch with the best validation Dice, or None before the first."""
+        return max(self.rows, key=lambda row: row["val_dice"], default=None)
+
+    @property
+    def events(self) -> list[str]:
+        """Everything out of the ordinary, in order."""
+        return [f"epoch {row['epoch']}: {row['event']}" for row in self.rows if row["event"]]
+
+    def save(self, path: Path) -> None:
+        with replacing(path) as temporary:
+            self.table().to_csv(temporary, index=False, float_format="%.6g")
+
+    def _repr_html_(self) -> str:
+        return self.table().round(3).to_html(index=False)
+
+
+@contextmanager
+def logging_to(path: Path) -> Iterator[None]:
+    """Append everything said through `log` to a file, with times, while the block runs."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s  %(message)s", "%Y-%m-%d %H:%M:%S"))
+    log.addHandler(handler)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        handler.close()

@@ -1,0 +1,187 @@
+"""Read images and labels from TIFF and PNG files; never write them."""
+
+from __future__ import annotations
+
+import logging
+import struct
+import warnings
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import tifffile
+from PIL import Image
+from scipy import ndimage
+
+from .errors import SegkitError
+
+IMAGE_SUFFIXES = (".tif", ".tiff", ".png")
+_DAMAGE = (OSError, ValueError, KeyError, IndexError, TypeError, RuntimeError, EOFError, ArithmeticError,
+           SyntaxError, MemoryError, AttributeError, struct.error, tifffile.TiffFileError)
+logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what it warns of becomes our own error
+
+
+class Header(NamedTuple):
+    """What a file says of itself before its pixels are decoded."""
+
+    pages: int
+    height: int
+    width: int
+
+
+def read_header(path: str | Path) -> Header:
+    """Read page count and size (pixels) of an image file without decoding it.
+
+    Raises SegkitError where the file is empty, damaged, cut short or of a kind segkit does not read.
+    """
+    path = Path(path)
+    try:
+        if path.stat().st_size == 0:
+            raise SegkitError(f"{path.name} is empty (0 bytes): copy it again from its source")
+        with warnings.catch_warnings(), Image.open(path) as picture:
+            warnings.simplefilter("ignore")
+            width, height = picture.size
+            pages = getattr(picture, "n_frames", 1)
+            tags = getattr(picture, "tag_v2", {})
+            ends = [start + size for start, size in zip(tags.get(273, ()), tags.get(279, ()), strict=False)]
+        plain = path.suffix.lower() == ".png" or (ends and "ImageJ" not in str(tags.get(270, ""))
+                                                  and "<OME" not in str(tags.get(270, "")))
+        if plain:
+            if ends and max(ends) > path.stat().st_size:
+                raise SegkitError(f"{path.name} is cut short: {path.stat().st_size} of {max(ends)} bytes are there; "
+                                  "copy it again from its source")
+            return Header(pages, height, width)
+    except SegkitError:
+        raise
+    except _DAMAGE:
+        if path.suffix.lower() == ".png":
+            raise SegkitError(f"{path.name} cannot be read: it is not a sound PNG picture; copy or export it again") from None
+    return _read_series_header(path)
+
+
+def _read_series_header(path: Path) -> Header:
+    """The same through tifffile: OME-TIFF, ImageJ, BigTIFF and whatever Pillow does not know."""
+    try:
+        with tifffile.TiffFile(path) as tif:
+            series = tif.series[0]
+            height, width = _plane_shape(series)
+            ends = [start + size for page in tif.pages for start, size
+                    in zip(page.aspage().dataoffsets, page.aspage().databytecounts, strict=False)]
+            if ends and max(ends) > path.stat().st_size:
+                raise SegkitError(f"{path.name} is cut short; copy it again from its source")
+            return Header(_count_planes(path, series), height, width)
+    except SegkitError:
+        raise
+    except _DAMAGE as error:
+        raise SegkitError(f"{path.name} cannot be read as TIFF ({type(error).__name__}): "
+                          "it is damaged or of another kind; copy or export it again") from None
+
+
+def _plane_shape(series: tifffile.TiffPageSeries) -> tuple[int, int]:
+    sizes = dict(zip(series.axes, series.shape, strict=True))
+    return sizes["Y"], sizes["X"]
+
+
+def _count_planes(path: Path, series: tifffile.TiffPageSeries) -> int:
+    """How many (H, W) planes a series holds along its one stack axis; RGB samples are not planes."""
+    stacks = {axis: size for axis, size in zip(series.axes, series.shape, strict=True)
+              if axis not in "YXS" and size > 1}
+    if len(stacks) > 1 or "C" in stacks:
+        raise SegkitError(f"{path.name} holds a stack with axes {series.axes} {series.shape}: segkit needs one channel "
+                          "with time as its only stack axis; export the phase-contrast channel alone")
+    return next(iter(stacks.values()), 1)
+
+
+def _read_plane(path: Path, page: int) -> np.ndarray:
+    """Decode one plane as stored: (H, W) or (H, W, 3 or 4), any dtype."""
+    try:
+        if path.suffix.lower() == ".png":
+            with Image.open(path) as picture:
+                if page:
+                    raise SegkitError(f"{path.name} has 1 page, page {page} was asked for")
+                return np.asarray(picture.convert("RGBA") if picture.mode == "P" else picture)
+        with tifffile.TiffFile(path) as tif:
+            series = tif.series[0]
+            planes = _count_planes(path, series)
+            if not 0 <= page < planes:
+                raise SegkitError(f"{path.name} has {planes} page(s), page {page} was asked for")
+            if len(series.pages) == planes and series.pages[page] is not None:
+                plane = series.pages[page].asarray()
+            else:  # ImageJ writes large stacks as one page followed by raw planes
+                stack = series.asarray(out="memmap")
+                plane = np.asarray(stack.reshape(planes, *stack.shape[-2:])[page])
+    except SegkitError:
+        raise
+    except _DAMAGE as error:
+        raise SegkitError(f"{path.name} cannot be decoded ({type(error).__name__}): "
+                          "it is damaged; copy or export it again") from None
+    plane = np.squeeze(plane)
+    if plane.ndim == 3 and plane.shape[0] in (3, 4) and plane.shape[-1] not in (3, 4):
+        plane = np.moveaxis(plane, 0, -1)  # planar RGB
+    if plane.ndim < 2:
+        plane = plane.reshape(*_plane_shape_of_small(path, page))
+    if plane.ndim != 2 and not (plane.ndim == 3 and plane.shape[-1] in (2, 3, 4)):
+        raise SegkitError(f"{path.name} has shape {plane.shape}: a picture of height x width was needed")
+    return plane
+
+
+def _plane_shape_of_small(path: Path, page: int) -> tuple[int, int]:
+    header = read_header(path)
+    return header.height, header.width
+
+
+def read_image(path: str | Path, page: int = 0) -> np.ndarray:
+    """Read one image as raw intensities.
+
+    path: TIFF (8-, 16-bit or float, any common compression) or PNG; page: the plane of a stack, from 0.
+    Returns float32 (H, W); colour pictures become their luminance (ITU-R BT.601), alpha is dropped.
+    Raises SegkitError where the file cannot be decoded or has no such page.
+    """
+    plane = _read_plane(Path(path), page)
+    if plane.ndim == 3 and plane.shape[-1] == 2:  # grey and alpha
+        plane = plane[..., 0]
+    if plane.ndim == 3:
+        red, green, blue = (plane[..., k] for k in range(3))
+        if np.array_equal(red, green) and np.array_equal(red, blue):
+            plane = red
+        else:
+            plane = plane[..., :3].astype(np.float32) @ np.array([0.299, 0.587, 0.114], np.float32)
+    return np.ascontiguousarray(plane, dtype=np.float32)
+
+
+def read_labels(path: str | Path, page: int = 0) -> np.ndarray:
+    """Read one masks file as instance labels.
+
+    Accepts whole numbers of any type, colour-coded cells, and binary masks (one value beside 0), whose
+    connected components (8-neighbourhood) become the cells.
+    Returns int32 (H, W), 0 = background. Raises SegkitError for values that are not whole or are negative.
+    """
+    path = Path(path)
+    plane = _read_plane(path, page)
+    if plane.ndim == 3:
+        plane = _labels_from_colours(plane)
+    if not np.issubdtype(plane.dtype, np.integer) and plane.dtype != bool:
+        if not np.isfinite(plane).all() or (plane != np.round(plane)).any():
+            raise SegkitError(f"{path.name} holds values that are not whole numbers: instance labels were needed; "
+                              "is it a probability map?")
+        plane = plane.astype(np.int64)
+    if plane.size and (plane.min() < 0 or plane.max() > np.iinfo(np.int32).max):
+        raise SegkitError(f"{path.name} holds values from {plane.min()} to {plane.max()}: "
+                          "labels from 0 (background) to 2147483647 were needed")
+    labels = plane.astype(np.int32)
+    if labels.any() and np.all((labels == 0) | (labels == labels.max())):
+        labels = ndimage.label(labels, structure=np.ones((3, 3)))[0].astype(np.int32)
+    return np.ascontiguousarray(labels)
+
+
+def _labels_from_colours(plane: np.ndarray) -> np.ndarray:
+    """One label per colour, in order of the colour's value; black is background."""
+    channels = plane[..., :1] if plane.shape[-1] == 2 else plane[..., :3]
+    code = np.zeros(plane.shape[:2], np.int64)
+    for k in range(channels.shape[-1]):
+        code = code * 65536 + channels[..., k].astype(np.int64)
+    if channels.shape[-1] == 3 and all(np.array_equal(channels[..., 0], channels[..., k]) for k in (1, 2)):
+        return channels[..., 0]
+    colours, index = np.unique(code, return_inverse=True)
+    index = index.reshape(code.shape)
+    return index if colours[0] == 0 else index + 1

@@ -1,0 +1,92 @@
+"""The folder of a run: opened, kept, finished."""
+
+from __future__ import annotations
+
+import copy
+import platform
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from .data import Split
+from .errors import SegkitError
+from .files import replacing, write_json
+from .history import History, log
+from .model import UNet, save_model
+from .settings import Settings
+
+PACKAGES = ("segkit", "torch", "torchvision", "numpy", "scikit-image")
+
+
+def open_run(split: Split, settings: Settings) -> Path:
+    """Make the run's folder and write settings.json and split.json into it.
+
+    Raises SegkitError where a run of that name is there already and is neither resumed nor the demo.
+    """
+    run_dir = settings.run_dir
+    there = any((run_dir / name).is_file() for name in ("last.pt", "model.safetensors", "report.json"))
+    if there and not settings.resume:
+        if settings.run != "demo":
+            raise SegkitError(f"runs/{settings.run} holds a training already: RESUME=1 goes on with it (with more EPOCHS if it "
+                              "is finished), another RUN begins a new one")
+        for name in ("last.pt", "model.safetensors", "report.json", "history.csv", "run.log", "model.onnx"):
+            (run_dir / name).unlink(missing_ok=True)
+    if settings.resume and not (run_dir / "last.pt").is_file():
+        raise SegkitError(f"RESUME is set and {run_dir} holds no last.pt: set RESUME=0, or RUN to an interrupted run")
+    write_json(run_dir / "settings.json", settings.as_dict())
+    write_json(run_dir / "split.json", {"train": [f.name for f in split.train],
+                                        "validation": [f.name for f in split.validation],
+                                        "excluded": {name: "EXCLUDE" for name in settings.exclude}})
+    return run_dir
+
+
+class Checkpoint:
+    """Copies of weights, running average and optimiser, and a few plain values."""
+
+    def __init__(self, model: nn.Module, average: nn.Module, optimiser: torch.optim.Optimizer,
+                 state: dict[str, Any]) -> None:
+        self.parts = copy.deepcopy({"model": model.state_dict(), "average": average.state_dict(),
+                                    "optimiser": optimiser.state_dict()})
+        self.state = state
+
+    def load_into(self, model: nn.Module, average: nn.Module, optimiser: torch.optim.Optimizer) -> None:
+        model.load_state_dict(self.parts["model"])
+        average.load_state_dict(self.parts["average"])
+        optimiser.load_state_dict(copy.deepcopy(self.parts["optimiser"]))
+
+
+def save_checkpoint(checkpoint: Checkpoint, run_dir: Path) -> None:
+    """Write last.pt: plain containers and tensors, so that it loads with weights_only=True."""
+    with replacing(run_dir / "last.pt") as temporary:
+        torch.save({**checkpoint.parts, "state": checkpoint.state}, temporary)
+
+
+def load_checkpoint(run_dir: Path, device: torch.device) -> Checkpoint:
+    """Read last.pt. Raises SegkitError where it is damaged."""
+    try:
+        content = torch.load(run_dir / "last.pt", map_location=device, weights_only=True)
+        checkpoint = Checkpoint.__new__(Checkpoint)
+        checkpoint.state = content.pop("state")
+        checkpoint.parts = content
+        return checkpoint
+    except (OSError, RuntimeError, KeyError, EOFError, ValueError) as error:
+        raise SegkitError(f"{run_dir / 'last.pt'} cannot be read ({type(error).__name__}): set RUN to a new name and "
+                          "START_FROM to this run to go on from its best weights") from None
+
+
+def versions() -> dict[str, str]:
+    return {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
+
+
+def finish_run(model: UNet, history: History, settings: Settings, device: str) -> None:
+    """Write report.json; scores of instances join it when the frames are segmented."""
+    best = history.best or {}
+    write_json(settings.run_dir / "report.json", {
+        "val_dice": best.get("val_dice"), "train_dice": best.get("train_dice"), "best_epoch": best.get("epoch"),
+        "epochs": settings.epochs, "seconds": round(sum(row["seconds"] for row in history.rows), 1),
+        "device": device, "versions": versions(), "events": history.events})
+    log.info("finished: validation Dice %.4f (epoch %s)", best.get("val_dice", float("nan")), best.get("epoch"))
+    save_model(model, settings.run_dir / "model.safetensors")

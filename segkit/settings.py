@@ -1,0 +1,190 @@
+"""Every setting, its default, its range, and where its value comes from."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+from .errors import SegkitError
+from .files import read_json, write_json
+
+FORM_FILE = "segkit.json"
+DEMO = Path("tests") / "fixture"
+
+
+def project_root() -> Path:
+    """The folder that holds notebooks/ and runs/: the working folder or the nearest above it, else the working one."""
+    here = Path.cwd()
+    return next((p for p in (here, *here.parents) if (p / "notebooks" / "01_setup.py").is_file()), here)
+
+
+def _setting(default: Any, help_: str, low: float | None = None, high: float | None = None, unit: str = "") -> Any:
+    return field(default=default, metadata={"help": help_, "low": low, "high": high, "unit": unit})
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All settings of a run; lower-case here, upper-case in forms, Make, environment and papermill."""
+
+    dataset_path: Path = _setting(DEMO, "folder with the *_raw_data and *_masks folders, or a plain folder of images")
+    masks_path: Path | None = _setting(None, "folder with the *_masks folders, if not DATASET_PATH")
+    run: str = _setting("", "name of the run's folder under runs/; empty: the dataset folder's name")
+    epochs: int = _setting(20, "how often the training goes through an epoch", 1, 100_000)
+    batch_size: int = _setting(16, "crops per training step", 1, 4096)
+    crop: str = _setting("auto", "crop's height x width, such as 768x448; auto: that on a GPU, 128x128 on a CPU",
+                         unit="pixels")
+    crops_per_epoch: int = _setting(0, "crops in an epoch; 0: as many as cover the training frames, 64 to 4096",
+                                    0, 10_000_000)
+    learning_rate: float = _setting(2e-3, "highest learning rate of the schedule", 1e-7, 1.0)
+    seed: int = _setting(0, "start of every random choice", 0, 2**31 - 1)
+    device: str = _setting("auto", "auto, cpu, cuda or mps")
+    validation: tuple[str, ...] = _setting(("09", "10", "19", "20"), "endings of the positions to judge by")
+    exclude: tuple[str, ...] = _setting((), "pairs not to use: EXPERIMENT/PosXXX/frame, or EXPERIMENT/PosXXX")
+    resume: bool = _setting(False, "go on with an interrupted run, or with a finished one for more EPOCHS")
+    start_from: str = _setting("", "run or model file whose weights the training starts from")
+    model: str = _setting("", "run or model file to segment with; empty: this run's")
+    memory_limit: float = _setting(0.0, "memory for decoded frames; 0: half of what is free", 0, 1e6, "GB")
+    pixel_size_um: float = _setting(0.0733, "size of a pixel", 1e-4, 1e3, "um")
+    minutes_per_frame: float = _setting(2.0, "time between frames", 1e-4, 1e5, "min")
+    drug_frame: int = _setting(30, "first frame with drug", 0, 10_000_000)
+    reference: str = _setting("REF", "experiment without drug that treated ones are compared with")
+    root: Path = field(default_factory=project_root, metadata={"hidden": True})
+
+    def __post_init__(self) -> None:
+        for spec in public_fields():
+            value, low, high = getattr(self, spec.name), spec.metadata["low"], spec.metadata["high"]
+            if low is not None and not low <= value <= high:
+                raise SegkitError(f"{spec.name.upper()} is {value}: a value from {low:g} to {high:g} was needed")
+        for name in ("dataset_path", "masks_path"):
+            if getattr(self, name) is not None:
+                path = Path(getattr(self, name)).expanduser()
+                object.__setattr__(self, name, path if path.is_absolute() else Path(os.path.normpath(self.root / path)))
+        if not self.run:
+            demo = self.dataset_path == self.root / DEMO
+            object.__setattr__(self, "run", "demo" if demo else self.dataset_path.resolve().name)
+        if self.run in (".", "..") or set(self.run) & set('/\\:*?"<>|'):
+            raise SegkitError(f"RUN is {self.run}: a plain folder name was needed, without / or other marks of a path")
+        if self.crop != "auto":
+            self.crop_size()
+
+    @property
+    def run_dir(self) -> Path:
+        return self.root / "runs" / self.run
+
+    @property
+    def model_path(self) -> Path:
+        """Where the model to segment with lies: MODEL, else this run."""
+        return self._path(self.model) if self.model else self.run_dir
+
+    @property
+    def start_from_path(self) -> Path | None:
+        return self._path(self.start_from) if self.start_from else None
+
+    def _path(self, text: str) -> Path:
+        path = Path(text).expanduser()
+        named = self.root / "runs" / path
+        return path if path.is_absolute() else named if named.exists() else self.root / path
+
+    def crop_size(self) -> tuple[int, int]:
+        """CROP as (height, width), pixels; "768x448" or "128" for a square. Not for "auto"."""
+        parts = self.crop.lower().replace(" ", "").split("x")
+        if len(parts) > 2 or not all(p.isdigit() and int(p) >= 16 for p in parts):
+            raise SegkitError(f"CROP is {self.crop}: height x width in pixels was needed, each at least 16, "
+                              "such as 768x448, or auto")
+        return int(parts[0]), int(parts[-1])
+
+    def as_dict(self) -> dict[str, Any]:
+        """Upper-case names and plain values, as saved and shown."""
+        return {f.name.upper(): _plain(getattr(self, f.name)) for f in public_fields()}
+
+
+def public_fields() -> list[Any]:
+    """The dataclass fields that a user can set, in their order."""
+    return [f for f in fields(Settings) if not f.metadata.get("hidden")]
+
+
+def _plain(value: Any) -> Any:
+    return str(value) if isinstance(value, Path) else ",".join(value) if isinstance(value, tuple) else value
+
+
+def parse_settings(values: Mapping[str, Any], base: Settings | None = None) -> Settings:
+    """Settings with some values replaced; names upper-case, values as text or typed.
+
+    Raises SegkitError for an unknown name or a value of the wrong kind or out of range.
+    """
+    known = {f.name.upper(): f for f in public_fields()}
+    parsed: dict[str, Any] = {}
+    for name, value in values.items():
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            raise SegkitError(f"unknown setting {name}: " + (f"did you mean {near[0]}?" if near else
+                                                             f"the settings are {', '.join(known)}"))
+        parsed[name.lower()] = _parse(name, value, str(known[name].type))
+    base = base or Settings()
+    if "dataset_path" in parsed and "run" not in parsed:
+        parsed["run"] = ""  # a run is named after its dataset unless it is named beside it
+    return replace(base, **parsed)
+
+
+def _parse(name: str, value: Any, kind: str) -> Any:
+    text = _plain(value) if not isinstance(value, list) else ",".join(map(str, value))
+    text = "" if text is None else str(text).strip()
+    try:
+        if kind == "int":
+            number = float(text)
+            if number != int(number):
+                raise ValueError
+            return int(number)
+        if kind == "float":
+            return float(text)
+        if kind == "bool":
+            return {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False, "": False}[text.lower()]
+    except (ValueError, KeyError, OverflowError):
+        what = {"int": "a whole number", "float": "a number", "bool": "1 or 0"}[kind]
+        raise SegkitError(f"{name} is {text or 'empty'}: {what} was needed") from None
+    if kind.startswith("tuple"):
+        return tuple(part.strip() for part in text.replace("\n", ",").split(",") if part.strip())
+    if kind.startswith("Path"):
+        if not text and kind == "Path":
+            raise SegkitError(f"{name} is empty: give a folder")
+        return Path(text) if text else None
+    return text
+
+
+def load_settings(parameters: Mapping[str, Any] | None = None, root: Path | None = None) -> Settings:
+    """Gather settings: defaults, the saved form, SEGKIT_* in the environment, then parameters that are not None.
+
+    parameters: upper-case names, as papermill injects them; other names and None are passed over, so that a
+    notebook can hand over its globals().
+    """
+    root = root or project_root()
+    values: dict[str, Any] = {}
+    form = root / FORM_FILE
+    if form.is_file() and not os.environ.get("SEGKIT_IGNORE_FORM"):
+        values |= read_json(form, "the saved form")
+    reserved = {"SEGKIT_IGNORE_FORM"}
+    values = _layer(values, {name.removeprefix("SEGKIT_"): value for name, value in os.environ.items()
+                             if name.startswith("SEGKIT_") and name not in reserved})
+    known = {f.name.upper() for f in public_fields()}
+    values = _layer(values, {k: v for k, v in (parameters or {}).items() if k in known and v is not None})
+    return parse_settings(values, Settings(root=root))
+
+
+def _layer(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    """A stronger layer over a weaker one; a new DATASET_PATH does not inherit the old one's RUN."""
+    if "DATASET_PATH" in above:
+        below = {k: v for k, v in below.items() if k != "RUN"}
+    return below | above
+
+
+def save_form(settings: Settings) -> Path:
+    """Keep the form's values for the other notebooks, in segkit.json at the project's root."""
+    shown = settings.as_dict()
+    defaults = Settings(root=settings.root).as_dict()
+    write_json(settings.root / FORM_FILE, {k: v for k, v in shown.items() if v != defaults[k]})
+    return settings.root / FORM_FILE
+

@@ -1,0 +1,81 @@
+"""From pixels to what the network sees, from labels to what it learns, and back to labels."""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy import ndimage
+from skimage.segmentation import watershed
+
+PERCENTILES = (0.5, 99.5)
+SCALE = 254  # the target's distance is stored as 1 + round(254 * distance), 0 = background
+
+
+def intensity_range(image: np.ndarray, normalisation: str = "percentile") -> tuple[float, float]:
+    """The intensities (low, high) of an image (H, W) that normalise to 0 and 1: its 0.5 and 99.5 percentiles.
+
+    The same whole-frame range serves training crops and use. "minmax" is the starting recipe's (Visuna et al.
+    2025, Eq. 1). Non-finite pixels are passed over; a constant image gives (value, value + 1).
+    """
+    finite = image[np.isfinite(image)]
+    if finite.size == 0:
+        return 0.0, 1.0
+    low, high = np.percentile(finite, PERCENTILES if normalisation == "percentile" else (0, 100))
+    if high <= low:  # more than 99 % of the pixels are equal
+        low, high = finite.min(), finite.max()
+    return float(low), float(high if high > low else low + 1)
+
+
+def normalise(image: np.ndarray, normalisation: str = "percentile") -> np.ndarray:
+    """Map an image (H, W) of any dtype to float32 with its intensity range at 0..1; non-finite pixels become 0.5."""
+    image = np.asarray(image, np.float32)
+    low, high = intensity_range(image, normalisation)
+    scaled = (image - np.float32(low)) * np.float32(1 / (high - low))
+    return np.nan_to_num(scaled, nan=0.5, posinf=0.5, neginf=0.5) if not np.isfinite(scaled).all() else scaled
+
+
+def distance_target(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Each cell's distance to its edge, divided by the cell's largest.
+
+    labels: int (H, W). Returns the target as uint8 (H, W), 0 = background, 1..255 = inside, 255 at the core;
+    and the cells' widths (n,), float32, pixels (twice the largest distance, less the half pixels at the edges).
+    """
+    target = np.zeros(labels.shape, np.uint8)
+    widths = []
+    for label, box in enumerate(ndimage.find_objects(labels), start=1):
+        if box is None:
+            continue
+        cell = np.pad(labels[box] == label, 1)
+        distance = ndimage.distance_transform_edt(cell)[1:-1, 1:-1]
+        largest = distance.max()
+        widths.append(2 * largest - 1)
+        inside = cell[1:-1, 1:-1]
+        target[box][inside] = 1 + np.round(SCALE / largest * distance[inside]).astype(np.uint8)
+    return target, np.array(widths, np.float32)
+
+
+def label_cells(probability: np.ndarray, distance: np.ndarray | None, threshold: float = 0.5, marker: float = 0.5,
+                min_area: int = 12) -> np.ndarray:
+    """Cut the foreground into cells: watershed from the cells' cores (distance above `marker`).
+
+    probability, distance: float (H, W); distance None: connected components (8-neighbourhood).
+    Holes smaller than min_area are filled, cells smaller than min_area (pixels) dropped; a piece of foreground
+    without a core is one cell. Returns int32 (H, W), 0 = background, numbered from 1 without gaps.
+    """
+    foreground = probability > threshold
+    eight = np.ones((3, 3), bool)
+    holes, count = ndimage.label(~foreground)
+    if count > 1:
+        small = np.bincount(holes.ravel()) < min_area
+        small[0] = False
+        foreground |= small[holes]
+    labels, count = ndimage.label(foreground, structure=eight)
+    if distance is not None and count:
+        cores, core_count = ndimage.label((distance > marker) & foreground, structure=eight)
+        cored = np.unique(labels[cores > 0])
+        coreless = foreground & ~np.isin(labels, cored)
+        markers = np.where(coreless, labels + core_count, cores)
+        labels = watershed(-distance, markers, mask=foreground)
+    areas = np.bincount(labels.ravel())
+    keep = areas >= min_area
+    keep[0] = False
+    return np.where(keep, np.cumsum(keep), 0)[labels].astype(np.int32)
