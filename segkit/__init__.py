@@ -1,12 +1,14 @@
 """Teach a small U-Net to outline bacteria, and measure how they grow. See segkit/README.md."""
 
 from .data import Dataset, Frame, Problem, Split, split_by_position
+from .demo import make_demo_dataset
 from .discover import discover
 from .errors import SegkitError
 from .history import History
 from .images import read_image, read_labels
 from .model import UNet, load_model
 from .scores import dice, match_instances
+from .segmentation import Segmentation, segment, segment_dataset
 from .settings import Settings
 from .train import fit
 
@@ -16,6 +18,7 @@ __all__ = [
     "History",
     "Problem",
     "SegkitError",
+    "Segmentation",
     "Settings",
     "Split",
     "UNet",
@@ -23,8 +26,11 @@ __all__ = [
     "discover",
     "fit",
     "load_model",
+    "make_demo_dataset",
     "match_instances",
     "read_image",
     "read_labels",
+    "segment",
+    "segment_dataset",
     "split_by_position",
 ]

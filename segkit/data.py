@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -151,3 +152,16 @@ def check_sizes(name: str, image: tuple[int, ...], masks: tuple[int, ...]) -> No
     if max(abs(a - b) for a, b in zip(image, masks, strict=True)) > CROPPABLE:
         raise SegkitError(f"{name} is {image[0]} x {image[1]} pixels, its masks file {masks[0]} x {masks[1]}: the same "
                           f"size (to {CROPPABLE} pixels) was needed; are they of the same frame and uncropped?")
+
+
+def masks_folder_name(raw_folder: str) -> str:
+    """The masks folder that belongs to a raw one: HR_REF_raw_data -> HR_REF_masks, whatever follows."""
+    return re.sub("raw_data", "masks", raw_folder, flags=re.IGNORECASE)
+
+
+def masks_path_in(root: Path, frame: Frame) -> Path:
+    """Where under root a frame's labels are written, in the users' own layout."""
+    raw = next((p.name for p in frame.image.parents if "raw_data" in p.name.lower()), None)
+    folder = masks_folder_name(raw) if raw else f"{frame.experiment}_masks"
+    page = f"_{frame.page:05d}" if frame.page else ""
+    return root / folder / frame.position / "PreprocessedPhaseMasks" / f"MASK_{frame.image.stem}{page}.tif"

@@ -8,7 +8,7 @@ from collections import Counter, defaultdict
 from pathlib import Path
 from typing import NamedTuple
 
-from .data import Dataset, Frame, Problem, check_sizes
+from .data import Dataset, Frame, Problem, check_sizes, masks_folder_name
 from .errors import SegkitError
 from .images import IMAGE_SUFFIXES, Header, read_header
 
@@ -79,7 +79,7 @@ class _Scan:
 
     def experiment(self, raw: Path) -> None:
         name = re.sub("_?raw_data", "", raw.name, flags=re.IGNORECASE) or raw.name
-        wanted = re.sub("raw_data", "masks", raw.name, flags=re.IGNORECASE)
+        wanted = masks_folder_name(raw.name)
         masks = next((f for f in _folders(self.masks_root) if f.name.casefold() == wanted.casefold()), None)
         positions = []
         for folder in _folders(raw):
@@ -113,7 +113,7 @@ class _Scan:
                   quiet=mask_folder is None and not beside and self._no_masks_folder(folder))
 
     def _no_masks_folder(self, position: Path) -> bool:
-        wanted = re.sub("raw_data", "masks", position.parent.name, flags=re.IGNORECASE).casefold()
+        wanted = masks_folder_name(position.parent.name).casefold()
         return not any(f.name.casefold() == wanted for f in _folders(self.masks_root))
 
     def plain_folder(self, folder: Path) -> None:

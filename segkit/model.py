@@ -126,4 +126,4 @@ def load_model(path: str | Path, device: str = "auto") -> UNet:
         model.load_state_dict(state)
     except RuntimeError:
         raise SegkitError(f"{file} holds weights of another network: a segkit U-Net was needed") from None
-    return model.to(pick_device(device), memory_format=torch.channels_last).eval()
+    return model.to(pick_device(device)).to(memory_format=torch.channels_last).eval()

@@ -39,7 +39,7 @@ def open_run(split: Split, settings: Settings) -> Path:
     write_json(run_dir / "settings.json", settings.as_dict())
     write_json(run_dir / "split.json", {"train": [f.name for f in split.train],
                                         "validation": [f.name for f in split.validation],
-                                        "excluded": {name: "EXCLUDE" for name in settings.exclude}})
+                                        "excluded": dict.fromkeys(settings.exclude, "EXCLUDE")})
     return run_dir
 
 

@@ -35,7 +35,7 @@ class Settings:
     run: str = _setting("", "name of the run's folder under runs/; empty: the dataset folder's name")
     epochs: int = _setting(20, "how often the training goes through an epoch", 1, 100_000)
     batch_size: int = _setting(16, "crops per training step", 1, 4096)
-    crop: str = _setting("auto", "crop's height x width, such as 768x448; auto: that on a GPU, 128x128 on a CPU",
+    crop: str = _setting("auto", "crop's height x width, such as 768x448; auto: that on a GPU; 128x128 or half a frame on a CPU",
                          unit="pixels")
     crops_per_epoch: int = _setting(0, "crops in an epoch; 0: as many as cover the training frames, 64 to 4096",
                                     0, 10_000_000)

@@ -6,10 +6,12 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from typing import cast
 
+import numpy as np
 import torch
-from torch import Tensor
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 from tqdm.auto import tqdm
 
 from .crops import cut_crops, draw_crops
@@ -55,6 +57,30 @@ def learning_rate_at(progress: float, peak: float) -> float:
     return peak * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * (progress - WARM_UP) / (1 - WARM_UP))))
 
 
+@torch.no_grad()
+def _average_weights(averaged: list[Tensor], current: list[Tensor], count: Tensor | int) -> None:
+    """Running average of the weights; over few steps it forgets faster, so that it never lags behind."""
+    keep = min(AVERAGING, (1 + int(count)) / (10 + int(count)))
+    torch._foreach_lerp_(averaged, current, 1 - keep)
+
+
+def choose_crop(settings: Settings, device: torch.device, smallest: tuple[int, int]) -> tuple[int, int]:
+    """CROP as (height, width), shrunk to the smallest training frame and to multiples of the network's stride."""
+    if settings.crop != "auto":
+        wanted = settings.crop_size()
+    elif device.type == "cpu":  # small crops teach as much in less time; half a frame leaves room to vary
+        wanted = min(CPU_CROP[0], smallest[0] // 2), min(CPU_CROP[1], smallest[1] // 2)
+    else:
+        wanted = GPU_CROP
+    height, width = (max(STRIDE, min(w, s) // STRIDE * STRIDE) for w, s in zip(wanted, smallest, strict=True))
+    return height, width
+
+
+def covering(area: int, crop: tuple[int, int]) -> int:
+    """Crops in an epoch: as many as cover the training frames' area once, at least 64 and at most 4096."""
+    return min(max(64, round(area / (crop[0] * crop[1]))), 4096)
+
+
 class _Training:
     """The state of one training: what a checkpoint holds, and what the steps need."""
 
@@ -67,32 +93,17 @@ class _Training:
         self.problems = problems + more
         for problem in self.problems:
             log.info("left out %s: %s", problem.path, problem.reason)
-        self.crop = self._crop_size()
-        self.crops = settings.crops_per_epoch or self._covering()
+        self.crop = choose_crop(settings, self.device, (int(self.train.height.min()), int(self.train.width.min())))
+        self.crops = settings.crops_per_epoch or covering(int((self.train.height * self.train.width).sum()), self.crop)
         self.steps = max(1, round(self.crops / settings.batch_size))
         self.micro = settings.batch_size
-        self.model = model.to(self.device, memory_format=torch.channels_last)
+        self.model = model.to(self.device).to(memory_format=torch.channels_last)
         self.history, self.epoch, self.tries, self.rate_scale, self.best = History(), 0, 0, 1.0, -1.0
         self.sound: Checkpoint | None = None  # the last state worth going back to
         self._start_weights()
         log.info("%d training frames, %d validation frames; crops of %d x %d, %d steps of %d an epoch; %s",
                  len(self.train.frames), len(self.validation.frames), *self.crop, self.steps, settings.batch_size,
                  describe_device(self.device))
-
-    def _crop_size(self) -> tuple[int, int]:
-        """CROP, shrunk to the smallest training frame and to multiples of the network's stride."""
-        wanted = self.settings.crop_size() if self.settings.crop != "auto" else (
-            CPU_CROP if self.device.type == "cpu" else GPU_CROP)
-        smallest = int(self.train.height.min()), int(self.train.width.min())
-        size = tuple(max(STRIDE, min(w, s) // STRIDE * STRIDE) for w, s in zip(wanted, smallest, strict=True))
-        if size != wanted:
-            log.info("crop %d x %d made %d x %d: frames are as small as %d x %d", *wanted, *size, *smallest)
-        return size[0], size[1]
-
-    def _covering(self) -> int:
-        """As many crops as cover the training frames once, at least 64 and at most 4096."""
-        area = int((self.train.height * self.train.width).sum())
-        return min(max(64, round(area / (self.crop[0] * self.crop[1]))), 4096)
 
     def _start_weights(self) -> None:
         """Fresh weights by the seed, or another run's; then the optimiser and the running average."""
@@ -101,13 +112,12 @@ class _Training:
         fresh = load_model(start_from, "cpu") if start_from else UNet(self.model.info)
         if start_from is None:
             share = min(max(self.train.foreground, 1e-3), 0.9)
-            with torch.no_grad():
-                fresh.out.bias.copy_(torch.tensor([math.log(share / (1 - share)), 0.5 * share]))
+            fresh.out.bias = nn.Parameter(torch.tensor([math.log(share / (1 - share)), 0.5 * share]))
         elif fresh.info.outputs != 2:
             raise SegkitError(f"START_FROM {start_from} is a model of the starting recipe, with masks only: start from a "
                               "model that segkit trained")
         self.model.load_state_dict(fresh.state_dict())
-        self.average = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(AVERAGING), use_buffers=True)
+        self.average = AveragedModel(self.model, multi_avg_fn=_average_weights, use_buffers=True)
         self.optimiser = torch.optim.AdamW(self.model.parameters(), weight_decay=WEIGHT_DECAY,
                                            fused=self.device.type == "cuda" or None)
 
@@ -155,7 +165,7 @@ class _Training:
                  f"  {event}" if event else "")
         if not event and val_dice > self.best:
             self.best = val_dice
-            judged = self.average.module
+            judged = cast(UNet, self.average.module)
             judged.info = replace(self.model.info, cell_width=round(self.train.cell_width, 2),
                                   settings=self.settings.as_dict(), scores={"val_dice": val_dice, "epoch": self.epoch})
             save_model(judged, self.settings.run_dir / "model.safetensors")
@@ -216,7 +226,7 @@ class _Training:
         """Mean loss and Dice over all whole validation frames, by the running average of the weights."""
         judged = self.average.module.eval()
         sums = torch.zeros(2, device=self.device, dtype=torch.float64)
-        previews = []
+        previews: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
         for index in _same_size(self.validation, 1 if self.device.type == "cpu" else 8):
             images, targets = (t.to(self.device) for t in self.validation.whole(index, STRIDE))
             with autocast(self.device):
@@ -226,8 +236,9 @@ class _Training:
             scores = batch_dice(output[:, 0], targets[:, 0] > 0)
             sums += torch.stack([student_loss(output, targets) * len(index), scores.sum()])
             if len(previews) < PREVIEWS:
-                previews.append(tuple(t.cpu().numpy() for t in (
-                    images[0, 0, :height, :width], output[0, 0].sigmoid(), targets[0, 0] > 0)))
+                image, probability, mask = (t.cpu().numpy() for t in (
+                    images[0, 0, :height, :width], output[0, 0].sigmoid(), targets[0, 0] > 0))
+                previews.append((image, probability, mask))
         self.history.previews = previews
         loss, score = (sums / len(self.validation.frames)).tolist()
         return loss, score

@@ -1,0 +1,54 @@
+# segkit: `make run` trains and measures, `make test` checks everything. See README.md.
+# Settings go on the command line: make run DATASET_PATH=/data/dataset EPOCHS=250 RUN=hr_ref
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready-$(if $(TORCH),$(TORCH),default)
+TORCH_INDEX := $(if $(filter cpu,$(TORCH)),--index-url https://download.pytorch.org/whl/cpu,)
+# every variable of the command line that is a setting, and the caller's folder for relative paths
+SETTINGS := $(filter-out TORCH=% PYTHON=%,$(MAKEOVERRIDES))
+HEADLESS = SEGKIT_CALLER="$(PWD)" $(BIN)/python -m segkit.headless
+
+.PHONY: run segment test lab notebooks bench clean install lint pairs
+
+run: install
+	$(HEADLESS) $(SETTINGS)
+
+segment: install
+	$(HEADLESS) segment $(SETTINGS)
+
+test: install lint
+	$(BIN)/python -m pytest tests
+	$(BIN)/python -m pytest --nbval notebooks
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+lab: install
+	$(BIN)/jupyter lab notebooks
+
+# rebuild each .ipynb from its .py, keeping cell ids, and execute it on the fixture
+notebooks: install
+	$(BIN)/python -m tests.build_notebooks
+
+bench: install
+	$(BIN)/python benchmarks/plain_recipe.py $(SETTINGS)
+
+install: $(READY)
+
+$(READY): pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "segkit needs Python 3.11 or newer: make PYTHON=python3.12 ..."; rm -rf $(VENV); exit 1; }
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet $(TORCH_INDEX) torch torchvision
+	$(BIN)/python -m pip install --quiet -e '.[test]'
+	rm -f $(VENV)/.ready-*
+	touch $@
+
+# leaves runs/ and segkit.json alone
+clean:
+	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis artefacts
+	find . -name __pycache__ -type d -not -path './runs/*' -prune -exec rm -rf {} +

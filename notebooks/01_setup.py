@@ -1,0 +1,116 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3 (ipykernel)
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Set up: choose your pictures and check the machine
+#
+# segkit teaches a small neural network, the *student*, to outline bacteria in phase-contrast time-lapses.
+# It learns from outlines that a large network, the *teacher* (Omnipose), drew before. The picture below is
+# what you will have made by the end of `04_inference`, on your own images.
+
+# %% tags=["parameters"]
+DATASET_PATH = None  # None: what the form below saved, else the bundled demo
+RUN = None
+
+# %%
+from segkit import discover, read_image, read_labels
+from segkit.figures import grey, overlay, show_pictures
+from segkit.settings import DEMO, load_settings
+
+settings = load_settings(globals())
+example = discover(settings.root / DEMO).pairs[11]
+image, labels = read_image(example.image), read_labels(example.masks)
+show_pictures([grey(image), overlay(image, labels), overlay(image, labels, None)],
+              ["phase contrast", "outlines", "cells"], settings.pixel_size_um, size=3)
+
+# %% [markdown]
+# Left: dark rods with a bright halo, and the chamber's wall of posts. Middle: their outlines. Right: every
+# cell in a colour of its own, so that touching cells are counted apart. (This example is synthetic; it is part
+# of the demo dataset that comes with segkit.)
+#
+# **What you will do:** check the installation, point segkit at your dataset, save the settings.
+#
+# **What you need:** a folder of TIFF or PNG images with their masks, or nothing at all for the demo.
+# It takes about a minute.
+
+# %% [markdown]
+# ## 1. Is everything installed?
+#
+# PyTorch computes; torchvision must be the build that matches it.
+
+# %%
+from segkit.machine import check_installation
+
+check_installation()
+
+# %% [markdown]
+# A `False` above means that a package is missing or that two do not fit together. In a terminal, with this
+# project's environment active, one of these puts it right:
+#
+# | machine | command |
+# | --- | --- |
+# | NVIDIA GPU, or any (5 GB more) | `pip install --upgrade torch torchvision` |
+# | no GPU | `pip install --upgrade torch torchvision --index-url https://download.pytorch.org/whl/cpu` |
+# | conda | `conda env create -f environment.yml` |
+#
+# Then choose *Kernel, Restart*.
+
+# %% [markdown]
+# ## 2. What will it run on, and how fast?
+#
+# A few training steps are timed here. *Crops per second* says how many small pieces of your images the student
+# can look at; `03_training` tells how long your training takes.
+
+# %%
+from segkit.machine import machine_report
+from segkit.widgets import facts
+
+facts(machine_report(settings.device))
+
+# %% [markdown]
+# ## 3. Which pictures?
+#
+# Type the folder that holds your `..._raw_data` and `..._masks` folders at DATASET_PATH and press Enter; the line
+# under the form says at once what is in it. Then press **Save**. The README shows how the folders must lie.
+#
+# An *epoch* is one round of training through the dataset; more epochs take longer and end better, up to a point.
+# *Validation* positions are kept apart: the student never learns from them, so they show what it can really do.
+
+# %%
+from segkit.widgets import SettingsForm, dataset_verdict
+
+form = SettingsForm(settings, verdict=dataset_verdict, save=True)
+form
+
+# %% [markdown]
+# The same as plain text (it is also what a reader without Jupyter sees):
+
+# %%
+from segkit.widgets import settings_table
+
+settings_table(settings)[["value", "unit"]]
+
+# %%
+dataset_verdict(settings)
+
+# %% [markdown]
+# If the last line is an error, it says what was found and what to do; correct DATASET_PATH in the form, save, and
+# run this notebook again.
+#
+# ## Summary
+#
+# The installation is sound, and the settings are saved for the other notebooks. Go on with `02_data_exploration`.
+#
+# **On your own**
+# - Type a folder that does not exist. What does the line under the form say?
+# - What changes in the verdict when VALIDATION is `01` instead of `09,10,19,20`?

@@ -1,0 +1,143 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3 (ipykernel)
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Look at the data before you learn from it
+#
+# What is in the dataset, what is wrong with it, and which part the student will be judged by.
+
+# %% tags=["parameters"]
+DATASET_PATH = None  # None: what the form in 01_setup saved, else the bundled demo
+RUN = None
+
+# %%
+from segkit import discover
+from segkit.data import exclude, read_pair, split_by_position
+from segkit.figures import overlay, show_pictures
+from segkit.settings import load_settings
+
+settings = load_settings(globals())
+dataset = discover(settings.dataset_path, settings.masks_path)
+first = [f for f in dataset.pairs if f.unit == dataset.pairs[0].unit]
+strip = first[:: max(1, len(first) // 6)][:6]
+show_pictures([overlay(*read_pair(f)) for f in strip], [f"frame {f.frame}" for f in strip],
+              settings.pixel_size_um, columns=6, size=2)
+
+# %% [markdown]
+# A film strip of the first position, with the teacher's outlines in orange. Do the outlines sit on the cells? If they
+# are shifted, or belong to other frames, no training can help.
+#
+# **What you will do:** count images and masks, read the list of problems, browse, look at the split.
+#
+# **What you need:** a dataset chosen in `01_setup` (or the demo). It takes a minute or two.
+
+# %% [markdown]
+# ## 1. What is there?
+#
+# A *position* is one chamber, filmed over time; an *experiment* is one treatment.
+
+# %%
+dataset
+
+# %%
+lost = sum(problem.frames_lost for problem in dataset.problems)
+print(f"{len(dataset.frames)} images, {len(dataset.pairs)} of them with masks")
+print(f"{len(dataset.problems)} problems, {lost} frames lost")
+
+# %% [markdown]
+# Every file that cannot be used is listed here with its reason, the costliest first. The rest is used all the same.
+
+# %%
+dataset.problem_table()
+
+# %% [markdown]
+# ## 2. Browse
+#
+# Choose a position and a frame. The outlines are the teacher's.
+
+# %%
+import ipywidgets
+
+from segkit.images import read_image
+from segkit.figures import grey, to_png
+from segkit.widgets import browser
+
+
+def draw(frame, outlines, contrast):
+    if outlines and frame.masks:
+        image, labels = read_pair(frame)
+        picture, title = overlay(image, labels, contrast=contrast), f"{frame.name}: {labels.max()} cells"
+    else:
+        picture, title = grey(read_image(frame.image, frame.page), contrast), frame.name
+    return to_png(show_pictures([picture], [title], settings.pixel_size_um, size=5))
+
+
+browser(dataset, draw, outlines=ipywidgets.Checkbox(True, description="outlines"),
+        contrast=ipywidgets.FloatSlider(1.0, min=0.5, max=3, step=0.1, description="contrast"))
+
+# %% [markdown]
+# ## 3. How large are the cells?
+#
+# One frame per position is measured.
+
+# %%
+import numpy as np
+
+from segkit.cells import measure_cells
+from segkit.figures import show_histograms
+
+units = sorted({f.unit for f in dataset.pairs})
+middle = [frames[len(frames) // 2] for frames in ([f for f in dataset.pairs if f.unit == unit] for unit in units)]
+tables = {f.name: measure_cells(read_pair(f)[1], f, settings.pixel_size_um) for f in middle}
+experiments = sorted({f.experiment for f in middle})
+lengths = {e: np.concatenate([tables[f.name]["length_px"] for f in middle if f.experiment == e]) for e in experiments}
+show_histograms(lengths, "cell length (pixels)")
+
+# %% [markdown]
+# Cells should be well shorter than the crops that the student learns from (128 pixels on a CPU, or half a frame).
+# A second hump far to the right often means that the teacher merged touching cells into one.
+
+# %%
+intensities = {f"{f.experiment} {f.position}": read_image(f.image, f.page).ravel() for f in middle[:4]}
+show_histograms(intensities, "intensity as stored")
+
+# %% [markdown]
+# Intensities may differ between positions, in level and in range (8- and 16-bit files side by side do no harm):
+# every frame is brought to the same range before the student sees it.
+
+# %% [markdown]
+# ## 4. Who learns, who judges?
+#
+# Whole positions are kept for validation: two frames of one chamber look so much alike that a student could learn one
+# by heart and be praised for the other.
+
+# %%
+from segkit.figures import show_split
+
+kept, excluded = exclude(dataset.pairs, settings.exclude)
+split = split_by_position(kept, settings.validation)
+show_split(dataset, split)
+
+# %%
+print(f"{len(split.train)} training pairs, {len(split.validation)} validation pairs, {len(excluded)} excluded")
+print(f"positions shared between training and validation: {split.shared_positions()}")
+
+# %% [markdown]
+# ## Summary
+#
+# You know what is there, what was left out and why, and that no position is on both sides. Go on with `03_training`.
+#
+# **On your own**
+# - Find a frame whose outlines you do not believe, and leave it out: write its name (EXPERIMENT/PosXXX/frame) into
+#   EXCLUDE in `01_setup`.
+# - Which position has the most crowded last frame?

@@ -1,0 +1,110 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3 (ipykernel)
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Teach the student
+#
+# A U-Net of 4.4 million parameters learns to draw what the teacher drew. You can watch it learn.
+
+# %% tags=["parameters"]
+DATASET_PATH = None  # None: what the form in 01_setup saved, else the bundled demo
+RUN = None
+EPOCHS = None
+
+# %%
+from segkit import UNet, discover, fit, split_by_position
+from segkit.data import exclude
+from segkit.settings import load_settings
+
+settings = load_settings(globals())
+dataset = discover(settings.dataset_path, settings.masks_path)
+kept, excluded = exclude(dataset.pairs, settings.exclude)
+split = split_by_position(kept, settings.validation)
+model = UNet()
+print(f"{len(split.train)} pairs to learn from, {len(split.validation)} to judge by")
+print(f"{model.count_parameters():,} parameters")
+
+# %% [markdown]
+# **What you will do:** choose how long to train, watch, and keep the best student.
+#
+# **What you need:** a dataset with masks, chosen in `01_setup` (or the demo).
+#
+# Three words first. *Loss* is what the training makes small: how wrong the student is. *Dice* says how well two
+# outlines overlap: 0 is not at all, 1 is exactly. *Validation* frames are those that the student never learns from.
+
+# %% [markdown]
+# ## 1. How long?
+#
+# Change the values if you like, then go on; there is no need to save. If a training was interrupted, tick RESUME.
+
+# %%
+from segkit.widgets import SettingsForm, training_estimate
+
+form = SettingsForm(settings, {"Training": ("EPOCHS", "LEARNING_RATE", "BATCH_SIZE", "CROP", "RESUME")},
+                    verdict=training_estimate)
+form
+
+# %% [markdown]
+# ## 2. Train
+#
+# The picture is renewed after every epoch: the curves above, and below what the student now makes of the same
+# validation frames. The stop button interrupts; every finished epoch is saved.
+
+# %%
+from segkit.widgets import LivePicture
+
+settings = form.settings
+live = LivePicture()
+display(live)
+history = fit(model, split, settings, on_epoch=live.update)
+
+# %% [markdown]
+# ## 3. How did it go?
+
+# %%
+from segkit.figures import show_history
+
+show_history(history.table())
+
+# %% [markdown]
+# Both losses should fall and level off. The validation Dice (orange) is computed on whole frames, the training Dice
+# (grey) on crops that are turned, blurred and darkened to make them harder, so it may well be the lower one.
+# A validation Dice that falls while the training Dice rises means that the student learns the training frames by heart:
+# more positions help, more epochs do not. A dotted line marks an epoch that broke down and was rolled back.
+
+# %%
+best = history.best
+print("validation Dice above 0.90:", best["val_dice"] > 0.90)
+print("epochs that had to be repeated:", len(history.events))
+
+# %%
+from segkit.widgets import facts
+
+facts({"best epoch": f"{best['epoch']} of {settings.epochs}", "validation Dice": f"{best['val_dice']:.4f}",
+       "training time": f"{sum(row['seconds'] for row in history.rows):.0f} s"})
+
+# %% [markdown]
+# The best student is saved, with everything needed to use it or to go on:
+
+# %%
+sorted(path.name for path in settings.run_dir.iterdir() if path.is_file() and not path.name.startswith("scores"))
+
+# %% [markdown]
+# ## Summary
+#
+# `model.safetensors` is the student; `history.csv` holds the curves; `last.pt` lets RESUME go on. Go on with
+# `04_inference`.
+#
+# **On your own**
+# - Tick RESUME, double EPOCHS and run again. Does the Dice still rise?
+# - Set another RUN in `01_setup` and train with half the LEARNING_RATE. Which curve is higher after five epochs?

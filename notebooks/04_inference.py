@@ -1,0 +1,154 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3 (ipykernel)
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Outline every cell
+#
+# The student segments the whole dataset, and you see how far it agrees with its teacher.
+
+# %% tags=["parameters"]
+DATASET_PATH = None  # None: what the form in 01_setup saved, else the bundled demo
+RUN = None
+MODEL = None  # None: the model that 03_training made for this run
+
+# %%
+from segkit import discover, load_model, read_image, read_labels, segment
+from segkit.figures import grey, overlay, show_pictures
+from segkit.settings import load_settings
+
+settings = load_settings(globals())
+model = load_model(settings.model_path, settings.device)
+dataset = discover(settings.dataset_path, settings.masks_path)
+judged = [f for f in dataset.frames if f.position.endswith(settings.validation)] or dataset.frames
+frame = judged[len(judged) // 2]
+image = read_image(frame.image, frame.page)
+probability, mask, labels = segment(model, image)
+pictures = [grey(image), probability, mask.astype(float), overlay(image, labels, None)]
+titles = ["image", "probability", "mask", "student's cells"]
+if frame.masks:
+    pictures.append(overlay(image, read_labels(frame.masks, frame.page), None))
+    titles.append("teacher's cells")
+show_pictures(pictures, titles, settings.pixel_size_um)
+
+# %% [markdown]
+# A frame of a validation position, which the student has never learnt from. *Probability*: how sure it is that a pixel
+# belongs to a cell. *Mask*: where that exceeds one half. *Cells*: the mask cut apart where cells touch; the colours
+# only tell neighbours apart and need not agree with the teacher's.
+#
+# **What you will do:** segment everything, compare with the teacher, find the worst frames, browse.
+#
+# **What you need:** a trained student (`03_training`), or MODEL set to a run that has one.
+
+# %% [markdown]
+# ## 1. Segment everything
+#
+# Frames without masks are segmented too. What cannot be read is listed, and the rest goes on.
+
+# %%
+import pandas as pd
+
+from segkit import segment_dataset
+
+cells_csv = segment_dataset(model, dataset.frames, settings.run_dir, pixel_size_um=settings.pixel_size_um)
+cells = pd.read_csv(cells_csv)
+written = sum(1 for _ in (settings.run_dir / "masks").rglob("MASK_*.tif"))
+print(f"{len(dataset.frames)} frames, {written} label files")
+print("cells found:", len(cells) > 0)
+
+# %%
+cells_per_frame = cells.groupby(["experiment", "position", "frame"]).size()
+cells_per_frame.describe()[["min", "mean", "max"]].round(0) > 0
+
+# %% [markdown]
+# ## 2. How far does it agree with the teacher?
+#
+# *Dice* compares masks. *Panoptic quality* compares cells: it asks whether every cell was found, as one cell, and how
+# well it overlaps. Where cells touch, the second is the one to look at.
+
+# %%
+from segkit.figures import show_bars
+
+scores_csv = settings.run_dir / "scores.csv"
+scores = pd.read_csv(scores_csv) if scores_csv.is_file() else pd.DataFrame(
+    columns=["experiment", "position", "frame", "dice", "panoptic_quality", "cells", "teacher_cells"])
+scores["validation"] = scores["position"].astype(str).str.endswith(settings.validation)
+by_position = scores.groupby(["validation", "experiment", "position"])[["dice", "panoptic_quality"]].mean()
+show_bars(by_position["dice"].rename(lambda v: "validation" if v else "training", level=0), "mean Dice") if len(
+    scores) else print("no teacher masks in this dataset: nothing to compare with")
+
+# %%
+validated = scores[scores["validation"]]
+for name, level in (("dice", 0.9), ("panoptic_quality", 0.6)):
+    print(f"mean validation {name} above {level}:", bool(validated[name].mean() > level) if len(validated) else "no teacher")
+
+# %% [markdown]
+# Training positions should score a little higher than validation ones; a wide gap means learning by heart.
+#
+# ## 3. The worst frames
+#
+# Look here before you trust a mean. Blue is the teacher, orange the student.
+
+# %%
+from segkit.data import read_pair
+from segkit.figures import TEACHER
+
+by_name = {(f.experiment, f.position, f.frame): f for f in dataset.pairs}
+worst = (validated if len(validated) else scores).nsmallest(3, "panoptic_quality")
+pictures, titles = [], []
+for row in worst.itertuples():
+    bad = by_name[row.experiment, row.position, row.frame]
+    image, teacher = read_pair(bad)
+    pictures += [overlay(image, teacher, TEACHER), overlay(image, segment(model, image).labels)]
+    titles += [f"teacher: {row.teacher_cells} cells", f"student: {row.cells} cells"]
+show_pictures(pictures, titles, settings.pixel_size_um, columns=6, size=2) if pictures else None
+
+# %% [markdown]
+# Typical reasons: cells that lie across each other, cells at the edge, and now and then a teacher who is wrong.
+#
+# ## 4. Browse
+#
+# Every frame, with the student's outlines (orange) and, if you like, the teacher's (blue).
+
+# %%
+import ipywidgets
+
+from segkit.figures import to_png
+from segkit.widgets import browser
+
+
+def draw(frame, teacher, contrast):
+    image = read_image(frame.image, frame.page)
+    labels = segment(model, image).labels
+    pictures, titles = [overlay(image, labels, contrast=contrast)], [f"student: {labels.max()} cells"]
+    if teacher and frame.masks:
+        image, labels = read_pair(frame)
+        pictures.append(overlay(image, labels, TEACHER, contrast))
+        titles.append("teacher")
+    return to_png(show_pictures(pictures, titles, settings.pixel_size_um, columns=2, size=4))
+
+
+browser(dataset, draw, teacher=ipywidgets.Checkbox(True, description="teacher"),
+        contrast=ipywidgets.FloatSlider(1.0, min=0.5, max=3, step=0.1, description="contrast"))
+
+# %% [markdown]
+# ## Summary
+#
+# `masks/` holds the labels of every frame in your own folder layout (16-bit TIFF, for Fiji or napari), `cells.csv` a row
+# for every cell: area, length, width, place, and whether it touches the border (then it is cut off, and its size is not
+# to be trusted). `scores.csv` holds the comparison.
+#
+# Agreement with a teacher is not truth: where the teacher is wrong, a good student is wrong with it.
+#
+# **On your own**
+# - Plot `cells.groupby("frame")["area_um2"].sum()` for one position. Does the area double?
+# - Segment another dataset with this student: set MODEL to this run and DATASET_PATH to the new folder.

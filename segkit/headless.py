@@ -1,0 +1,121 @@
+"""Run the notebooks without a browser: what `make run` and `make segment` call."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from .errors import SegkitError
+from .settings import DEMO, Settings, load_settings, parse_settings
+
+TRAIN_AND_MEASURE = ("01_setup", "02_data_exploration", "03_training", "04_inference")
+MEASURE = ("04_inference",)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run notebooks with NAME=value settings; "segment" as first argument leaves out the training.
+
+    Returns 0, or 1 after printing the reason as the last line.
+    """
+    try:
+        names = MEASURE if arguments[:1] == ["segment"] else TRAIN_AND_MEASURE
+        values = dict(_name_and_value(a) for a in arguments if a != "segment")
+        run_notebooks(names, values)
+    except SegkitError as error:
+        print(f"\nsegkit stopped: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\nsegkit stopped: interrupted; RESUME=1 goes on after the last epoch that was saved", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _name_and_value(argument: str) -> tuple[str, str]:
+    name, equals, value = argument.partition("=")
+    if not equals:
+        raise SegkitError(f"{argument} is no setting: NAME=value was needed, such as EPOCHS=20")
+    return name, value
+
+
+def run_notebooks(names: Sequence[str], values: dict[str, str]) -> Settings:
+    """Execute notebooks in order with papermill; executed copies go to the run's notebooks/ folder.
+
+    values: settings by upper-case name; relative paths mean the working folder. While 03_training runs, the lines of
+    run.log are printed. Raises SegkitError with the notebook's reason where one stops.
+    """
+    import papermill
+    from papermill.exceptions import PapermillExecutionError
+
+    values = {"DATASET_PATH": "", **values}
+    if not values["DATASET_PATH"]:
+        values["DATASET_PATH"] = str(load_settings().root / DEMO)
+    caller = Path(os.environ.get("SEGKIT_CALLER") or os.getcwd())
+    os.environ.pop("SEGKIT_CALLER", None)
+    for name in ("DATASET_PATH", "MASKS_PATH"):
+        if values.get(name):
+            values[name] = os.path.normpath(caller / Path(values[name]).expanduser())
+    for name in ("MODEL", "START_FROM"):
+        if values.get(name) and (caller / values[name]).exists():
+            values[name] = os.path.normpath(caller / values[name])
+    base = load_settings()
+    settings = parse_settings(values, base)
+    values["RUN"] = settings.run
+    folder = settings.run_dir / "notebooks"
+    folder.mkdir(parents=True, exist_ok=True)
+    typed = {name: settings.as_dict()[name] for name in values}
+    print(f"run {settings.run}: {settings.dataset_path} -> {settings.run_dir}", flush=True)
+    for name in names:
+        began = time.perf_counter()
+        print(f"{name} ...", flush=True)
+        with _Following(settings.run_dir / "run.log"):
+            try:
+                papermill.execute_notebook(settings.root / "notebooks" / f"{name}.ipynb", folder / f"{name}.ipynb",
+                                           parameters=typed, cwd=str(settings.root / "notebooks"), progress_bar=False,
+                                           kernel_name="python3")
+            except PapermillExecutionError as error:
+                if error.ename != "SegkitError":
+                    print("\n".join(error.traceback), file=sys.stderr)
+                raise SegkitError(f"{name}: {error.evalue or error.ename}") from None
+        print(f"{name} done in {time.perf_counter() - began:.0f} s", flush=True)
+    print(f"results in {settings.run_dir}", flush=True)
+    return settings
+
+
+class _Following:
+    """Print what is appended to a file while the block runs."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.ended = path, threading.Event()
+        self.thread = threading.Thread(target=self._follow, daemon=True)
+
+    def __enter__(self) -> None:
+        self.began = self.path.stat().st_size if self.path.is_file() else 0
+        self.thread.start()
+
+    def __exit__(self, *error: object) -> None:
+        self.ended.set()
+        self.thread.join()
+
+    def _follow(self) -> None:
+        at = self.began
+        while True:
+            last = self.ended.wait(0.5)
+            if self.path.is_file():
+                if self.path.stat().st_size < at:  # the demo's run was renewed
+                    at = 0
+                with open(self.path, encoding="utf-8", errors="replace") as file:
+                    file.seek(at)
+                    text = file.read()
+                    at = file.tell()
+                if text:
+                    print("  " + text.rstrip("\n").replace("\n", "\n  "), flush=True)
+            if last:
+                return
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

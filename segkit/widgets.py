@@ -1,0 +1,193 @@
+"""Forms, sliders and the live picture: what the notebooks show that can be moved. Only this file knows ipywidgets."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import Any
+
+import ipywidgets as w
+import pandas as pd
+
+from .data import Dataset, exclude, split_by_position
+from .discover import discover
+from .devices import pick_device
+from .errors import SegkitError
+from .figures import show_live, to_png
+from .history import History
+from .images import read_header
+from .machine import measure_speed
+from .settings import Settings, load_settings, parse_settings, public_fields, save_form
+from .train import choose_crop, covering
+
+FORM_GROUPS = {
+    "Data": ("DATASET_PATH", "MASKS_PATH", "RUN", "VALIDATION", "EXCLUDE"),
+    "Training": ("EPOCHS", "BATCH_SIZE", "CROP", "CROPS_PER_EPOCH", "LEARNING_RATE", "SEED", "DEVICE", "MEMORY_LIMIT",
+                 "RESUME", "START_FROM"),
+    "Measuring": ("MODEL", "PIXEL_SIZE_UM", "MINUTES_PER_FRAME", "DRUG_FRAME", "REFERENCE"),
+}
+_GREEN, _RED = "#00664B", "#A33B00"
+
+
+class SettingsForm(w.VBox):
+    """A form for some of the settings. `form.settings` is what it holds now, valid or else a SegkitError."""
+
+    def __init__(self, settings: Settings, groups: dict[str, Sequence[str]] | None = None, *,
+                 verdict: Callable[[Settings], str] | None = None, save: bool = False) -> None:
+        self._base, self._verdict = settings, verdict
+        self._fields: dict[str, w.ValueWidget] = {}
+        self.message = w.HTML()
+        sections = []
+        for title, names in (groups or FORM_GROUPS).items():
+            rows = [self._row(name, settings.as_dict()[name]) for name in names]
+            sections.append(w.VBox([w.HTML(f"<b>{html.escape(title)}</b>"), *rows]))
+        buttons = []
+        if save:
+            for label, tip, action in (("Save", "keep these values for the other notebooks", self._save),
+                                       ("Reset", "back to the defaults", self._reset)):
+                button = w.Button(description=label, tooltip=tip)
+                button.on_click(action)
+                buttons.append(button)
+        super().__init__([*sections, w.HBox(buttons), self.message])
+        self._judge()
+
+    def _row(self, name: str, value: Any) -> w.Widget:
+        spec = next(f for f in public_fields() if f.name.upper() == name)
+        style, layout = {"description_width": "150px"}, w.Layout(width="420px")
+        common = {"description": name, "tooltip": spec.metadata["help"], "style": style, "layout": layout}
+        low, high = spec.metadata["low"], spec.metadata["high"]
+        if spec.type == "bool":
+            field = w.Checkbox(value=value, indent=True, **common)
+        elif spec.type == "int":
+            field = w.BoundedIntText(value=value, min=low, max=high, **common)
+        elif spec.type == "float":
+            field = w.BoundedFloatText(value=value, min=low, max=high, step=None, **common)
+        elif name == "DEVICE":
+            field = w.Dropdown(value=value, options=sorted({"auto", "cpu", "cuda", "mps", value}), **common)
+        else:
+            field = w.Text(value="" if value in (None, "None") else str(value), continuous_update=False, **common)
+        field.observe(lambda change: self._judge(), "value")
+        self._fields[name] = field
+        unit = spec.metadata["unit"]
+        note = f"{html.escape(spec.metadata['help'])}{f' ({unit})' if unit else ''}"
+        return w.HBox([field, w.HTML(f'<span style="opacity:.7;font-size:90%">{note}</span>')])
+
+    @property
+    def settings(self) -> Settings:
+        shown = self._base.as_dict()
+        moved = {name: field.value for name, field in self._fields.items()
+                 if str(field.value) != str(shown[name] if shown[name] not in (None, "None") else "")}
+        return parse_settings(moved, self._base)
+
+    def say(self, text: str, good: bool) -> None:
+        sign = "✓" if good else "✗"
+        self.message.value = f'<span style="color:{_GREEN if good else _RED}">{sign} {html.escape(text)}</span>'
+
+    def _judge(self) -> None:
+        try:
+            settings = self.settings
+            self.say(self._verdict(settings) if self._verdict else "these values will be used", True)
+        except SegkitError as error:
+            self.say(str(error), False)
+
+    def _save(self, button: w.Button) -> None:
+        try:
+            path = save_form(self.settings)
+            self.say(f"saved in {path.name}; the other notebooks use it from their next run", True)
+        except SegkitError as error:
+            self.say(f"not saved: {error}", False)
+
+    def _reset(self, button: w.Button) -> None:
+        (self._base.root / "segkit.json").unlink(missing_ok=True)
+        self._base = load_settings(root=self._base.root)
+        for name, field in self._fields.items():
+            value = self._base.as_dict()[name]
+            field.value = ("" if value in (None, "None") else value)
+        self._judge()
+
+
+def dataset_verdict(settings: Settings) -> str:
+    """What is in DATASET_PATH, in a sentence; raises SegkitError with what is wrong with it."""
+    dataset = discover(settings.dataset_path, settings.masks_path)
+    kept, excluded = exclude(dataset.pairs, settings.exclude)
+    split = split_by_position(kept, settings.validation)
+    lost = sum(problem.frames_lost for problem in dataset.problems)
+    problems = f"; {len(dataset.problems)} problem(s), {lost} frame(s) lost: see 02_data_exploration" if dataset.problems else ""
+    return (f"{len(dataset.frames)} images, {len(dataset.pairs)} with masks, {len(split.train)} to learn from, "
+            f"{len(split.validation)} to judge by, {len(excluded)} excluded{problems}")
+
+
+def settings_table(settings: Settings) -> pd.DataFrame:
+    """The settings as plain text, readable without a kernel; paths inside the project are shown relative to it."""
+    def short(value: Any) -> str:
+        return str(value).removeprefix(f"{settings.root}/") if value not in (None, "") else ""
+    rows = [(f.name.upper(), short(settings.as_dict()[f.name.upper()]), f.metadata["unit"], f.metadata["help"])
+            for f in public_fields()]
+    return pd.DataFrame(rows, columns=["setting", "value", "unit", "meaning"]).set_index("setting")
+
+
+def facts(rows: dict[str, str]) -> w.HTML:
+    """Facts of this machine or run, as a widget: they are seen, and not compared with another machine's."""
+    return w.HTML("<br>".join(f"<b>{html.escape(name)}</b>: {html.escape(value)}" for name, value in rows.items()))
+
+
+def training_estimate(settings: Settings) -> str:
+    """How long the training will take on this device, about, from a measured speed."""
+    pairs = split_by_position(exclude(discover(settings.dataset_path, settings.masks_path).pairs,
+                                      settings.exclude)[0], settings.validation)
+    height, width = read_header(pairs.train[0].image)[1:]
+    speed = _speed(str(pick_device(settings.device)))
+    crop = choose_crop(settings, pick_device(settings.device), (height, width))
+    crops = settings.crops_per_epoch or covering(len(pairs.train) * height * width, crop)
+    pixels = crops * crop[0] * crop[1] + 0.35 * len(pairs.validation) * height * width
+    seconds = settings.epochs * pixels / speed / 1e6
+    return f"{crops} crops of {crop[0]} x {crop[1]} an epoch; about {seconds / 60:.0f} min on this device" if (
+        seconds >= 90) else f"{crops} crops of {crop[0]} x {crop[1]} an epoch; about {seconds:.0f} s on this device"
+
+
+@cache
+def _speed(device: str) -> float:
+    return measure_speed(pick_device(device))
+
+
+class LivePicture(w.Image):
+    """A picture of the training that is renewed after every epoch: pass `live.update` to fit as on_epoch."""
+
+    def __init__(self) -> None:
+        super().__init__(value=to_png(show_live(History().table(), [])), format="png")
+
+    def update(self, history: History) -> None:
+        self.value = to_png(show_live(history.table(), history.previews))
+
+
+def browser(dataset: Dataset, draw: Callable[..., bytes], **options: w.ValueWidget) -> w.VBox:
+    """Choose a position and a frame; draw(frame, **option values) -> PNG is shown at once.
+
+    options: further widgets, by the name under which draw takes their value.
+    """
+    units = sorted({f.unit for f in dataset.frames})
+    by_unit = {unit: [f for f in dataset.frames if f.unit == unit] for unit in units}
+    position = w.Dropdown(options=[(" ".join(unit), unit) for unit in units], description="position")
+    frame = w.SelectionSlider(options=_frame_options(by_unit[units[0]]), description="frame")
+    picture, message = w.Image(format="png"), w.HTML()
+
+    def redraw(change: Any = None) -> None:
+        try:
+            picture.value = draw(frame.value, **{name: option.value for name, option in options.items()})
+            message.value = ""
+        except SegkitError as error:
+            message.value = f'<span style="color:{_RED}">✗ {html.escape(str(error))}</span>'
+
+    def change_position(change: Any) -> None:
+        frame.options = _frame_options(by_unit[position.value])
+
+    position.observe(change_position, "value")
+    for control in (frame, *options.values()):
+        control.observe(redraw, "value")
+    redraw()
+    return w.VBox([w.HBox([position, frame]), w.HBox(list(options.values())), picture, message])
+
+
+def _frame_options(frames: Sequence[Any]) -> list[tuple[str, Any]]:
+    return [(str(f.frame), f) for f in frames]
