@@ -73,9 +73,9 @@ check_installation()
 
 # %%
 from segkit.machine import machine_report
-from segkit.widgets import facts
+from segkit.widgets import Facts
 
-facts(machine_report(settings.device))
+Facts(machine_report(settings.device))
 
 # %% [markdown]
 # ## 3. Which pictures?

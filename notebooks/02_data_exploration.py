@@ -91,29 +91,31 @@ browser(dataset, draw, outlines=ipywidgets.Checkbox(True, description="outlines"
 # One frame per position is measured.
 
 # %%
-import numpy as np
+import pandas as pd
 
 from segkit.cells import measure_cells
 from segkit.figures import show_histograms
 
 units = sorted({f.unit for f in dataset.pairs})
-middle = [frames[len(frames) // 2] for frames in ([f for f in dataset.pairs if f.unit == unit] for unit in units)]
-tables = {f.name: measure_cells(read_pair(f)[1], f, settings.pixel_size_um) for f in middle}
-experiments = sorted({f.experiment for f in middle})
-lengths = {e: np.concatenate([tables[f.name]["length_px"] for f in middle if f.experiment == e]) for e in experiments}
-show_histograms(lengths, "cell length (pixels)")
+by_unit = {unit: [f for f in dataset.pairs if f.unit == unit] for unit in units}
+middle = [frames[len(frames) // 2] for frames in by_unit.values()]
+cells = pd.concat([measure_cells(read_pair(f)[1], f, settings.pixel_size_um) for f in middle])
+lengths = {name: group["length_px"].to_numpy() for name, group in cells.groupby("experiment")}
+show_histograms(lengths, "cell length (pixels)", bins=20)
 
 # %% [markdown]
 # Cells should be well shorter than the crops that the student learns from (128 pixels on a CPU, or half a frame).
 # A second hump far to the right often means that the teacher merged touching cells into one.
 
 # %%
-intensities = {f"{f.experiment} {f.position}": read_image(f.image, f.page).ravel() for f in middle[:4]}
-show_histograms(intensities, "intensity as stored")
+from segkit.targets import normalise
+
+seen = {" ".join(f.unit): normalise(read_image(f.image, f.page)).ravel() for f in middle[:4]}
+show_histograms(seen, "intensity, each frame's 0.5 and 99.5 percentiles at 0 and 1")
 
 # %% [markdown]
-# Intensities may differ between positions, in level and in range (8- and 16-bit files side by side do no harm):
-# every frame is brought to the same range before the student sees it.
+# However bright a frame is, and whether its file has 8 or 16 bits: every frame is brought to the same range before the
+# student sees it. A curve with another shape than the others' is worth a look in the browser above.
 
 # %% [markdown]
 # ## 4. Who learns, who judges?

@@ -28,8 +28,8 @@ from segkit.settings import load_settings
 
 settings = load_settings(globals())
 dataset = discover(settings.dataset_path, settings.masks_path)
-kept, excluded = exclude(dataset.pairs, settings.exclude)
-split = split_by_position(kept, settings.validation)
+pairs, excluded = exclude(dataset.pairs, settings.exclude)
+split = split_by_position(pairs, settings.validation)
 model = UNet()
 print(f"{len(split.train)} pairs to learn from, {len(split.validation)} to judge by")
 print(f"{model.count_parameters():,} parameters")
@@ -61,6 +61,8 @@ form
 # validation frames. The stop button interrupts; every finished epoch is saved.
 
 # %%
+from IPython.display import display
+
 from segkit.widgets import LivePicture
 
 settings = form.settings
@@ -88,16 +90,18 @@ print("validation Dice above 0.90:", best["val_dice"] > 0.90)
 print("epochs that had to be repeated:", len(history.events))
 
 # %%
-from segkit.widgets import facts
+from segkit.widgets import Facts
 
-facts({"best epoch": f"{best['epoch']} of {settings.epochs}", "validation Dice": f"{best['val_dice']:.4f}",
-       "training time": f"{sum(row['seconds'] for row in history.rows):.0f} s"})
+Facts({"best epoch": f"{best['epoch']} of {settings.epochs}",
+       "validation Dice": f"{best['val_dice']:.4f}",
+       "training time": f"{history.table()['seconds'].sum():.0f} s"})
 
 # %% [markdown]
 # The best student is saved, with everything needed to use it or to go on:
 
 # %%
-sorted(path.name for path in settings.run_dir.iterdir() if path.is_file() and not path.name.startswith("scores"))
+kept = ("model.safetensors", "MODEL_CARD.md", "report.json", "history.csv", "last.pt", "run.log")
+{name: (settings.run_dir / name).is_file() for name in kept}
 
 # %% [markdown]
 # ## Summary

@@ -66,8 +66,10 @@ print(f"{len(dataset.frames)} frames, {written} label files")
 print("cells found:", len(cells) > 0)
 
 # %%
-cells_per_frame = cells.groupby(["experiment", "position", "frame"]).size()
-cells_per_frame.describe()[["min", "mean", "max"]].round(0) > 0
+from segkit.figures import show_histograms
+
+sizes = {name: group["area_um2"].to_numpy() for name, group in cells.groupby("experiment")}
+show_histograms(sizes, "cell area (µm²)", bins=20) if sizes else None
 
 # %% [markdown]
 # ## 2. How far does it agree with the teacher?
@@ -76,20 +78,26 @@ cells_per_frame.describe()[["min", "mean", "max"]].round(0) > 0
 # well it overlaps. Where cells touch, the second is the one to look at.
 
 # %%
+from IPython.display import display
+
 from segkit.figures import show_bars
 
 scores_csv = settings.run_dir / "scores.csv"
 scores = pd.read_csv(scores_csv) if scores_csv.is_file() else pd.DataFrame(
     columns=["experiment", "position", "frame", "dice", "panoptic_quality", "cells", "teacher_cells"])
 scores["validation"] = scores["position"].astype(str).str.endswith(settings.validation)
-by_position = scores.groupby(["validation", "experiment", "position"])[["dice", "panoptic_quality"]].mean()
-show_bars(by_position["dice"].rename(lambda v: "validation" if v else "training", level=0), "mean Dice") if len(
-    scores) else print("no teacher masks in this dataset: nothing to compare with")
+scores["name"] = scores["experiment"] + " " + scores["position"]
+scores.loc[scores["validation"], "name"] += " (validation)"
+if len(scores):
+    display(show_bars(scores.groupby("name")["dice"].mean(), "mean Dice"))
+else:
+    print("no teacher masks in this dataset: nothing to compare with")
 
 # %%
 validated = scores[scores["validation"]]
-for name, level in (("dice", 0.9), ("panoptic_quality", 0.6)):
-    print(f"mean validation {name} above {level}:", bool(validated[name].mean() > level) if len(validated) else "no teacher")
+means = validated[["dice", "panoptic_quality"]].mean()
+print("mean validation Dice above 0.90:", bool(means["dice"] > 0.9))
+print("mean validation panoptic quality above 0.60:", bool(means["panoptic_quality"] > 0.6))
 
 # %% [markdown]
 # Training positions should score a little higher than validation ones; a wide gap means learning by heart.
@@ -143,9 +151,9 @@ browser(dataset, draw, teacher=ipywidgets.Checkbox(True, description="teacher"),
 # %% [markdown]
 # ## Summary
 #
-# `masks/` holds the labels of every frame in your own folder layout (16-bit TIFF, for Fiji or napari), `cells.csv` a row
-# for every cell: area, length, width, place, and whether it touches the border (then it is cut off, and its size is not
-# to be trusted). `scores.csv` holds the comparison.
+# `masks/` holds the labels of every frame in your own folder layout (16-bit TIFF, for Fiji or napari), `cells.csv` a
+# row for every cell: area, length, width, place, and whether it touches the border (then it is cut off, and its size is
+# not to be trusted). `scores.csv` holds the comparison.
 #
 # Agreement with a teacher is not truth: where the teacher is wrong, a good student is wrong with it.
 #

@@ -7,8 +7,9 @@ from .errors import SegkitError
 from .history import History
 from .images import read_image, read_labels
 from .model import UNet, load_model
+from .outputs import segment_dataset
 from .scores import dice, match_instances
-from .segmentation import Segmentation, segment, segment_dataset
+from .segmentation import Segmentation, segment
 from .settings import Settings
 from .train import fit
 

@@ -107,7 +107,7 @@ def split_by_position(pairs: Iterable[Frame],
         raise SegkitError("no pair of an image and a masks file: training needs both; "
                           "see the problems listed for this dataset")
     if not held_out:
-        raise SegkitError(f"no validation position: VALIDATION is {', '.join(endings) or 'empty'} and the positions are "
+        raise SegkitError(f"no validation position: VALIDATION is {', '.join(endings) or 'empty'}, the positions are "
                           f"{positions}; set VALIDATION to the ending of a position to judge by")
     if not kept:
         raise SegkitError(f"no training position: every position ({positions}) ends in one of VALIDATION "
@@ -121,8 +121,9 @@ def exclude(pairs: Iterable[Frame], names: Sequence[str]) -> tuple[tuple[Frame, 
     Raises SegkitError for a name that excludes nothing: it is more likely misspelt than meant.
     """
     pairs = tuple(pairs)
-    used = set()
-    kept, excluded = [], []
+    used: set[str] = set()
+    kept: list[Frame] = []
+    excluded: list[Frame] = []
     for frame in pairs:
         hits = [n for n in names if f"{frame.name}/".startswith(f"{n.strip('/')}/")]
         used.update(hits)

@@ -175,19 +175,19 @@ def _fill_cache(folder: Path, frames: Sequence[Frame], sizes: Sequence[tuple[int
         part.mkdir(parents=True)
         free = shutil.disk_usage(part).free
         if free < needed * 1.05:
-            raise SegkitError(f"the decoded frames need {needed / 1e9:.1f} GB on disk in {folder.parent}, {free / 1e9:.1f} "
-                              "GB are free: free some space or raise MEMORY_LIMIT")
+            raise SegkitError(f"the decoded frames need {needed / 1e9:.1f} GB on disk in {folder.parent}, "
+                              f"{free / 1e9:.1f} GB are free: free some space or raise MEMORY_LIMIT")
         with open(part / "pixels.u16", "wb") as pixels, open(part / "targets.u8", "wb") as targets:
             def keep(decoded: Decoded) -> None:
                 pixels.write(decoded.pixels.tobytes())
                 targets.write(decoded.target.tobytes())
             index, faults = _decode_all(frames, sizes, keep)
-        np.savez(part / "index.npz", faults=np.array(json.dumps(faults)), **index)
+        np.savez(part / "index.npz", allow_pickle=False, faults=np.array(json.dumps(faults)), **index)
         shutil.rmtree(folder, ignore_errors=True)
         part.rename(folder)
     except OSError as error:
-        raise SegkitError(f"cannot write the cache of decoded frames in {folder.parent} ({error.strerror or error}): free "
-                          "some disk space or raise MEMORY_LIMIT") from error
+        raise SegkitError(f"cannot write the cache of decoded frames in {folder.parent} ({error.strerror or error}): "
+                          "free some disk space or raise MEMORY_LIMIT") from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
 

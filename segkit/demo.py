@@ -34,7 +34,8 @@ def make_demo_dataset(path: str | Path, *, shape: tuple[int, int] = (128, 128), 
     if root.exists() and any(root.iterdir()):
         raise SegkitError(f"{root} is not empty: give a new folder for the demo dataset")
     positions = positions or {"REF": (101, 102, 109), "RIF10": (201, 202, 209)}
-    truth = {"minutes_per_frame": minutes_per_frame, "drug_frame": drug_frame, "reference": "REF", "positions": {}}
+    grown: dict[str, dict[str, object]] = {}
+    truth = {"minutes_per_frame": minutes_per_frame, "drug_frame": drug_frame, "reference": "REF", "positions": grown}
     jobs = [(experiment, number) for experiment, numbers in positions.items() for number in numbers]
     for order, (experiment, number) in enumerate(tqdm(jobs, desc="demo", unit="position", leave=False)):
         rng = np.random.default_rng([seed, order])
@@ -61,7 +62,7 @@ def make_demo_dataset(path: str | Path, *, shape: tuple[int, int] = (128, 128), 
                 labels_type = np.uint16
             tifffile.imwrite(masks / f"MASK_img_{first + k:09d}.tif", labels.astype(labels_type), compression="zlib",
                              compressionargs={"level": 9})
-        truth["positions"][f"{experiment}/Pos{number}"] = {
+        grown[f"{experiment}/Pos{number}"] = {
             "growth_per_minute_before": rate, "growth_per_minute_after": rates[-1], "first_frame": first,
             "area_pixels": areas}
     (root / "truth.json").write_text(json.dumps(truth, indent=1) + "\n", encoding="utf-8")

@@ -84,8 +84,8 @@ def scale_bar(axes, width: int, pixel_size_um: float | None) -> None:
     top = axes.get_ylim()[0] * 0.95
     axes.plot([width * 0.96 - bar, width * 0.96], [top, top], color="white", lw=4, solid_capstyle="butt")
     axes.plot([width * 0.96 - bar, width * 0.96], [top, top], color="black", lw=2, solid_capstyle="butt")
-    axes.text(width * 0.96 - bar / 2, top - axes.get_ylim()[0] * 0.02, f"{nice:g} µm", ha="center", va="bottom", fontsize=9,
-              color="black", bbox={"facecolor": "white", "alpha": 0.7, "pad": 1, "linewidth": 0})
+    axes.text(width * 0.96 - bar / 2, top - axes.get_ylim()[0] * 0.02, f"{nice:g} µm", ha="center", va="bottom",
+              fontsize=9, color="black", bbox={"facecolor": "white", "alpha": 0.7, "pad": 1, "linewidth": 0})
 
 
 def show_pictures(pictures: Sequence[np.ndarray], titles: Sequence[str], pixel_size_um: float | None = None,
@@ -127,7 +127,7 @@ def show_history(table: pd.DataFrame) -> Picture:
 def show_live(table: pd.DataFrame, previews: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> Picture:
     """The training so far: its curves, and what the student now sees in the same validation frames."""
     figure = Picture(10, 5.4)
-    top, bottom = figure.subfigures(2, 1).tolist()
+    top, bottom = np.asarray(figure.subfigures(2, 1)).tolist()
     _curves(top.subplots(1, 2), table)
     pictures = [(p, t) for image, probability, target in previews
                 for p, t in ((np.clip(image, 0, 1), "image"), (probability, "student's probability"),
@@ -149,8 +149,8 @@ def show_split(dataset: Dataset, split: Split) -> Picture:
                                   (STUDENT, validation, f"validation ({len(split.validation)})"),
                                   (GREY, set(dataset.frames) - training - validation, "not used")):
         if wanted:
-            axes.scatter([f.frame for f in wanted], [units.index(f.unit) for f in wanted], color=colour, marker="s", s=28,
-                         label=label)
+            axes.scatter([f.frame for f in wanted], [units.index(f.unit) for f in wanted], color=colour, marker="s",
+                         s=28, label=label)
     axes.set_yticks(range(len(units)), [" ".join(unit) for unit in units])
     axes.set(xlabel="frame", ylim=(len(units) - 0.5, -0.5))
     axes.spines[["top", "right"]].set_visible(False)

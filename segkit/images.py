@@ -38,8 +38,7 @@ def read_header(path: str | Path) -> Header:
     try:
         if path.stat().st_size == 0:
             raise SegkitError(f"{path.name} is empty (0 bytes): copy it again from its source")
-        with warnings.catch_warnings(), Image.open(path) as picture:
-            warnings.simplefilter("ignore")
+        with warnings.catch_warnings(action="ignore"), Image.open(path) as picture:
             width, height = picture.size
             pages = getattr(picture, "n_frames", 1)
             tags = getattr(picture, "tag_v2", {})
@@ -48,14 +47,15 @@ def read_header(path: str | Path) -> Header:
                                                   and "<OME" not in str(tags.get(270, "")))
         if plain:
             if ends and max(ends) > path.stat().st_size:
-                raise SegkitError(f"{path.name} is cut short: {path.stat().st_size} of {max(ends)} bytes are there; "
-                                  "copy it again from its source")
+                raise SegkitError(f"{path.name} is cut short: {path.stat().st_size} of {max(ends)} bytes are "
+                                  "there; copy it again from its source")
             return Header(pages, height, width)
     except SegkitError:
         raise
     except _DAMAGE:
         if path.suffix.lower() == ".png":
-            raise SegkitError(f"{path.name} cannot be read: it is not a sound PNG picture; copy or export it again") from None
+            raise SegkitError(f"{path.name} cannot be read: it is no sound PNG picture; "
+                              "copy or export it again") from None
     return _read_series_header(path)
 
 
@@ -105,8 +105,9 @@ def _read_plane(path: Path, page: int) -> np.ndarray:
             planes = _count_planes(path, series)
             if not 0 <= page < planes:
                 raise SegkitError(f"{path.name} has {planes} page(s), page {page} was asked for")
-            if len(series.pages) == planes and series.pages[page] is not None:
-                plane = series.pages[page].asarray()
+            single = series.pages[page] if len(series.pages) == planes else None
+            if single is not None:
+                plane = single.asarray()
             else:  # ImageJ writes large stacks as one page followed by raw planes
                 stack = series.asarray(out="memmap")
                 plane = np.asarray(stack.reshape(planes, *stack.shape[-2:])[page])

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import copy
 import platform
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 from torch import nn
 
 from .data import Split
 from .errors import SegkitError
-from .files import replacing, write_json
+from .files import replacing, write_json, write_text
 from .history import History, log
 from .model import UNet, save_model
 from .settings import Settings
+from .targets import PERCENTILES
 
 PACKAGES = ("segkit", "torch", "torchvision", "numpy", "scikit-image")
 
@@ -30,9 +33,9 @@ def open_run(split: Split, settings: Settings) -> Path:
     there = any((run_dir / name).is_file() for name in ("last.pt", "model.safetensors", "report.json"))
     if there and not settings.resume:
         if settings.run != "demo":
-            raise SegkitError(f"runs/{settings.run} holds a training already: RESUME=1 goes on with it (with more EPOCHS if it "
-                              "is finished), another RUN begins a new one")
-        for name in ("last.pt", "model.safetensors", "report.json", "history.csv", "run.log", "model.onnx"):
+            raise SegkitError(f"runs/{settings.run} holds a training already: RESUME=1 goes on with it (with more "
+                              "EPOCHS if it is finished), another RUN begins a new one")
+        for name in ("last.pt", "model.safetensors", "MODEL_CARD.md", "report.json", "history.csv", "run.log"):
             (run_dir / name).unlink(missing_ok=True)
     if settings.resume and not (run_dir / "last.pt").is_file():
         raise SegkitError(f"RESUME is set and {run_dir} holds no last.pt: set RESUME=0, or RUN to an interrupted run")
@@ -81,12 +84,48 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
 
 
-def finish_run(model: UNet, history: History, settings: Settings, device: str) -> None:
-    """Write report.json; scores of instances join it when the frames are segmented."""
+def finish_run(model: UNet, scores: pd.DataFrame, history: History, settings: Settings, device: str) -> None:
+    """Write the judged model, its card and report.json.
+
+    scores: a row per validation frame (judge.score_frame).
+    """
     best = history.best or {}
-    write_json(settings.run_dir / "report.json", {
-        "val_dice": best.get("val_dice"), "train_dice": best.get("train_dice"), "best_epoch": best.get("epoch"),
-        "epochs": settings.epochs, "seconds": round(sum(row["seconds"] for row in history.rows), 1),
-        "device": device, "versions": versions(), "events": history.events})
-    log.info("finished: validation Dice %.4f (epoch %s)", best.get("val_dice", float("nan")), best.get("epoch"))
+    summary = {"val_dice": float(scores["dice"].mean()), "train_dice": best.get("train_dice"),
+               "val_panoptic_quality": float(scores["panoptic_quality"].mean()),
+               "val_dice_by_position": {" ".join(unit): float(value) for unit, value in
+                                        scores.groupby(["experiment", "position"])["dice"].mean().items()}}
+    report = {**summary, "best_epoch": best.get("epoch"), "epochs": settings.epochs,
+              "seconds": round(sum(row["seconds"] for row in history.rows), 1), "device": device,
+              "versions": versions(), "events": history.events}
+    model.info = replace(model.info, scores=summary, settings=settings.as_dict(), versions=versions())
     save_model(model, settings.run_dir / "model.safetensors")
+    write_text(settings.run_dir / "MODEL_CARD.md", model_card(model, report, len(scores)))
+    write_json(settings.run_dir / "report.json", report)
+    log.info("finished: validation Dice %.4f, panoptic quality %.4f (epoch %s)", summary["val_dice"],
+             summary["val_panoptic_quality"], best.get("epoch"))
+
+
+def model_card(model: UNet, report: dict[str, Any], frames: int) -> str:
+    """What the model was trained on, how it scored, and what it must not be trusted with, as Markdown."""
+    info = model.info
+    positions = "\n".join(f"| {name} | {value:.4f} |" for name, value in report["val_dice_by_position"].items())
+    return f"""# {info.settings['RUN']}: a segkit student
+
+A U-Net of {model.count_parameters():,} parameters ({info.norm} normalisation) that outlines cells in phase-contrast
+images. Trained on {info.settings['DATASET_PATH']} for {report['epochs']} epochs (best: {report['best_epoch']}) on
+{report['device']}.
+
+Over {frames} whole validation frames, of positions that it never learnt from: mean Dice {report['val_dice']:.4f}, mean
+panoptic quality at IoU 0.5 {report['val_panoptic_quality']:.4f}.
+
+| validation position | mean Dice |
+| --- | --- |
+{positions}
+
+**Use**: `segkit.load_model` and `segkit.segment`. Images are normalised by their {PERCENTILES[0]} and {PERCENTILES[1]}
+percentiles; foreground above {info.threshold}, cores above {info.marker}, cells of at least {info.min_area} pixels. The
+training cells were {info.cell_width:.1f} pixels wide (median); other magnifications need scaling first.
+
+**Limits**: the scores are agreement with the teacher that drew the masks, not with the truth, on images of the same
+kind as the training's. Other organisms, optics or growth conditions were not tried.
+"""

@@ -35,8 +35,8 @@ class Settings:
     run: str = _setting("", "name of the run's folder under runs/; empty: the dataset folder's name")
     epochs: int = _setting(20, "how often the training goes through an epoch", 1, 100_000)
     batch_size: int = _setting(16, "crops per training step", 1, 4096)
-    crop: str = _setting("auto", "crop's height x width, such as 768x448; auto: that on a GPU; 128x128 or half a frame on a CPU",
-                         unit="pixels")
+    crop: str = _setting("auto", "crop's height x width, such as 768x448; auto: that on a GPU, 128x128 or half a frame "
+                                 "on a CPU", unit="pixels")
     crops_per_epoch: int = _setting(0, "crops in an epoch; 0: as many as cover the training frames, 64 to 4096",
                                     0, 10_000_000)
     learning_rate: float = _setting(2e-3, "highest learning rate of the schedule", 1e-7, 1.0)
@@ -107,6 +107,9 @@ def public_fields() -> list[Any]:
     return [f for f in fields(Settings) if not f.metadata.get("hidden")]
 
 
+_TRUTH = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False, "": False}
+
+
 def _plain(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else ",".join(value) if isinstance(value, tuple) else value
 
@@ -142,7 +145,7 @@ def _parse(name: str, value: Any, kind: str) -> Any:
         if kind == "float":
             return float(text)
         if kind == "bool":
-            return {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False, "": False}[text.lower()]
+            return _TRUTH[text.lower()]
     except (ValueError, KeyError, OverflowError):
         what = {"int": "a whole number", "float": "a number", "bool": "1 or 0"}[kind]
         raise SegkitError(f"{name} is {text or 'empty'}: {what} was needed") from None

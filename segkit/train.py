@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import cast
 
@@ -20,6 +20,7 @@ from .decode import build_store
 from .devices import autocast, describe_device, pick_device
 from .errors import SegkitError
 from .history import History, log, logging_to
+from .judge import choose_marker, judge
 from .losses import batch_dice, student_loss
 from .model import STRIDE, UNet, load_model, save_model
 from .run import Checkpoint, finish_run, load_checkpoint, open_run, save_checkpoint
@@ -58,10 +59,10 @@ def learning_rate_at(progress: float, peak: float) -> float:
 
 
 @torch.no_grad()
-def _average_weights(averaged: list[Tensor], current: list[Tensor], count: Tensor | int) -> None:
+def _average_weights(averaged: Sequence[Tensor], current: Sequence[Tensor], count: Tensor | int) -> None:
     """Running average of the weights; over few steps it forgets faster, so that it never lags behind."""
     keep = min(AVERAGING, (1 + int(count)) / (10 + int(count)))
-    torch._foreach_lerp_(averaged, current, 1 - keep)
+    torch._foreach_lerp_(list(averaged), list(current), 1 - keep)
 
 
 def choose_crop(settings: Settings, device: torch.device, smallest: tuple[int, int]) -> tuple[int, int]:
@@ -114,8 +115,8 @@ class _Training:
             share = min(max(self.train.foreground, 1e-3), 0.9)
             fresh.out.bias = nn.Parameter(torch.tensor([math.log(share / (1 - share)), 0.5 * share]))
         elif fresh.info.outputs != 2:
-            raise SegkitError(f"START_FROM {start_from} is a model of the starting recipe, with masks only: start from a "
-                              "model that segkit trained")
+            raise SegkitError(f"START_FROM {start_from} is a model of the starting recipe, with masks only: start "
+                              "from a model that segkit trained")
         self.model.load_state_dict(fresh.state_dict())
         self.average = AveragedModel(self.model, multi_avg_fn=_average_weights, use_buffers=True)
         self.optimiser = torch.optim.AdamW(self.model.parameters(), weight_decay=WEIGHT_DECAY,
@@ -138,9 +139,11 @@ class _Training:
                               "RESUME=1 goes on from there") from None
         best = load_model(self.settings.run_dir, str(self.device))
         self.model.load_state_dict(best.state_dict())
-        self.model.info = best.info
         self.model.eval()
-        finish_run(self.model, self.history, self.settings, describe_device(self.device))
+        self.model.info = best.info
+        self.model.info = choose_marker(self.model, self.validation.frames)
+        finish_run(self.model, judge(self.model, self.validation.frames), self.history, self.settings,
+                   describe_device(self.device))
         return self.history
 
     def _one_epoch(self, bar: tqdm) -> None:
@@ -148,19 +151,20 @@ class _Training:
         loss, train_dice = self._train_epoch(bar)
         seconds = time.perf_counter() - began
         val_loss, val_dice = self._validate()
-        event = self._breakdown(loss, val_dice)
+        number, event = self.epoch + 1, self._breakdown(loss, val_dice)
         if event:
             event = self._set_right(event)
         else:
             self.epoch += 1
         rate = self.optimiser.param_groups[0]["lr"]
         self.history.rows.append({
-            "epoch": self.epoch + bool(event), "train_loss": loss, "train_dice": train_dice, "val_loss": val_loss,
-            "val_dice": val_dice, "learning_rate": rate, "event": event, "seconds": round(time.perf_counter() - began, 3),
+            "epoch": number, "train_loss": loss, "train_dice": train_dice, "val_loss": val_loss,
+            "val_dice": val_dice, "learning_rate": rate, "event": event,
+            "seconds": round(time.perf_counter() - began, 3),
             "crops_per_second": round(self.steps * self.settings.batch_size / seconds, 1)})
         bar.n = self.epoch * self.steps
         bar.set_postfix_str(f"Dice {val_dice:.3f}, {self.history.rows[-1]['crops_per_second']:.0f} crops/s")
-        log.info("epoch %d/%d  loss %.4f  validation Dice %.4f  %.0f crops/s%s", self.history.rows[-1]["epoch"],
+        log.info("epoch %d/%d  loss %.4f  validation Dice %.4f  %.0f crops/s%s", number,
                  self.settings.epochs, loss, val_dice, self.history.rows[-1]["crops_per_second"],
                  f"  {event}" if event else "")
         if not event and val_dice > self.best:
@@ -170,7 +174,7 @@ class _Training:
                                   settings=self.settings.as_dict(), scores={"val_dice": val_dice, "epoch": self.epoch})
             save_model(judged, self.settings.run_dir / "model.safetensors")
         self.history.save(self.settings.run_dir / "history.csv")
-        if not event and val_dice >= 0.5 * self.best > 0:
+        if not event and val_dice >= 0.5 * self.best:
             self.sound = self._checkpoint()
         save_checkpoint(self._checkpoint(), self.settings.run_dir)
 
@@ -198,8 +202,8 @@ class _Training:
                 break
             except torch.OutOfMemoryError:
                 if self.micro == 1:
-                    raise SegkitError(f"one crop of {self.crop[0]} x {self.crop[1]} does not fit into the GPU's memory: "
-                                      "set a smaller CROP") from None
+                    raise SegkitError(f"one crop of {self.crop[0]} x {self.crop[1]} does not fit into the GPU's "
+                                      "memory: set a smaller CROP") from None
                 self.micro = -(-self.micro // 2)
                 torch.cuda.empty_cache()
                 log.info("out of GPU memory: batches are now computed in parts of %d crops", self.micro)
@@ -251,6 +255,7 @@ class _Training:
             return f"validation Dice fell from {self.best:.2f} to {val_dice:.2f}"
         trained = (self.epoch + 1) * self.steps
         if trained >= 200 and self.epoch >= 4 and self.best < 0.05 and val_dice < 0.05:
+            self.sound = None  # stuck from the start: there is nothing to go back to
             return f"validation Dice is {val_dice:.2f} after {trained} steps"
         return ""
 

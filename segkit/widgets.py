@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import os
 from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
@@ -11,8 +12,8 @@ import ipywidgets as w
 import pandas as pd
 
 from .data import Dataset, exclude, split_by_position
-from .discover import discover
 from .devices import pick_device
+from .discover import discover
 from .errors import SegkitError
 from .figures import show_live, to_png
 from .history import History
@@ -30,6 +31,11 @@ FORM_GROUPS = {
 _GREEN, _RED = "#00664B", "#A33B00"
 
 
+def _quiet_repr(widget: w.Widget) -> str:
+    """What a notebook stores of a widget as text: no machine's paths or figures."""
+    return f"({type(widget).__name__}: run the notebook to see it)"
+
+
 class SettingsForm(w.VBox):
     """A form for some of the settings. `form.settings` is what it holds now, valid or else a SegkitError."""
 
@@ -40,7 +46,7 @@ class SettingsForm(w.VBox):
         self.message = w.HTML()
         sections = []
         for title, names in (groups or FORM_GROUPS).items():
-            rows = [self._row(name, settings.as_dict()[name]) for name in names]
+            rows = [self._row(name, shown_value(settings, name)) for name in names]
             sections.append(w.VBox([w.HTML(f"<b>{html.escape(title)}</b>"), *rows]))
         buttons = []
         if save:
@@ -51,6 +57,8 @@ class SettingsForm(w.VBox):
                 buttons.append(button)
         super().__init__([*sections, w.HBox(buttons), self.message])
         self._judge()
+
+    __repr__ = _quiet_repr
 
     def _row(self, name: str, value: Any) -> w.Widget:
         spec = next(f for f in public_fields() if f.name.upper() == name)
@@ -66,7 +74,7 @@ class SettingsForm(w.VBox):
         elif name == "DEVICE":
             field = w.Dropdown(value=value, options=sorted({"auto", "cpu", "cuda", "mps", value}), **common)
         else:
-            field = w.Text(value="" if value in (None, "None") else str(value), continuous_update=False, **common)
+            field = w.Text(value=value, continuous_update=False, **common)
         field.observe(lambda change: self._judge(), "value")
         self._fields[name] = field
         unit = spec.metadata["unit"]
@@ -75,9 +83,8 @@ class SettingsForm(w.VBox):
 
     @property
     def settings(self) -> Settings:
-        shown = self._base.as_dict()
         moved = {name: field.value for name, field in self._fields.items()
-                 if str(field.value) != str(shown[name] if shown[name] not in (None, "None") else "")}
+                 if field.value != shown_value(self._base, name)}
         return parse_settings(moved, self._base)
 
     def say(self, text: str, good: bool) -> None:
@@ -102,8 +109,7 @@ class SettingsForm(w.VBox):
         (self._base.root / "segkit.json").unlink(missing_ok=True)
         self._base = load_settings(root=self._base.root)
         for name, field in self._fields.items():
-            value = self._base.as_dict()[name]
-            field.value = ("" if value in (None, "None") else value)
+            field.value = shown_value(self._base, name)
         self._judge()
 
 
@@ -113,23 +119,33 @@ def dataset_verdict(settings: Settings) -> str:
     kept, excluded = exclude(dataset.pairs, settings.exclude)
     split = split_by_position(kept, settings.validation)
     lost = sum(problem.frames_lost for problem in dataset.problems)
-    problems = f"; {len(dataset.problems)} problem(s), {lost} frame(s) lost: see 02_data_exploration" if dataset.problems else ""
+    found = f"; {len(dataset.problems)} problem(s), {lost} frame(s) lost: see 02_data_exploration"
+    problems = found if dataset.problems else ""
     return (f"{len(dataset.frames)} images, {len(dataset.pairs)} with masks, {len(split.train)} to learn from, "
             f"{len(split.validation)} to judge by, {len(excluded)} excluded{problems}")
 
 
+def shown_value(settings: Settings, name: str) -> Any:
+    """A setting's value as a form shows it: paths inside the project relative to it, nothing as empty text."""
+    value = settings.as_dict()[name]
+    return value.removeprefix(f"{settings.root}{os.sep}") if isinstance(value, str) else "" if value is None else value
+
+
 def settings_table(settings: Settings) -> pd.DataFrame:
     """The settings as plain text, readable without a kernel; paths inside the project are shown relative to it."""
-    def short(value: Any) -> str:
-        return str(value).removeprefix(f"{settings.root}/") if value not in (None, "") else ""
-    rows = [(f.name.upper(), short(settings.as_dict()[f.name.upper()]), f.metadata["unit"], f.metadata["help"])
+    rows = [(f.name.upper(), str(shown_value(settings, f.name.upper())), f.metadata["unit"], f.metadata["help"])
             for f in public_fields()]
     return pd.DataFrame(rows, columns=["setting", "value", "unit", "meaning"]).set_index("setting")
 
 
-def facts(rows: dict[str, str]) -> w.HTML:
+class Facts(w.HTML):
     """Facts of this machine or run, as a widget: they are seen, and not compared with another machine's."""
-    return w.HTML("<br>".join(f"<b>{html.escape(name)}</b>: {html.escape(value)}" for name, value in rows.items()))
+
+    def __init__(self, rows: dict[str, str]) -> None:
+        lines = (f"<b>{html.escape(name)}</b>: {html.escape(value)}" for name, value in rows.items())
+        super().__init__("<br>".join(lines))
+
+    __repr__ = _quiet_repr
 
 
 def training_estimate(settings: Settings) -> str:
@@ -157,11 +173,19 @@ class LivePicture(w.Image):
     def __init__(self) -> None:
         super().__init__(value=to_png(show_live(History().table(), [])), format="png")
 
+    __repr__ = _quiet_repr
+
     def update(self, history: History) -> None:
         self.value = to_png(show_live(history.table(), history.previews))
 
 
-def browser(dataset: Dataset, draw: Callable[..., bytes], **options: w.ValueWidget) -> w.VBox:
+class Browser(w.VBox):
+    """Position and frame controls above a picture."""
+
+    __repr__ = _quiet_repr
+
+
+def browser(dataset: Dataset, draw: Callable[..., bytes], **options: w.ValueWidget) -> Browser:
     """Choose a position and a frame; draw(frame, **option values) -> PNG is shown at once.
 
     options: further widgets, by the name under which draw takes their value.
@@ -186,7 +210,7 @@ def browser(dataset: Dataset, draw: Callable[..., bytes], **options: w.ValueWidg
     for control in (frame, *options.values()):
         control.observe(redraw, "value")
     redraw()
-    return w.VBox([w.HBox([position, frame]), w.HBox(list(options.values())), picture, message])
+    return Browser([w.HBox([position, frame]), w.HBox(list(options.values())), picture, message])
 
 
 def _frame_options(frames: Sequence[Any]) -> list[tuple[str, Any]]:

@@ -1,0 +1,29 @@
+"""Small datasets, made by hand, that the tests share."""
+
+import os
+
+import numpy as np
+import pytest
+
+from tests.helpers import squares, write
+from tests.notebook_settings import SETTINGS
+
+os.environ["SEGKIT_IGNORE_FORM"] = SETTINGS["SEGKIT_IGNORE_FORM"]
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)
+
+
+@pytest.fixture
+def tiny(tmp_path):
+    """Two positions of two frames, dark squares on grey: REF Pos101 (training) and Pos109 (validation)."""
+    for position in ("Pos101", "Pos109"):
+        for k in range(2):
+            labels = squares((4, 4 + k), (20, 24))
+            image = np.where(labels > 0, 60, 160).astype(np.uint8)
+            write(tmp_path / "REF_raw_data" / position / "aphase" / f"img_{k:09d}.tiff", image)
+            write(tmp_path / "REF_masks" / position / "PreprocessedPhaseMasks" / f"MASK_img_{k:09d}.tif",
+                  labels.astype(np.uint16))
+    return tmp_path

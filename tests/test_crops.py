@@ -1,0 +1,108 @@
+import numpy as np
+import pytest
+import torch
+
+from segkit import discover
+from segkit.crops import cut_crops, draw_crops
+from segkit.data import read_pair
+from segkit.decode import build_store
+from segkit.targets import normalise
+from tests.helpers import FIXTURE
+
+CPU = torch.device("cpu")
+PLAIN = {"angle": 0.0, "zoom": 1.0, "mirror": 1.0, "contrast": 1.0, "offset": 0.0, "gamma": 1.0, "slope_y": 0.0,
+         "slope_x": 0.0, "blur": 0.0, "noise": 0.0}
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    pairs = [f for f in discover(FIXTURE).pairs if f.frame == 11]
+    return build_store(pairs, CPU, tmp_path_factory.mktemp("cache"))[0]
+
+
+def plain_plan(count, **changes):
+    plan = {name: torch.full((count,), value) for name, value in (PLAIN | changes).items()}
+    return plan | {"frame": torch.arange(count), "centre": torch.full((count, 2), 64.0),
+                   "noise_seed": torch.zeros(1, dtype=torch.int64)}
+
+
+def test_whole_frames_are_what_segment_sees(store):
+    for k, frame in enumerate(store.frames):
+        image, labels = read_pair(frame)
+        whole, target = store.whole([k], 16)
+        np.testing.assert_allclose(whole[0, 0].numpy(), normalise(image), atol=2e-5)
+        np.testing.assert_array_equal(target[0, 0].numpy() > 0, labels > 0)
+
+
+def test_an_unchanged_crop_is_cut_pixel_by_pixel(store):
+    images, targets = cut_crops(store, plain_plan(2), (32, 48))
+    whole, target = store.whole([1], 16)
+    np.testing.assert_allclose(images[1].numpy(), whole[0, :, 48:80, 40:88].numpy(), atol=1e-5)
+    np.testing.assert_array_equal(targets[1].numpy(), target[0, :, 48:80, 40:88].numpy())
+
+
+def test_image_and_target_turn_together(store):
+    plain, target = cut_crops(store, plain_plan(1), (32, 32))
+    turned, turned_target = cut_crops(store, plain_plan(1, angle=np.pi / 2), (32, 32))
+    np.testing.assert_allclose(turned[0, 0].numpy(), np.rot90(plain[0, 0].numpy(), -1), atol=1e-3)
+    assert (turned_target[0, 0].numpy() == np.rot90(target[0, 0].numpy(), -1)).mean() > 0.99
+
+
+def test_zoom_enlarges_cells(store):
+    _, target = cut_crops(store, plain_plan(1), (96, 96))
+    _, zoomed = cut_crops(store, plain_plan(1, zoom=0.7), (96, 96))
+    assert (zoomed > 0).sum() < (target > 0).sum()
+
+
+def test_targets_are_never_interpolated(store):
+    plan = draw_crops(store, 8, (64, 64), torch.Generator().manual_seed(0))
+    _, targets = cut_crops(store, plan, (64, 64))
+    steps = targets * 255
+    torch.testing.assert_close(steps, steps.round())
+
+
+def test_the_same_seed_cuts_the_same_crops(store):
+    a, b = (cut_crops(store, draw_crops(store, 4, (64, 64), torch.Generator().manual_seed(7)), (64, 64))
+            for _ in range(2))
+    assert torch.equal(a[0], b[0])
+    assert torch.equal(a[1], b[1])
+
+
+def test_a_crop_larger_than_its_frame_is_mirrored_not_broken(store):
+    images, _ = cut_crops(store, plain_plan(1), (320, 320))
+    assert images.shape == (1, 1, 320, 320)
+    assert torch.isfinite(images).all()
+
+
+def test_half_of_the_crops_look_at_cells(store):
+    plan = draw_crops(store, 64, (32, 32), torch.Generator().manual_seed(0))
+    _, targets = cut_crops(store, plan, (32, 32))
+    assert ((targets > 0).flatten(1).any(1)).float().mean() > 0.5
+
+
+def test_memory_and_disk_give_the_same_store(tmp_path, store):
+    mapped, problems = build_store(store.frames, CPU, tmp_path, memory_limit=1e-6)
+    assert problems == []
+    assert torch.equal(mapped.pixels, store.pixels)
+    assert torch.equal(mapped.targets, store.targets)
+    assert len(list(tmp_path.glob("*/index.npz"))) == 1
+
+
+def test_the_cache_on_disk_is_used_again_and_made_anew_for_changed_files(tmp_path, tiny):
+    pairs = discover(tiny).pairs
+    build_store(pairs, CPU, tmp_path / "c", memory_limit=1e-6)
+    made = {p: p.stat().st_mtime_ns for p in (tmp_path / "c").glob("*/index.npz")}
+    build_store(pairs, CPU, tmp_path / "c", memory_limit=1e-6)
+    assert {p: p.stat().st_mtime_ns for p in (tmp_path / "c").glob("*/index.npz")} == made
+    pairs[0].image.touch()
+    build_store(pairs, CPU, tmp_path / "c", memory_limit=1e-6)
+    assert len(list((tmp_path / "c").glob("*/index.npz"))) == 2
+
+
+def test_a_pair_that_cannot_be_decoded_is_a_problem_and_the_rest_goes_on(tmp_path, tiny):
+    pairs = discover(tiny).pairs
+    content = bytearray(pairs[1].image.read_bytes())
+    pairs[1].image.write_bytes(content[:len(content) // 2])
+    store, problems = build_store(pairs, CPU, tmp_path / "c")
+    assert len(store.frames) == 3
+    assert [p.path for p in problems] == [pairs[1].image]

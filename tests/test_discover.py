@@ -1,0 +1,139 @@
+import numpy as np
+import pytest
+
+from segkit import SegkitError, discover, split_by_position
+from segkit.data import exclude, read_pair
+from segkit.discover import name_key
+from tests.helpers import FIXTURE, write
+
+
+def test_the_fixture_is_found_whole():
+    dataset = discover(FIXTURE)
+    assert len(dataset.frames) == len(dataset.pairs) == 72
+    assert dataset.problems == ()
+    assert {f.unit for f in dataset.frames} == {(e, f"Pos{n}") for e, numbers in
+                                                {"REF": (101, 102, 109), "RIF10": (201, 202, 209)}.items()
+                                                for n in numbers}
+    assert [f.frame for f in dataset.frames if f.unit == ("REF", "Pos109")] == list(range(10, 22))
+
+
+def test_frame_1_is_never_frame_10(tmp_path):
+    image = np.zeros((20, 20), np.uint8)
+    for k in (1, 10, 100):
+        write(tmp_path / "A_raw_data/Pos101" / f"img_{k}.tif", image)
+    write(tmp_path / "A_masks/Pos101/MASK_img_000010.tif", image)
+    pairs = discover(tmp_path).pairs
+    assert [(f.frame, f.masks.name) for f in pairs] == [(10, "MASK_img_000010.tif")]
+
+
+@pytest.mark.parametrize("stem", ["img_7", "IMG_007", "MASK_img_000000007", "img_7_cp_masks", "img_07_masks"])
+def test_one_frame_has_one_key(stem):
+    assert name_key(stem) == ("img_#", 7)
+
+
+def test_suffixes_of_folder_names_are_kept(tiny):
+    (tiny / "REF_raw_data").rename(tiny / "REF_raw_data101_110")
+    (tiny / "REF_masks").rename(tiny / "REF_masks101_110")
+    assert {f.experiment for f in discover(tiny).pairs} == {"REF101_110"}
+
+
+def test_omniposes_own_naming_beside_the_images(tmp_path):
+    write(tmp_path / "A_raw_data/Pos101/img_1.tif", np.zeros((20, 20), np.uint8))
+    write(tmp_path / "A_raw_data/Pos101/img_1_cp_masks.tif", np.zeros((20, 20), np.uint8))
+    dataset = discover(tmp_path)
+    assert len(dataset.frames) == len(dataset.pairs) == 1
+
+
+def test_a_plain_folder_of_images_is_a_dataset_without_experiments(tmp_path):
+    for name in ("a_15.tif", "b_1.png", "c.tif"):
+        if name.endswith("png"):
+            from PIL import Image
+            Image.fromarray(np.zeros((20, 20), np.uint8)).save(tmp_path / name)
+        else:
+            write(tmp_path / name, np.zeros((20, 20), np.uint8))
+    assert len(discover(tmp_path).frames) == 3
+
+
+def test_a_mask_that_cannot_be_used_loses_the_pair_but_not_the_frame(tiny):
+    mask = next((tiny / "REF_masks").rglob("MASK_img_000000001.tif"))
+    mask.write_bytes(b"")
+    dataset = discover(tiny)
+    assert (len(dataset.frames), len(dataset.pairs)) == (4, 3)
+    assert [(p.path, p.frames_lost) for p in dataset.problems] == [(mask, 1)]
+    assert "0 bytes" in dataset.problems[0].reason
+
+
+def test_an_image_that_cannot_be_read_is_listed_and_the_rest_goes_on(tiny):
+    image = next((tiny / "REF_raw_data").rglob("img_000000000.tiff"))
+    image.write_bytes(image.read_bytes()[:100])
+    dataset = discover(tiny)
+    assert len(dataset.frames) == 3
+    assert [(p.path, p.frames_lost) for p in dataset.problems] == [(image, 1)]
+
+
+@pytest.mark.parametrize(("by", "pairs"), [(2, 4), (3, 3)])
+def test_a_size_difference_of_2_pixels_is_cropped_and_of_3_refused(tiny, by, pairs):
+    mask = next((tiny / "REF_masks").rglob("MASK_img_000000001.tif"))
+    write(mask, np.ones((40 - by, 48), np.uint16))
+    dataset = discover(tiny)
+    assert len(dataset.pairs) == pairs
+    assert len(dataset.problems) == 1
+    if by == 2:
+        image, labels = read_pair(next(f for f in dataset.pairs if f.masks == mask))
+        assert image.shape == labels.shape == (38, 48)
+        assert "cropped" in dataset.problems[0].reason
+
+
+def test_missing_masks_are_counted_once_per_position(tiny):
+    for mask in (tiny / "REF_masks/Pos101").rglob("*.tif"):
+        mask.unlink()
+    assert [(p.frames_lost, "no masks file" in p.reason) for p in discover(tiny).problems] == [(2, True)]
+
+
+def test_a_missing_masks_folder_is_named(tiny):
+    (tiny / "REF_masks").rename(tiny / "elsewhere")
+    problem, = discover(tiny).problems
+    assert problem.frames_lost == 4
+    assert "expected REF_masks" in problem.reason
+
+
+def test_masks_may_lie_under_masks_path(tiny, tmp_path_factory):
+    other = tmp_path_factory.mktemp("masks")
+    (tiny / "REF_masks").rename(other / "REF_masks")
+    assert len(discover(tiny, other).pairs) == 4
+
+
+@pytest.mark.parametrize(("make", "words"), [
+    (lambda p: p / "nowhere", "not there"),
+    (lambda p: p, "no experiment"),
+    (lambda p: write(p / "a.tif", np.zeros((4, 4))), "a file, not a folder")])
+def test_a_wrong_dataset_path_gives_one_sentence(tmp_path, make, words):
+    with pytest.raises(SegkitError, match=words):
+        discover(make(tmp_path))
+
+
+def test_no_position_is_on_both_sides_of_the_split():
+    split = split_by_position(discover(FIXTURE).pairs)
+    assert (len(split.train), len(split.validation), split.shared_positions()) == (48, 24, 0)
+    assert {f.position for f in split.validation} == {"Pos109", "Pos209"}
+
+
+@pytest.mark.parametrize(("endings", "words"), [(("77",), "no validation position"), ((), "no validation position"),
+                                                (("1", "2", "9"), "no training position")])
+def test_a_split_with_an_empty_side_is_refused(endings, words):
+    with pytest.raises(SegkitError, match=words):
+        split_by_position(discover(FIXTURE).pairs, endings)
+
+
+def test_a_dataset_without_pairs_cannot_be_split():
+    with pytest.raises(SegkitError, match="no pair"):
+        split_by_position([])
+
+
+def test_exclude_takes_frames_and_positions_and_refuses_what_matches_nothing(tiny):
+    pairs = discover(tiny).pairs
+    kept, excluded = exclude(pairs, ["REF/Pos101/1", "REF/Pos109"])
+    assert [f.name for f in kept] == ["REF/Pos101/0"]
+    assert len(excluded) == 3
+    with pytest.raises(SegkitError, match="REF/Pos10"):
+        exclude(pairs, ["REF/Pos10"])

@@ -1,0 +1,94 @@
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image
+
+from segkit import SegkitError, read_image, read_labels
+from segkit.images import read_header
+
+RAMP = np.arange(20 * 24, dtype=np.uint16).reshape(20, 24) * 100
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32, np.int16])
+@pytest.mark.parametrize("options", [{}, {"compression": "lzw"}, {"compression": "zlib", "predictor": True},
+                                     {"compression": "zstd"}, {"bigtiff": True}, {"ome": True}, {"imagej": True}],
+                         ids=str)
+def test_every_kind_of_tiff_gives_its_exact_values(tmp_path, dtype, options):
+    if options.get("imagej") and dtype == np.int16:
+        pytest.skip("ImageJ has no signed 16-bit")
+    values = (RAMP % 250).astype(dtype)
+    path = tmp_path / ("a.ome.tif" if options.get("ome") else "a.tif")
+    tifffile.imwrite(path, values, **{k: v for k, v in options.items() if k != "ome"})
+    assert read_header(path) == (1, 20, 24)
+    image = read_image(path)
+    assert image.dtype == np.float32
+    np.testing.assert_array_equal(image, values.astype(np.float32))
+
+
+def test_16_bit_is_kept_exact(tmp_path):
+    tifffile.imwrite(tmp_path / "a.tif", RAMP)
+    np.testing.assert_array_equal(read_image(tmp_path / "a.tif"), RAMP)
+
+
+@pytest.mark.parametrize("options", [{}, {"imagej": True}, {"ome": True}], ids=str)
+def test_a_multi_page_file_is_read_page_by_page(tmp_path, options):
+    stack = np.stack([RAMP, RAMP + 1, RAMP + 2])
+    path = tmp_path / "stack.ome.tif" if options.get("ome") else tmp_path / "stack.tif"
+    meta = {"axes": "TYX"}
+    tifffile.imwrite(path, stack, metadata=meta, imagej=bool(options.get("imagej")), photometric="minisblack")
+    assert read_header(path).pages == 3
+    np.testing.assert_array_equal(read_image(path, 2), RAMP + 2)
+    with pytest.raises(SegkitError, match="3 page"):
+        read_image(path, 3)
+
+
+def test_a_stack_of_channels_is_refused_with_a_reason(tmp_path):
+    tifffile.imwrite(tmp_path / "a.tif", np.zeros((3, 2, 20, 24), np.uint16), imagej=True, metadata={"axes": "TCYX"})
+    with pytest.raises(SegkitError, match="export the phase-contrast channel"):
+        read_header(tmp_path / "a.tif")
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA", "L", "P"])
+def test_grey_pictures_saved_in_colour_give_the_grey(tmp_path, mode):
+    grey = (RAMP % 250).astype(np.uint8)
+    Image.fromarray(grey).convert(mode).save(tmp_path / "a.png")
+    np.testing.assert_array_equal(read_image(tmp_path / "a.png"), grey)
+
+
+def test_labels_of_every_encoding_give_the_same_cells(tmp_path):
+    truth = np.zeros((20, 24), np.int32)
+    truth[2:6, 2:6], truth[10:14, 10:20] = 1, 2
+    colours = np.array([[0, 0, 0], [255, 0, 0], [255, 255, 0]], np.uint8)
+    encodings = {"u8": truth.astype(np.uint8), "u16": truth.astype(np.uint16), "u32": truth.astype(np.uint32),
+                 "float": truth.astype(np.float32), "binary": (truth > 0).astype(np.uint8) * 255,
+                 "bool": truth > 0, "rgb": colours[truth]}
+    for name, array in encodings.items():
+        path = tmp_path / f"{name}.tif"
+        tifffile.imwrite(path, array, photometric="rgb" if name == "rgb" else "minisblack")
+        labels = read_labels(path)
+        assert labels.dtype == np.int32, name
+        np.testing.assert_array_equal(labels, truth, err_msg=name)
+
+
+def test_a_probability_map_is_no_labels(tmp_path):
+    tifffile.imwrite(tmp_path / "p.tif", np.full((20, 24), 0.5, np.float32))
+    with pytest.raises(SegkitError, match="not whole numbers"):
+        read_labels(tmp_path / "p.tif")
+
+
+@pytest.mark.parametrize("content", [b"", b"II*\0", b"not a picture at all"], ids=["empty", "header", "text"])
+@pytest.mark.parametrize("suffix", [".tif", ".png"])
+def test_a_damaged_file_gives_one_sentence(tmp_path, content, suffix):
+    path = tmp_path / f"a{suffix}"
+    path.write_bytes(content)
+    for read in (read_header, read_image):
+        with pytest.raises(SegkitError, match=r"a\.(tif|png)"):
+            read(path)
+
+
+def test_a_file_cut_short_is_noticed_without_decoding(tmp_path):
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, RAMP)
+    path.write_bytes(path.read_bytes()[:-200])
+    with pytest.raises(SegkitError, match="cut short"):
+        read_header(path)

@@ -1,0 +1,97 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from segkit import SegkitError, UNet, load_model, segment
+from segkit.losses import batch_dice, dice_loss_with_logits, student_loss
+from segkit.model import ModelInfo, save_model
+from segkit.scores import dice
+
+
+@pytest.mark.parametrize("norm", ["group", "batch", "instance"])
+def test_parameters_are_the_starting_recipes_and_the_second_maps_25(norm):
+    assert UNet(ModelInfo(norm=norm)).count_parameters() == 4_418_449 + 25
+    assert UNet(ModelInfo(norm=norm, outputs=1)).count_parameters() == 4_418_449
+
+
+def test_a_size_that_does_not_fit_says_what_would():
+    with pytest.raises(ValueError, match="pad it to 48 x 64"):
+        UNet()(torch.zeros(1, 1, 40, 50))
+
+
+def test_saved_and_loaded_is_the_same(tmp_path):
+    model = UNet(ModelInfo(marker=0.6, cell_width=9.5)).eval()
+    save_model(model, tmp_path / "model.safetensors")
+    loaded = load_model(tmp_path, "cpu")
+    assert loaded.info == model.info
+    x = torch.rand(1, 1, 32, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(x), model(x), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("damage", ["missing", "text", "cut", "foreign"])
+def test_what_is_no_model_gives_one_sentence(tmp_path, damage):
+    path = tmp_path / "model.safetensors"
+    if damage == "text":
+        path.write_text("not a model")
+    elif damage == "cut":
+        save_model(UNet(), path)
+        path.write_bytes(path.read_bytes()[:5000])
+    elif damage == "foreign":
+        from safetensors.torch import save_file
+        save_file({"a": torch.zeros(2)}, path, {"segkit": json.dumps({"format": 1})})
+    with pytest.raises(SegkitError, match=r"model|weights"):
+        load_model(tmp_path)
+
+
+def test_loading_runs_no_code(tmp_path):
+    import pickle
+
+    class Evil:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "ran"), "w"))
+
+    (tmp_path / "model.safetensors").write_bytes(pickle.dumps(Evil()))
+    with pytest.raises(SegkitError):
+        load_model(tmp_path)
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (7, 300), (16, 16), (33, 47), (128, 100)])
+def test_every_pixel_of_any_size_is_answered(shape):
+    result = segment(UNet(), np.random.default_rng(0).random(shape))
+    assert [a.shape for a in result] == [shape] * 3
+    assert [a.dtype for a in result] == [np.float32, bool, np.int32]
+    np.testing.assert_array_equal(result.labels > 0, result.mask)
+
+
+@pytest.mark.parametrize("image", [np.zeros((20, 20), np.uint16), np.full((20, 20), np.nan),
+                                   np.ones((20, 20), bool), np.full((20, 20), 65535, np.uint16)])
+def test_images_without_content_are_answered_too(image):
+    assert np.isfinite(segment(UNet(), image).probability).all()
+
+
+@pytest.mark.parametrize("shape", [(3, 20, 20), (0, 5), (20,)])
+def test_what_is_no_picture_is_refused(shape):
+    with pytest.raises(SegkitError, match="height x width"):
+        segment(UNet(), np.zeros(shape))
+
+
+def test_losses_are_smallest_for_the_right_answer():
+    target = torch.zeros(1, 1, 8, 8)
+    target[..., 2:6, 2:6] = 0.7
+    right = torch.cat([torch.where(target > 0, 12.0, -12.0), target], 1)
+    assert student_loss(right, target) < 0.02
+    assert student_loss(-right, target) > 2
+    assert dice_loss_with_logits(torch.full((1, 8, 8), -20.0), torch.zeros(1, 8, 8)) == pytest.approx(0, abs=1e-4)
+
+
+def test_batch_dice_is_dice_frame_by_frame():
+    rng = np.random.default_rng(0)
+    logits, target = rng.normal(size=(3, 9, 9)), rng.random((3, 9, 9)) > 0.5
+    logits[2], target[2] = -1, False
+    expected = [dice(a > 0, b) for a, b in zip(logits, target, strict=True)]
+    assert batch_dice(torch.from_numpy(logits), torch.from_numpy(target)).tolist() == pytest.approx(expected)
+    assert expected[2] == 1.0

@@ -1,0 +1,68 @@
+import numpy as np
+import pytest
+
+from segkit.scores import match_instances
+from segkit.targets import distance_target, intensity_range, label_cells, normalise
+from tests.helpers import squares
+
+
+def test_the_distance_is_one_at_the_core_and_zero_outside():
+    target, widths = distance_target(squares((5, 5), side=9))
+    assert target[9, 9] == 255
+    assert target[5, 5] == 1 + round(254 / 5)
+    assert target[4, 5] == 0
+    assert widths.tolist() == [9.0]
+
+
+def test_every_cell_has_its_own_core_however_small_and_touching():
+    labels = squares((5, 5), (5, 15)) + squares((30, 30), side=3) * 3
+    target, widths = distance_target(labels)
+    assert all(target[labels == k].max() == 255 for k in (1, 2, 3))
+    assert (target[labels > 0] > 0).all()
+    assert len(widths) == 3
+
+
+def test_labels_come_back_from_a_perfect_distance_where_components_merge():
+    labels = squares((5, 5), (5, 15), (15, 5))
+    target, _ = distance_target(labels)
+    distance = target / 255
+    foreground = (labels > 0).astype(float)
+    assert match_instances(label_cells(foreground, distance), labels).panoptic_quality == 1.0
+    assert label_cells(foreground, None).max() == 1
+
+
+def test_specks_are_dropped_holes_filled_and_numbers_have_no_gaps():
+    labels = squares((20, 20), (0, 0), side=10)
+    labels[5, 5] = 0  # a hole of one pixel
+    probability = (labels > 0).astype(float)
+    probability[35, 40] = 1.0  # a speck
+    found = label_cells(probability, None)
+    assert sorted(np.unique(found)) == [0, 1, 2]
+    assert found[5, 5] > 0
+    assert found[35, 40] == 0
+
+
+def test_a_piece_without_a_core_is_one_cell():
+    probability = (squares((5, 5)) > 0).astype(float)
+    assert label_cells(probability, np.zeros_like(probability)).max() == 1
+
+
+def test_no_foreground_gives_no_cells():
+    assert label_cells(np.zeros((8, 8)), np.zeros((8, 8))).max() == 0
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
+def test_normalisation_does_not_depend_on_the_dtype(rng, dtype):
+    image = rng.integers(10, 200, (50, 60))
+    np.testing.assert_allclose(normalise(image.astype(dtype)), normalise(image.astype(np.float64)), atol=1e-6)
+
+
+def test_the_range_is_that_of_the_percentiles_and_minmax_that_of_the_extremes():
+    image = np.arange(1001, dtype=np.float32).reshape(7, 143)
+    assert intensity_range(image) == pytest.approx((5, 995))
+    assert intensity_range(image, "minmax") == (0, 1000)
+
+
+@pytest.mark.parametrize("image", [np.zeros((4, 4)), np.full((4, 4), np.nan), np.full((1, 1), 7.0)])
+def test_constant_and_empty_images_normalise_to_something_finite(image):
+    assert np.isfinite(normalise(image)).all()

@@ -1,0 +1,162 @@
+"""Trainings of a few steps: enough to show what `fit` promises."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from segkit import SegkitError, Settings, UNet, discover, fit, load_model, segment_dataset, split_by_position
+from segkit import train as train_module
+from segkit.data import Split
+from segkit.settings import parse_settings
+
+
+def settings_for(tmp_path, **changes):
+    values = {"DATASET_PATH": tmp_path, "RUN": "r", "EPOCHS": 2, "BATCH_SIZE": 2, "CROP": 16, "CROPS_PER_EPOCH": 4,
+              "DEVICE": "cpu"} | changes
+    return parse_settings(values, Settings(root=tmp_path))
+
+
+def train(tiny, **changes):
+    settings = settings_for(tiny, **changes)
+    model = UNet()
+    history = fit(model, split_by_position(discover(tiny).pairs), settings)
+    return model, history, settings
+
+
+def untimed(history):
+    return history.table().drop(columns=["seconds", "crops_per_second"])
+
+
+def test_a_run_leaves_what_the_design_says(tiny):
+    _, history, settings = train(tiny)
+    left = {p.name for p in settings.run_dir.iterdir()}
+    assert left == {"settings.json", "split.json", "run.log", "history.csv", "model.safetensors", "MODEL_CARD.md",
+                    "last.pt", "report.json"}
+    assert len(history.rows) == 2
+    assert len(pd.read_csv(settings.run_dir / "history.csv")) == 2
+    report = json.loads((settings.run_dir / "report.json").read_text())
+    assert set(report["val_dice_by_position"]) == {"REF Pos109"}
+    assert json.loads((settings.run_dir / "split.json").read_text())["validation"] == ["REF/Pos109/0", "REF/Pos109/1"]
+    assert load_model(settings.run_dir, "cpu").info.cell_width == 9.0  # squares of 10: twice 5, less the edges
+    assert torch.load(settings.run_dir / "last.pt", weights_only=True)["state"]["epoch"] == 2
+
+
+def test_the_same_seed_trains_the_same_student_and_another_does_not(tiny):
+    weights = [train(tiny, RUN=name, SEED=seed)[0].state_dict()["out.weight"] for name, seed in
+               (("a", 1), ("b", 1), ("c", 2))]
+    assert torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[0], weights[2])
+
+
+def test_an_interrupted_run_resumes_and_ends_as_an_undisturbed_one(tiny):
+    whole, history, _ = train(tiny, RUN="whole", EPOCHS=3)
+    seen = []
+
+    def interrupt(history):
+        seen.append(len(history.rows))
+        if len(seen) == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(SegkitError, match="2 of 3 epochs are saved"):
+        fit(UNet(), split_by_position(discover(tiny).pairs), settings_for(tiny, RUN="cut", EPOCHS=3), interrupt)
+    again, resumed, _ = train(tiny, RUN="cut", EPOCHS=3, RESUME=1)
+    pd.testing.assert_frame_equal(untimed(history), untimed(resumed))
+    for name, value in whole.state_dict().items():
+        assert torch.equal(value, again.state_dict()[name]), name
+
+
+def test_a_finished_run_is_not_overwritten_but_goes_on_with_more_epochs(tiny):
+    train(tiny, EPOCHS=1)
+    with pytest.raises(SegkitError, match="RESUME=1"):
+        train(tiny, EPOCHS=1)
+    _, history, _ = train(tiny, EPOCHS=2, RESUME=1)
+    assert [row["epoch"] for row in history.rows] == [1, 2]
+
+
+def test_resume_without_a_run_and_a_damaged_last_pt_are_named(tiny):
+    with pytest.raises(SegkitError, match=r"no last\.pt"):
+        train(tiny, RESUME=1)
+    _, _, settings = train(tiny)
+    (settings.run_dir / "last.pt").write_bytes(b"half")
+    with pytest.raises(SegkitError, match="START_FROM"):
+        train(tiny, EPOCHS=3, RESUME=1)
+
+
+def test_start_from_begins_with_another_runs_weights(tiny):
+    first, _, _ = train(tiny)
+    second, _, _ = train(tiny, RUN="second", START_FROM="r", LEARNING_RATE=1e-7, EPOCHS=1)
+    for name, value in first.state_dict().items():
+        torch.testing.assert_close(value, second.state_dict()[name], atol=1e-4, rtol=0)
+
+
+def test_a_loss_without_value_is_rolled_back_and_said(tiny, monkeypatch):
+    real, calls = train_module.student_loss, []
+
+    def sometimes_nan(output, target):
+        calls.append(output.requires_grad)
+        loss = real(output, target)
+        return loss * float("nan") if sum(calls) == 3 and output.requires_grad else loss
+
+    monkeypatch.setattr(train_module, "student_loss", sometimes_nan)
+    _, history, settings = train(tiny, EPOCHS=3)
+    assert sum(row["event"] == "" for row in history.rows) == 3
+    assert len(history.events) == 1
+    assert "nan" in history.events[0]
+    assert json.loads((settings.run_dir / "report.json").read_text())["events"] == history.events
+    assert np.isfinite([float(v.sum()) for v in load_model(settings.run_dir, "cpu").state_dict().values()]).all()
+
+
+def test_a_training_that_never_works_stops_after_three_tries(tiny, monkeypatch):
+    monkeypatch.setattr(train_module, "student_loss", lambda output, target: output.sum() * float("nan"))
+    with pytest.raises(SegkitError, match="broke down 4 times"):
+        train(tiny)
+
+
+def test_frames_of_many_sizes_and_smaller_than_the_crop_train(tiny):
+    from tests.helpers import squares, write
+    write(tiny / "REF_raw_data/Pos101/aphase/img_000000002.tiff", np.full((20, 33), 90, np.uint8))
+    write(tiny / "REF_masks/Pos101/PreprocessedPhaseMasks/MASK_img_000000002.tif",
+          squares((3, 3), shape=(20, 33)).astype(np.uint16))
+    _, history, settings = train(tiny, CROP="768x448")
+    assert len(history.rows) == 2
+    assert "crops of 16 x 32" in (settings.run_dir / "run.log").read_text()
+
+
+def test_a_folder_that_cannot_be_written_gives_one_sentence(tiny):
+    (tiny / "runs").write_text("a file where the folder should be")
+    with pytest.raises(SegkitError, match="cannot write"):
+        train(tiny)
+
+
+def test_every_frame_is_segmented_written_measured_and_loads_back_as_masks(tiny):
+    from segkit import read_labels
+    for mask in (tiny / "REF_masks/Pos101").rglob("*.tif"):
+        mask.unlink()
+    dataset = discover(tiny)
+    path = segment_dataset(UNet(), dataset.frames, tiny / "out", pixel_size_um=0.1)
+    assert path == tiny / "out" / "cells.csv"
+    again = discover(tiny, tiny / "out" / "masks")
+    assert len(again.pairs) == 4
+    labels = read_labels(again.pairs[0].masks)
+    cells = pd.read_csv(path)
+    assert ((cells["frame"] == 0) & (cells["position"] == "Pos101")).sum() == labels.max()
+    assert len(pd.read_csv(tiny / "out" / "scores.csv")) == 2
+
+
+def test_one_unreadable_frame_is_listed_and_the_rest_done(tiny):
+    frames = discover(tiny).frames
+    frames[0].image.write_bytes(b"gone")
+    segment_dataset(UNet(), frames, tiny / "out")
+    assert len(list((tiny / "out" / "masks").rglob("*.tif"))) == 3
+    assert pd.read_csv(tiny / "out" / "skipped.csv")["frame"].tolist() == ["REF/Pos101/0"]
+
+
+def test_a_split_with_nothing_left_to_read_stops(tiny):
+    split = split_by_position(discover(tiny).pairs)
+    for frame in split.train:
+        frame.image.write_bytes(b"")
+    with pytest.raises(SegkitError, match="none of 2 pairs"):
+        fit(UNet(), Split(split.train, split.validation), settings_for(tiny))
