@@ -1,0 +1,106 @@
+"""A person's way: JupyterLab in a real browser, a notebook run to its end. Skipped where no Chromium is installed."""
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from tests.notebook_settings import SETTINGS
+
+ROOT = Path(__file__).parent.parent
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+         "--disable-component-update", "--disable-sync"]
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed: apt-get install chromium")
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory):
+    """A JupyterLab on loopback that serves a copy of the project, so that nothing here is changed."""
+    folder = tmp_path_factory.mktemp("lab")
+    shutil.copytree(ROOT / "notebooks", folder / "notebooks", ignore=shutil.ignore_patterns("__pycache__", ".ipynb*"))
+    (folder / "tests").mkdir()
+    (folder / "config" / "labconfig").mkdir(parents=True)
+    (folder / "config" / "labconfig" / "page_config.json").write_text(
+        '{"disabledExtensions": {"@jupyterlab/apputils-extension:announcements": true}}')
+    shutil.copytree(ROOT / "tests" / "fixture", folder / "tests" / "fixture")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    environment = os.environ | SETTINGS | {"JUPYTER_CONFIG_DIR": str(folder / "config"),
+                                           "JUPYTER_RUNTIME_DIR": str(folder / "runtime")}
+    server = subprocess.Popen(
+        [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ip=127.0.0.1", f"--port={port}",
+         "--IdentityProvider.token=", "--ServerApp.password=", f"--ServerApp.root_dir={folder}",
+         "--LabApp.news_url=None", "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate"],
+        env=environment, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    url = f"http://127.0.0.1:{port}"
+    for _ in range(120):
+        try:
+            urllib.request.urlopen(f"{url}/api", timeout=1)
+            break
+        except OSError:
+            time.sleep(0.5)
+    else:
+        server.kill()
+        pytest.fail("JupyterLab did not start within a minute")
+    yield url, folder
+    server.terminate()
+    server.wait(20)
+
+
+@pytest.fixture(scope="module")
+def page():
+    from playwright.sync_api import sync_playwright
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield browser.new_page(viewport={"width": 1300, "height": 1600})
+        browser.close()
+
+
+def run_all(page, url, name):
+    """Open a notebook and run all its cells; return when the kernel is done with them."""
+    page.goto(f"{url}/lab/tree/notebooks/{name}.ipynb?reset")
+    page.wait_for_selector(".jp-Notebook .jp-Cell", timeout=60_000)
+    page.wait_for_timeout(1500)
+    if page.locator(".jp-Dialog").count():  # which kernel?
+        page.click(".jp-Dialog button.jp-mod-accept")
+    page.wait_for_selector("text=Python 3 (ipykernel) | Idle", timeout=60_000)
+    page.click(".lm-MenuBar-itemLabel:text-is('Run')")
+    page.click("li[data-command='runmenu:run-all']")
+    page.wait_for_selector(".jp-Notebook-ExecutionIndicator[data-status=busy]", state="attached", timeout=20_000)
+    page.wait_for_selector(".jp-Notebook-ExecutionIndicator[data-status=idle]", state="attached", timeout=180_000)
+    page.wait_for_timeout(1000)
+
+
+def keep_screenshot(page, name):
+    folder = ROOT / "artefacts"
+    folder.mkdir(exist_ok=True)
+    page.screenshot(path=folder / f"{name}.png")
+
+
+def test_setup_runs_to_its_end_and_its_form_answers(lab, page):
+    url, folder = lab
+    run_all(page, url, "01_setup")
+    keep_screenshot(page, "01_run")
+    assert page.locator(".jp-OutputArea-output[data-mime-type='application/vnd.jupyter.stderr']").count() == 0
+    field = page.locator(".jp-OutputArea .widget-text input").first
+    field.scroll_into_view_if_needed()
+    field.fill("/nowhere")
+    field.press("Enter")
+    page.wait_for_selector("text=/nowhere is not there/", timeout=20_000)
+    keep_screenshot(page, "01_wrong_path")
+    field.fill("tests/fixture")
+    field.press("Enter")
+    page.wait_for_selector("text=✓ 72 images, 72 with masks", timeout=20_000)
+    page.click("button:has-text('Save')")
+    page.wait_for_selector("text=saved in segkit.json", timeout=20_000)
+    keep_screenshot(page, "01_saved")
+    assert (folder / "segkit.json").is_file()
+    (folder / "segkit.json").unlink()

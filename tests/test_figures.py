@@ -1,0 +1,38 @@
+import numpy as np
+import pandas as pd
+
+from segkit.figures import grey, outlines, overlay, show_bars, show_history, show_live, show_pictures, to_png
+from segkit.history import COLUMNS
+from tests.helpers import squares
+
+
+def test_outlines_are_the_rims_of_the_cells():
+    edge = outlines(squares((5, 5)))
+    assert edge.sum() == 4 * 10 - 4
+    touching = outlines(squares((5, 5), (5, 15)))
+    assert touching[10, 14]
+    assert touching[10, 15]
+    assert outlines(np.zeros((4, 4), int)).sum() == 0
+
+
+def test_an_overlay_keeps_the_image_where_there_is_no_outline():
+    image, labels = np.tile(np.linspace(0, 1, 48), (40, 1)), squares((5, 5))
+    picture = overlay(image, labels)
+    assert picture.shape == (40, 48, 3)
+    rim = outlines(labels)
+    np.testing.assert_array_equal(picture[~rim], np.repeat((grey(image) * 255).astype(np.uint8)[..., None], 3, 2)[~rim])
+    assert (picture[rim] == (0xD5, 0x5E, 0x00)).all()
+
+
+def test_neighbouring_numbers_get_different_colours():
+    picture = overlay(np.ones((40, 48)), squares((5, 5), (5, 15), (20, 5)), None)
+    assert len({tuple(picture[y, x]) for y, x in ((8, 8), (8, 18), (25, 8))}) == 3
+
+
+def test_every_figure_becomes_a_png_with_and_without_content():
+    rows = [dict.fromkeys(COLUMNS, 0.5) | {"epoch": 1, "event": "rolled back"}]
+    for table in (pd.DataFrame(rows), pd.DataFrame(columns=list(COLUMNS))):
+        for figure in (show_history(table), show_live(table, [(np.zeros((8, 8)),) * 3])):
+            assert to_png(figure).startswith(b"\x89PNG")
+    for figure in (show_bars(pd.Series({"a": 1.0}), "x"), show_pictures([np.zeros((8, 9))], ["a"], 0.1)):
+        assert to_png(figure).startswith(b"\x89PNG")

@@ -1,0 +1,115 @@
+"""`make run` without a browser: bad input ends with one sentence and exit code 1."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from segkit import SegkitError, discover, split_by_position
+from segkit.headless import main
+from segkit.settings import Settings, parse_settings
+from segkit.widgets import Browser, SettingsForm, dataset_verdict, settings_table
+from tests.notebook_settings import SETTINGS
+
+
+def last_line(capsys):
+    return capsys.readouterr().err.strip().splitlines()[-1]
+
+
+def test_an_unknown_setting_stops_before_anything_runs(capsys):
+    assert main(["EPOCH=3"]) == 1
+    assert last_line(capsys) == "segkit stopped: unknown setting EPOCH: did you mean EPOCHS?"
+    assert main(["EPOCHS"]) == 1
+    assert "NAME=value" in last_line(capsys)
+
+
+def test_a_wrong_dataset_path_ends_make_run_with_the_reason(tmp_path):
+    done = subprocess.run([sys.executable, "-m", "segkit.headless", f"DATASET_PATH={tmp_path}/nowhere", "RUN=demo"],
+                          env=os.environ | SETTINGS, capture_output=True, text=True)
+    assert done.returncode == 1
+    reason = done.stderr.strip().splitlines()[-1]
+    assert reason.startswith(f"segkit stopped: 01_setup: DATASET_PATH {tmp_path}/nowhere is not there")
+
+
+
+
+def only_validation(tiny):
+    (tiny / "REF_raw_data" / "Pos101").rename(tiny / "REF_raw_data" / "Pos119")
+    (tiny / "REF_masks" / "Pos101").rename(tiny / "REF_masks" / "Pos119")
+
+
+def no_validation(tiny):
+    (tiny / "REF_raw_data" / "Pos109").rename(tiny / "REF_raw_data" / "Pos102")
+    (tiny / "REF_masks" / "Pos109").rename(tiny / "REF_masks" / "Pos102")
+
+
+def no_masks(tiny):
+    (tiny / "REF_masks").rename(tiny / "other")
+
+
+def no_experiment(tiny):
+    (tiny / "REF_raw_data").rename(tiny / "pictures")
+
+
+@pytest.mark.parametrize(("spoil", "words"), [
+    (no_experiment, "no experiment"), (no_masks, "no pair"), (only_validation, "no training position"),
+    (no_validation, "no validation position")])
+def test_the_form_says_what_is_wrong_with_a_dataset(tiny, spoil, words):
+    spoil(tiny)
+    settings = parse_settings({"DATASET_PATH": tiny}, Settings())
+    with pytest.raises(SegkitError, match=words):
+        dataset_verdict(settings)
+    assert words in SettingsForm(settings, verdict=dataset_verdict).message.value
+
+
+def test_an_unreadable_image_and_a_mask_of_another_size_are_counted_in_the_verdict(tiny):
+    next((tiny / "REF_raw_data" / "Pos101").rglob("*.tiff")).write_bytes(b"")
+    assert "3 images, 3 with masks" in dataset_verdict(parse_settings({"DATASET_PATH": tiny}, Settings()))
+    assert "1 problem(s), 1 frame(s) lost" in dataset_verdict(parse_settings({"DATASET_PATH": tiny}, Settings()))
+
+
+def test_the_form_changes_saves_and_resets(tmp_path, tiny, monkeypatch):
+    for name in SETTINGS:
+        monkeypatch.delenv(name, raising=False)
+    (tmp_path / "root").mkdir()
+    form = SettingsForm(Settings(root=tmp_path / "root"), verdict=dataset_verdict, save=True)
+    assert "not there" in form.message.value
+    form._fields["DATASET_PATH"].value = str(tiny)
+    assert "4 images" in form.message.value
+    form._fields["EPOCHS"].value = 7
+    form._save(None)
+    from segkit.settings import load_settings
+    saved = load_settings(root=tmp_path / "root")
+    assert (saved.dataset_path, saved.epochs) == (tiny, 7)
+    form._reset(None)
+    assert not (tmp_path / "root" / "segkit.json").exists()
+    assert form._fields["EPOCHS"].value == 20
+
+
+def test_widgets_store_no_machine_in_a_notebook(tiny):
+    assert "/" not in repr(SettingsForm(parse_settings({"DATASET_PATH": tiny}, Settings())))
+    table = settings_table(Settings())
+    assert table.loc["DATASET_PATH", "value"] == os.path.join("tests", "fixture")
+
+
+def test_the_browser_follows_its_controls(tiny):
+    from segkit.widgets import browser
+    seen = []
+    box = browser(discover(tiny), lambda frame: seen.append(frame.name) or b"png")
+    assert isinstance(box, Browser)
+    position, frame = box.children[0].children
+    frame.index = 1
+    position.value = ("REF", "Pos109")
+    assert seen[0] == "REF/Pos101/0"
+    assert seen[1] == "REF/Pos101/1"
+    assert seen[-1].startswith("REF/Pos109")
+
+
+def test_a_segkit_error_shows_one_sentence_in_a_notebook(tiny):
+    try:
+        split_by_position([])
+    except SegkitError as error:
+        shown = error._render_traceback_()
+    assert len(shown) == 1
+    assert shown[0].startswith("SegkitError: no pair")

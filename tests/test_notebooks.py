@@ -1,0 +1,89 @@
+"""The notebooks are paired, executed, small, and their stored outputs are compared with."""
+
+import os
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import jupytext
+import nbformat
+import pytest
+import yaml
+
+from tests.helpers import FIXTURE
+from tests.notebook_settings import SETTINGS
+
+ROOT = Path(__file__).parent.parent
+SCRIPTS = sorted((ROOT / "notebooks").glob("0*.py"))
+NAMES = [script.stem for script in SCRIPTS]
+
+
+def stored(script):
+    return nbformat.read(script.with_suffix(".ipynb"), as_version=4)
+
+
+def test_all_four_are_there():
+    assert NAMES == ["01_setup", "02_data_exploration", "03_training", "04_inference"]
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=NAMES)
+def test_the_pair_is_in_step(script):
+    def essence(cells):
+        return [(c.cell_type, c.source, c.metadata.get("tags", [])) for c in cells]
+    assert essence(jupytext.read(script).cells) == essence(stored(script).cells)
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=NAMES)
+def test_it_is_stored_executed_without_errors_or_warnings(script):
+    code = [c for c in stored(script).cells if c.cell_type == "code"]
+    assert [c.execution_count for c in code] == list(range(1, len(code) + 1))
+    outputs = [o for c in code for o in c.outputs]
+    assert any(o.output_type in ("stream", "execute_result") for o in outputs)
+    assert not [o for o in outputs if o.output_type == "error" or o.get("name") == "stderr"]
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=NAMES)
+def test_it_is_light_and_names_no_machine(script):
+    text = script.with_suffix(".ipynb").read_text(encoding="utf-8")
+    assert len(text) < 1e6
+    assert str(ROOT) not in text
+    assert "/home/" not in text
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=NAMES)
+def test_cells_are_short_and_the_parameters_are_tagged(script):
+    cells = stored(script).cells
+    assert max(c.source.count("\n") + 1 for c in cells if c.cell_type == "code") <= 18
+    assert sum("parameters" in c.metadata.get("tags", []) for c in cells) == 1
+    assert cells[0].source.startswith("# ")
+    assert "On your own" in cells[-1].source
+
+
+def nbval(notebook, folder):
+    path = folder / "probe.ipynb"
+    nbformat.write(notebook, path)
+    environment = os.environ | SETTINGS | {"SEGKIT_DATASET_PATH": str(FIXTURE), "SEGKIT_RUN": "demo"}
+    return subprocess.run([sys.executable, "-m", "pytest", "--nbval", "-q", "-p", "no:cacheprovider", str(path)],
+                          cwd=folder, env=environment, capture_output=True, text=True)
+
+
+def test_a_changed_stored_output_fails_the_run(tmp_path):
+    notebook = stored(ROOT / "notebooks" / "02_data_exploration.py")
+    last = next(i for i, c in enumerate(notebook.cells) if "images, " in str(c.get("outputs", "")))
+    notebook.cells = notebook.cells[:last + 1]
+    sound = nbval(notebook, tmp_path)
+    assert sound.returncode == 0, sound.stdout
+    notebook.cells[-1].outputs[0].text = notebook.cells[-1].outputs[0].text.replace("72 images", "73 images")
+    changed = nbval(notebook, tmp_path)
+    assert changed.returncode == 1
+    assert "73 images" in changed.stdout
+
+
+def test_environment_yml_is_in_step_with_pyproject():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    conda = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
+    pip = next(entry["pip"] for entry in conda if isinstance(entry, dict))
+    assert f"python{project['requires-python']}" in conda
+    assert pip[-1] == "-e .[test]"
+    assert set(pip[:-1]) == {d for d in project["dependencies"] if d.startswith("torch")}
