@@ -81,7 +81,7 @@ Facts(machine_report(settings.device))
 # ## 3. Which pictures?
 #
 # Type the folder that holds your `..._raw_data` and `..._masks` folders at DATASET_PATH and press Enter; the line
-# under the form says at once what is in it. Then press **Save**. The README shows how the folders must lie.
+# below it says at once what is in it. Then press **Save**. The README shows how the folders must lie.
 #
 # An *epoch* is one round of training through the dataset; more epochs take longer and end better, up to a point.
 # *Validation* positions are kept apart: the student never learns from them, so they show what it can really do.
@@ -112,5 +112,5 @@ dataset_verdict(settings)
 # The installation is sound, and the settings are saved for the other notebooks. Go on with `02_data_exploration`.
 #
 # **On your own**
-# - Type a folder that does not exist. What does the line under the form say?
+# - Type a folder that does not exist. What does the line below it say?
 # - What changes in the verdict when VALIDATION is `01` instead of `09,10,19,20`?

@@ -137,12 +137,10 @@ from segkit.widgets import browser
 def draw(frame, teacher, contrast):
     image = read_image(frame.image, frame.page)
     labels = segment(model, image).labels
-    pictures, titles = [overlay(image, labels, contrast=contrast)], [f"student: {labels.max()} cells"]
+    pictures = {f"student: {labels.max()} cells": overlay(image, labels, contrast=contrast)}
     if teacher and frame.masks:
-        image, labels = read_pair(frame)
-        pictures.append(overlay(image, labels, TEACHER, contrast))
-        titles.append("teacher")
-    return to_png(show_pictures(pictures, titles, settings.pixel_size_um, columns=2, size=4))
+        pictures["teacher"] = overlay(*read_pair(frame), TEACHER, contrast)
+    return to_png(show_pictures([*pictures.values()], [*pictures], settings.pixel_size_um, size=4))
 
 
 browser(dataset, draw, teacher=ipywidgets.Checkbox(True, description="teacher"),

@@ -1,5 +1,6 @@
 """Teach a small U-Net to outline bacteria, and measure how they grow. See segkit/README.md."""
 
+from .arrange import arrange
 from .data import Dataset, Frame, Problem, Split, split_by_position
 from .demo import make_demo_dataset
 from .discover import discover
@@ -23,6 +24,7 @@ __all__ = [
     "Settings",
     "Split",
     "UNet",
+    "arrange",
     "dice",
     "discover",
     "fit",

@@ -75,6 +75,9 @@ class Dataset:
         rows = [(relative(p.path), p.reason, p.frames_lost) for p in self.problems]
         return pd.DataFrame(rows, columns=["path", "reason", "frames lost"])
 
+    def __repr__(self) -> str:
+        return f"Dataset({len(self.frames)} images, {len(self.pairs)} with masks, {len(self.problems)} problems)"
+
     def _repr_html_(self) -> str:
         return self.table().to_html(index=False)
 

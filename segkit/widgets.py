@@ -36,6 +36,11 @@ def _quiet_repr(widget: w.Widget) -> str:
     return f"({type(widget).__name__}: run the notebook to see it)"
 
 
+def _say(text: str, good: bool) -> str:
+    colour, sign = (_GREEN, "✓") if good else (_RED, "✗")
+    return f'<span style="color:{colour}">{sign} {html.escape(text)}</span>'
+
+
 class SettingsForm(w.VBox):
     """A form for some of the settings. `form.settings` is what it holds now, valid or else a SegkitError."""
 
@@ -43,8 +48,9 @@ class SettingsForm(w.VBox):
                  verdict: Callable[[Settings], str] | None = None, save: bool = False) -> None:
         self._base, self._verdict = settings, verdict
         self._fields: dict[str, w.ValueWidget] = {}
-        self.message = w.HTML()
-        sections = []
+        self.message, self.saved = w.HTML(), w.HTML()
+        self._named_run = settings.run  # RUN as long as nobody has typed another
+        sections: list[w.Widget] = []
         for title, names in (groups or FORM_GROUPS).items():
             rows = [self._row(name, shown_value(settings, name)) for name in names]
             sections.append(w.VBox([w.HTML(f"<b>{html.escape(title)}</b>"), *rows]))
@@ -55,7 +61,7 @@ class SettingsForm(w.VBox):
                 button = w.Button(description=label, tooltip=tip)
                 button.on_click(action)
                 buttons.append(button)
-        super().__init__([*sections, w.HBox(buttons), self.message])
+        super().__init__([sections[0], self.message, *sections[1:], w.HBox([*buttons, self.saved])])
         self._judge()
 
     __repr__ = _quiet_repr
@@ -84,30 +90,32 @@ class SettingsForm(w.VBox):
     @property
     def settings(self) -> Settings:
         moved = {name: field.value for name, field in self._fields.items()
-                 if field.value != shown_value(self._base, name)}
+                 if field.value != shown_value(self._base, name) and (name, field.value) != ("RUN", self._named_run)}
         return parse_settings(moved, self._base)
 
-    def say(self, text: str, good: bool) -> None:
-        sign = "✓" if good else "✗"
-        self.message.value = f'<span style="color:{_GREEN if good else _RED}">{sign} {html.escape(text)}</span>'
-
     def _judge(self) -> None:
+        self.saved.value = ""
         try:
             settings = self.settings
-            self.say(self._verdict(settings) if self._verdict else "these values will be used", True)
+            run = self._fields.get("RUN")
+            if run and run.value == self._named_run != settings.run:  # a run is named after its dataset
+                self._named_run = settings.run
+                run.value = settings.run
+            self.message.value = _say(self._verdict(settings) if self._verdict else "these values will be used", True)
         except SegkitError as error:
-            self.say(str(error), False)
+            self.message.value = _say(str(error), False)
 
     def _save(self, button: w.Button) -> None:
         try:
             path = save_form(self.settings)
-            self.say(f"saved in {path.name}; the other notebooks use it from their next run", True)
+            self.saved.value = _say(f"saved in {path.name}; the other notebooks use it from their next run", True)
         except SegkitError as error:
-            self.say(f"not saved: {error}", False)
+            self.saved.value = _say(f"not saved: {error}", False)
 
     def _reset(self, button: w.Button) -> None:
         (self._base.root / "segkit.json").unlink(missing_ok=True)
         self._base = load_settings(root=self._base.root)
+        self._named_run = self._base.run
         for name, field in self._fields.items():
             field.value = shown_value(self._base, name)
         self._judge()
@@ -201,7 +209,7 @@ def browser(dataset: Dataset, draw: Callable[..., bytes], **options: w.ValueWidg
             picture.value = draw(frame.value, **{name: option.value for name, option in options.items()})
             message.value = ""
         except SegkitError as error:
-            message.value = f'<span style="color:{_RED}">✗ {html.escape(str(error))}</span>'
+            message.value = _say(str(error), False)
 
     def change_position(change: Any) -> None:
         frame.options = _frame_options(by_unit[position.value])

@@ -77,6 +77,7 @@ def test_the_form_changes_saves_and_resets(tmp_path, tiny, monkeypatch):
     assert "not there" in form.message.value
     form._fields["DATASET_PATH"].value = str(tiny)
     assert "4 images" in form.message.value
+    assert form._fields["RUN"].value == form.settings.run == tiny.name
     form._fields["EPOCHS"].value = 7
     form._save(None)
     from segkit.settings import load_settings

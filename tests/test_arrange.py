@@ -1,0 +1,117 @@
+import zipfile
+
+import numpy as np
+import pytest
+
+from segkit import SegkitError, arrange, discover
+from segkit.arrange import plan_arrangement
+from tests.helpers import FIXTURE, write
+
+
+def zipped(folder, path, prefix=""):
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for file in sorted(folder.rglob("*")):
+            if file.is_file():
+                archive.write(file, prefix + str(file.relative_to(folder)))
+    return path
+
+
+@pytest.fixture
+def downloads(tmp_path, tiny):
+    """The tiny dataset as a course site gives it: one archive nested, one without its ending, and rubbish."""
+    folder = tmp_path / "downloads"
+    folder.mkdir()
+    zipped(tiny / "REF_raw_data", folder / "REF_raw_data.zip", "REF_raw_data/REF_raw_data/")
+    zipped(tiny / "REF_masks", folder / "REF_masks", "__none__/".replace("__none__", "REF_masks"))
+    with zipfile.ZipFile(folder / "REF_raw_data.zip", "a") as archive:
+        archive.writestr("__MACOSX/REF_raw_data/Pos101/aphase/._img_000000000.tiff", b"rubbish")
+        archive.writestr("REF_raw_data/.DS_Store", b"rubbish")
+    (folder / "Thumbs.db").write_bytes(b"rubbish")
+    return folder
+
+
+def names(dataset):
+    return [(f.name, f.masks is not None) for f in dataset.frames]
+
+
+def test_zips_nested_and_without_ending_become_the_layout(downloads, tiny, tmp_path):
+    plan = arrange(downloads, tmp_path / "dataset")
+    assert plan.problems == []
+    assert names(discover(tmp_path / "dataset")) == names(discover(tiny))
+    assert plan.table()["files"].sum() == 8
+
+
+def test_a_plan_changes_nothing(downloads, tmp_path):
+    plan = plan_arrangement(downloads, tmp_path / "dataset")
+    assert len(plan.moves) == 8
+    assert not (tmp_path / "dataset").exists()
+
+
+def test_unpacked_folders_are_copied_and_moved_only_when_asked(tmp_path):
+    source = tmp_path / "in" / "REF_masks" / "REF_masks" / "Pos101" / "MASK_img_1.tif"
+    write(source, np.zeros((4, 4), np.uint8))
+    arrange(tmp_path / "in", tmp_path / "copied")
+    assert source.exists()
+    arrange(tmp_path / "in", tmp_path / "moved", move=True)
+    assert not source.exists()
+    for place in ("copied", "moved"):
+        assert (tmp_path / place / "REF_masks" / "Pos101" / "MASK_img_1.tif").is_file()
+
+
+def test_several_archives_of_one_experiment_join(tiny, tmp_path):
+    folder = tmp_path / "downloads"
+    folder.mkdir()
+    for position in ("Pos101", "Pos109"):
+        zipped(tiny / "REF_raw_data" / position, folder / f"{position}.zip", f"REF_raw_data/{position}/")
+    arrange(folder, tmp_path / "dataset")
+    assert len(discover(tmp_path / "dataset").frames) == 4
+
+
+def test_an_archive_whose_entries_start_with_pos_takes_its_own_name(tiny, tmp_path):
+    zipped(tiny / "REF_raw_data", tmp_path / "REF_raw_data.zip")
+    arrange(tmp_path / "REF_raw_data.zip", tmp_path / "dataset")
+    assert {f.experiment for f in discover(tmp_path / "dataset").frames} == {"REF"}
+
+
+def test_nothing_lands_outside_the_dataset(downloads, tmp_path):
+    with zipfile.ZipFile(downloads / "evil_masks.zip", "w") as archive:
+        for name in ("../../evil_masks/Pos101/a.tif", "/evil_masks/Pos101/b.tif", "C:/evil_masks/Pos1/c.tif"):
+            archive.writestr(name, b"x")
+    plan = arrange(downloads, tmp_path / "dataset")
+    assert sum("outside" in p.reason for p in plan.problems) == 3
+    assert not list(tmp_path.rglob("[abc].tif"))
+
+
+def test_a_damaged_archive_is_named_and_the_rest_goes_on(downloads, tmp_path):
+    good = (downloads / "REF_raw_data.zip").read_bytes()
+    (downloads / "A_raw_data.zip").write_bytes(good[:300])
+    broken = bytearray((downloads / "REF_masks").read_bytes())
+    broken[60:90] = bytes(30)  # the first entry's content
+    (downloads / "REF_masks").write_bytes(broken)
+    plan = arrange(downloads, tmp_path / "dataset")
+    assert sum("A_raw_data.zip" in p.reason for p in plan.problems) == 1
+    assert sum("damaged" in p.reason for p in plan.problems) == 1
+    assert len(discover(tmp_path / "dataset").pairs) == 3
+
+
+def test_an_interrupted_call_can_be_repeated_and_overwrites_nothing(downloads, tmp_path):
+    arrange(downloads, tmp_path / "dataset")
+    files = sorted((tmp_path / "dataset").rglob("*.tif*"))
+    files[0].unlink()
+    files[1].write_bytes(b"mine")
+    plan = arrange(downloads, tmp_path / "dataset")
+    assert files[0].is_file()
+    assert files[1].read_bytes() == b"mine"
+    assert [p.path for p in plan.problems] == [files[1]]
+
+
+@pytest.mark.parametrize("make", [lambda p: p / "nowhere", lambda p: p, lambda p: write(p / "a.tif", np.zeros((4, 4)))])
+def test_nothing_to_arrange_gives_one_sentence(tmp_path, make):
+    with pytest.raises(SegkitError, match=r"not there|nothing to arrange"):
+        arrange(make(tmp_path), tmp_path / "dataset")
+
+
+def test_the_fixture_survives_the_round_trip(tmp_path):
+    zipped(FIXTURE, tmp_path / "all.zip", "course/dataset/")
+    arrange(tmp_path / "all.zip", tmp_path / "dataset")
+    assert names(discover(tmp_path / "dataset")) == names(discover(FIXTURE))
