@@ -54,7 +54,6 @@ def run_notebooks(names: Sequence[str], values: dict[str, str]) -> Settings:
     if not values["DATASET_PATH"]:
         values["DATASET_PATH"] = str(load_settings().root / DEMO)
     caller = Path(os.environ.get("SEGKIT_CALLER") or os.getcwd())
-    os.environ.pop("SEGKIT_CALLER", None)
     for name in ("DATASET_PATH", "MASKS_PATH"):
         if values.get(name):
             values[name] = os.path.normpath(caller / Path(values[name]).expanduser())

@@ -169,7 +169,7 @@ def load_settings(parameters: Mapping[str, Any] | None = None, root: Path | None
     form = root / FORM_FILE
     if form.is_file() and not os.environ.get("SEGKIT_IGNORE_FORM"):
         values |= read_json(form, "the saved form")
-    reserved = {"SEGKIT_IGNORE_FORM"}
+    reserved = {"SEGKIT_IGNORE_FORM", "SEGKIT_CALLER"}  # not settings: for tests, and the folder make was called in
     values = _layer(values, {name.removeprefix("SEGKIT_"): value for name, value in os.environ.items()
                              if name.startswith("SEGKIT_") and name not in reserved})
     known = {f.name.upper() for f in public_fields()}

@@ -25,8 +25,8 @@ def test_an_unknown_setting_stops_before_anything_runs(capsys):
 
 
 def test_a_wrong_dataset_path_ends_make_run_with_the_reason(tmp_path):
-    done = subprocess.run([sys.executable, "-m", "segkit.headless", f"DATASET_PATH={tmp_path}/nowhere", "RUN=demo"],
-                          env=os.environ | SETTINGS, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-m", "segkit.headless", "DATASET_PATH=nowhere", "RUN=demo"],
+                          env=os.environ | SETTINGS | {"SEGKIT_CALLER": str(tmp_path)}, capture_output=True, text=True)
     assert done.returncode == 1
     reason = done.stderr.strip().splitlines()[-1]
     assert reason.startswith(f"segkit stopped: 01_setup: DATASET_PATH {tmp_path}/nowhere is not there")
