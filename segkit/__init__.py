@@ -9,6 +9,7 @@ from .history import History
 from .images import read_image, read_labels
 from .model import UNet, load_model
 from .outputs import segment_dataset
+from .quality import review_teacher
 from .scores import dice, match_instances
 from .segmentation import Segmentation, segment
 from .settings import Settings
@@ -33,6 +34,7 @@ __all__ = [
     "match_instances",
     "read_image",
     "read_labels",
+    "review_teacher",
     "segment",
     "segment_dataset",
     "split_by_position",

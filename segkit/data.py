@@ -75,6 +75,13 @@ class Dataset:
         rows = [(relative(p.path), p.reason, p.frames_lost) for p in self.problems]
         return pd.DataFrame(rows, columns=["path", "reason", "frames lost"])
 
+    def problem_summary(self, at_most: int = 3) -> list[str]:
+        """The costliest problems, a sentence each, and how many more there are."""
+        lines = [f"{problem.path.name}: {problem.reason}" if problem.path.name not in problem.reason else problem.reason
+                 for problem in self.problems[:at_most]]
+        more = len(self.problems) - at_most
+        return [*lines, f"and {more} more problem(s): see 02_data_exploration"] if more > 0 else lines
+
     def __repr__(self) -> str:
         return f"Dataset({len(self.frames)} images, {len(self.pairs)} with masks, {len(self.problems)} problems)"
 

@@ -9,6 +9,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from .discover import discover
 from .errors import SegkitError
 from .settings import DEMO, Settings, load_settings, parse_settings
 
@@ -80,6 +81,9 @@ def run_notebooks(names: Sequence[str], values: dict[str, str]) -> Settings:
                     print("\n".join(error.traceback), file=sys.stderr)
                 raise SegkitError(f"{name}: {error.evalue or error.ename}") from None
         print(f"{name} done in {time.perf_counter() - began:.0f} s", flush=True)
+    dataset = discover(settings.dataset_path, settings.masks_path)
+    for line in dataset.problem_summary():
+        print(f"left out: {line}")
     print(f"results in {settings.run_dir}", flush=True)
     return settings
 

@@ -127,7 +127,7 @@ def dataset_verdict(settings: Settings) -> str:
     kept, excluded = exclude(dataset.pairs, settings.exclude)
     split = split_by_position(kept, settings.validation)
     lost = sum(problem.frames_lost for problem in dataset.problems)
-    found = f"; {len(dataset.problems)} problem(s), {lost} frame(s) lost: see 02_data_exploration"
+    found = f"; {len(dataset.problems)} problem(s), {lost} frame(s) lost: {'; '.join(dataset.problem_summary(1))}"
     problems = found if dataset.problems else ""
     return (f"{len(dataset.frames)} images, {len(dataset.pairs)} with masks, {len(split.train)} to learn from, "
             f"{len(split.validation)} to judge by, {len(excluded)} excluded{problems}")

@@ -4,12 +4,14 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 from segkit import SegkitError, discover, split_by_position
 from segkit.headless import main
 from segkit.settings import Settings, parse_settings
 from segkit.widgets import Browser, SettingsForm, dataset_verdict, settings_table
+from tests.helpers import write
 from tests.notebook_settings import SETTINGS
 
 
@@ -64,9 +66,13 @@ def test_the_form_says_what_is_wrong_with_a_dataset(tiny, spoil, words):
 
 
 def test_an_unreadable_image_and_a_mask_of_another_size_are_counted_in_the_verdict(tiny):
-    next((tiny / "REF_raw_data" / "Pos101").rglob("*.tiff")).write_bytes(b"")
+    (tiny / "REF_raw_data/Pos101/aphase/img_000000000.tiff").write_bytes(b"")
     assert "3 images, 3 with masks" in dataset_verdict(parse_settings({"DATASET_PATH": tiny}, Settings()))
-    assert "1 problem(s), 1 frame(s) lost" in dataset_verdict(parse_settings({"DATASET_PATH": tiny}, Settings()))
+    verdict = dataset_verdict(parse_settings({"DATASET_PATH": tiny}, Settings()))
+    assert "1 problem(s), 1 frame(s) lost: img_000000000.tiff is empty (0 bytes)" in verdict
+    write(tiny / "REF_masks/Pos109/PreprocessedPhaseMasks/MASK_img_000000000.tif", np.zeros((20, 20), np.uint8))
+    assert "2 problem(s), 2 frame(s) lost" in dataset_verdict(parse_settings({"DATASET_PATH": tiny}, Settings()))
+    assert any("40 x 48 pixels, its masks file 20 x 20" in line for line in discover(tiny).problem_summary())
 
 
 def test_the_form_changes_saves_and_resets(tmp_path, tiny, monkeypatch):

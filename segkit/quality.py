@@ -1,0 +1,104 @@
+"""Look for teacher labels and images that should not be learnt from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from scipy import ndimage
+from tqdm.auto import tqdm
+
+from .data import Dataset, Frame, read_pair
+from .errors import SegkitError
+from .targets import normalise
+
+SPECK = 12  # pixels; smaller labels are specks
+MEASURES = ("cells", "foreground", "largest_cell", "contrast", "focus")
+SHIFTS = (-6, -3, 0, 3, 6)  # pixels by which a mask is tried against its image
+
+
+def review_teacher(dataset: Dataset) -> pd.DataFrame:
+    """Measure every pair and flag what looks wrong, with the reason.
+
+    Returns a row per pair: experiment, position, frame, cells, foreground (share), largest_cell (pixels), contrast
+    (of cells against their surroundings, in units of the image's range), focus (mean absolute Laplacian), flags
+    (empty, or reasons separated by "; "). A flag asks for a look, it is no verdict; leave frames out with EXCLUDE.
+    """
+    rows = []
+    before: tuple[tuple[str, str], np.ndarray] | None = None
+    for frame in tqdm(dataset.pairs, desc="reviewing", unit="frame", leave=False):
+        try:
+            image, labels = read_pair(frame)
+        except SegkitError as error:
+            rows.append({"frame_object": frame, "flags": [str(error)]})
+            continue
+        rows.append({"frame_object": frame, **_measure(image, labels)})
+        if before and before[0] == frame.unit and np.array_equal(before[1], image):
+            rows[-1]["flags"].append("same image as the frame before")
+        before = frame.unit, image
+    for unit in dict.fromkeys(row["frame_object"].unit for row in rows):
+        _compare_in_time([row for row in rows if row["frame_object"].unit == unit])
+    return _table(rows)
+
+
+def _measure(image: np.ndarray, labels: np.ndarray) -> dict:
+    """What one pair says of itself."""
+    flags: list[str] = []
+    areas = np.bincount(labels.ravel())[1:]
+    areas = areas[areas > 0]
+    scaled = normalise(image)
+    if image.max() == image.min():
+        flags.append("constant image")
+    else:
+        top = float((image == image.max()).mean())
+        if top > 0.02:
+            flags.append(f"clipped: {top:.0%} of the pixels have the largest value")
+    foreground = labels > 0
+    contrast = _contrast(scaled, foreground)
+    if (specks := int((areas < SPECK).sum())):
+        flags.append(f"{specks} speck(s) of under {SPECK} pixels")
+    if len(areas) >= 5 and areas.max() > 8 * np.median(areas):
+        flags.append("one cell is over 8 times the median: merged cells?")
+    if foreground.any() and not foreground.all():
+        best = max(((abs(_contrast(scaled, np.roll(foreground, (dy, dx), (0, 1)))), (dy, dx))
+                    for dy in SHIFTS for dx in SHIFTS), key=lambda pair: pair[0])
+        if best[0] > 1.25 * abs(contrast) + 0.02 and best[1] != (0, 0):
+            flags.append(f"mask seems shifted: it fits better moved by {best[1][0]}, {best[1][1]} pixels (y, x)")
+    return {"cells": len(areas), "foreground": float(foreground.mean()), "flags": flags, "contrast": contrast,
+            "largest_cell": int(areas.max(initial=0)), "focus": float(np.abs(ndimage.laplace(scaled)).mean())}
+
+
+def _contrast(scaled: np.ndarray, foreground: np.ndarray) -> float:
+    """Mean of the surroundings (up to 4 pixels away) minus mean of the cells."""
+    ring = ndimage.binary_dilation(foreground, iterations=4) & ~foreground
+    return float(scaled[ring].mean() - scaled[foreground].mean()) if ring.any() and foreground.any() else 0.0
+
+
+def _compare_in_time(rows: list[dict]) -> None:
+    """Flag what does not fit the same position's neighbouring frames; changes the rows' flags."""
+    measured = [row for row in rows if "cells" in row]
+    counts = np.array([row["cells"] for row in measured], float)
+    if len(counts) < 3:
+        return
+    for k, row in enumerate(measured):
+        near = np.delete(counts[max(0, k - 2):k + 3], min(k, 2))
+        usual = float(np.median(near))
+        if counts[k] == 0 and usual >= 1:
+            row["flags"].append(f"empty mask, and the frames beside it have {usual:.0f} cells")
+        elif abs(counts[k] - usual) > max(3.0, 0.4 * usual):
+            row["flags"].append(f"{counts[k]:.0f} cells, and the frames beside it have {usual:.0f}")
+    focus = np.array([row["focus"] for row in measured])
+    for row, value in zip(measured, focus, strict=True):
+        if value < 0.5 * np.median(focus):
+            row["flags"].append("out of focus: half as sharp as the position's other frames")
+
+
+def _table(rows: Sequence[dict]) -> pd.DataFrame:
+    def one(row: dict) -> dict:
+        frame: Frame = row["frame_object"]
+        return {"experiment": frame.experiment, "position": frame.position, "frame": frame.frame,
+                **{name: row.get(name, np.nan) for name in MEASURES}, "flags": "; ".join(row["flags"])}
+    columns = ["experiment", "position", "frame", *MEASURES, "flags"]
+    return pd.DataFrame([one(row) for row in rows], columns=columns)
+
