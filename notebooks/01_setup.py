@@ -78,7 +78,18 @@ from segkit.widgets import Facts
 Facts(machine_report(settings.device))
 
 # %% [markdown]
-# ## 3. Which pictures?
+# ## 3. Still zip archives?
+#
+# If your pictures are still as downloaded (archives, folders inside folders), give the folder of downloads here and
+# press Enter: you see what would go where. **Arrange** then copies; your downloads stay as they are. Otherwise go on.
+
+# %%
+from segkit.widgets import ArrangeForm
+
+ArrangeForm(settings)
+
+# %% [markdown]
+# ## 4. Which pictures?
 #
 # Type the folder that holds your `..._raw_data` and `..._masks` folders at DATASET_PATH and press Enter; the line
 # below it says at once what is in it. Then press **Save**. The README shows how the folders must lie.

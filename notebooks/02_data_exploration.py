@@ -21,6 +21,8 @@ DATASET_PATH = None  # None: what the form in 01_setup saved, else the bundled d
 RUN = None
 
 # %%
+from IPython.display import display
+
 from segkit import discover
 from segkit.data import exclude, read_pair, split_by_position
 from segkit.figures import overlay, show_pictures
@@ -118,7 +120,35 @@ show_histograms(seen, "intensity, each frame's 0.5 and 99.5 percentiles at 0 and
 # student sees it. A curve with another shape than the others' is worth a look in the browser above.
 
 # %% [markdown]
-# ## 4. Who learns, who judges?
+# ## 4. Can the teacher be trusted?
+#
+# Every pair is measured. A flag asks for a look: the mask is empty where its neighbours in time are not, the number of
+# cells jumps, a mask seems shifted against its image, an image is clipped, out of focus or there twice.
+
+# %%
+from segkit import review_teacher
+
+review = review_teacher(dataset)
+flagged = review[review["flags"] != ""]
+print(f"{len(review)} pairs reviewed, {len(flagged)} flagged")
+flagged[["experiment", "position", "frame", "cells", "flags"]]
+
+# %%
+by_name = {(f.experiment, f.position, f.frame): f for f in dataset.pairs}
+look = [by_name[row.experiment, row.position, row.frame] for row in flagged.head(6).itertuples()]
+if look:
+    display(show_pictures([overlay(*read_pair(f)) for f in look], [f.name for f in look], columns=6, size=2))
+print("to leave them out, EXCLUDE =", ",".join(f.name for f in look) or "(nothing)")
+
+# %%
+from segkit.figures import show_over_time
+
+show_over_time(review, "foreground", "share of the frame inside cells")
+
+# %% [markdown]
+# One line per position. Growth bends the lines upwards; a drug flattens them; a jump is a frame to look at.
+#
+# ## 5. Who learns, who judges?
 #
 # Whole positions are kept for validation: two frames of one chamber look so much alike that a student could learn one
 # by heart and be praised for the other.

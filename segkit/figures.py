@@ -158,6 +158,21 @@ def show_split(dataset: Dataset, split: Split) -> Picture:
     return figure
 
 
+def show_over_time(table: pd.DataFrame, value: str, ylabel: str) -> Picture:
+    """A line per position over frames, a colour per experiment; table: experiment, position, frame and the value."""
+    figure, grid = _figure(7.5, 3)
+    axes = grid[0, 0]
+    for n, (experiment, lines) in enumerate(table.groupby("experiment")):
+        colour = (TEACHER, STUDENT, ACCENT, GREY)[n % 4]
+        for k, (_, line) in enumerate(lines.groupby("position")):
+            axes.plot(line["frame"], line[value], color=colour, lw=1.5, marker=".",
+                      label=None if k else str(experiment))
+    axes.set(xlabel="frame", ylabel=ylabel, ylim=(0, None))
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+    return figure
+
+
 def show_histograms(values: dict[str, np.ndarray], xlabel: str, bins: int = 40) -> Picture:
     """One outlined histogram per name, on shared axes."""
     figure, grid = _figure(6.5, 3)

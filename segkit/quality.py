@@ -15,6 +15,7 @@ from .targets import normalise
 
 SPECK = 12  # pixels; smaller labels are specks
 MEASURES = ("cells", "foreground", "largest_cell", "contrast", "focus")
+SHIFT_GAIN = 1.25  # sound masks of three public datasets reach 1.24, masks moved by 6 pixels 1.26 to 5.3
 SHIFTS = (-6, -3, 0, 3, 6)  # pixels by which a mask is tried against its image
 
 
@@ -61,10 +62,9 @@ def _measure(image: np.ndarray, labels: np.ndarray) -> dict:
     if len(areas) >= 5 and areas.max() > 8 * np.median(areas):
         flags.append("one cell is over 8 times the median: merged cells?")
     if foreground.any() and not foreground.all():
-        best = max(((abs(_contrast(scaled, np.roll(foreground, (dy, dx), (0, 1)))), (dy, dx))
-                    for dy in SHIFTS for dx in SHIFTS), key=lambda pair: pair[0])
-        if best[0] > 1.25 * abs(contrast) + 0.02 and best[1] != (0, 0):
-            flags.append(f"mask seems shifted: it fits better moved by {best[1][0]}, {best[1][1]} pixels (y, x)")
+        gain, (y, x) = _best_shift(scaled, foreground)
+        if gain > SHIFT_GAIN:
+            flags.append(f"mask seems shifted: it fits better moved by {y}, {x} pixels (y, x)")
     return {"cells": len(areas), "foreground": float(foreground.mean()), "flags": flags, "contrast": contrast,
             "largest_cell": int(areas.max(initial=0)), "focus": float(np.abs(ndimage.laplace(scaled)).mean())}
 
@@ -73,6 +73,15 @@ def _contrast(scaled: np.ndarray, foreground: np.ndarray) -> float:
     """Mean of the surroundings (up to 4 pixels away) minus mean of the cells."""
     ring = ndimage.binary_dilation(foreground, iterations=4) & ~foreground
     return float(scaled[ring].mean() - scaled[foreground].mean()) if ring.any() and foreground.any() else 0.0
+
+
+def _best_shift(scaled: np.ndarray, foreground: np.ndarray) -> tuple[float, tuple[int, int]]:
+    """By which factor the image's edges are steeper along the mask's rim when the mask is moved, and how far."""
+    steepness = ndimage.gaussian_gradient_magnitude(scaled, 1.0)
+    rim = ndimage.binary_dilation(foreground) & ~ndimage.binary_erosion(foreground)
+    found = {(y, x): float(steepness[np.roll(rim, (y, x), (0, 1))].mean()) for y in SHIFTS for x in SHIFTS}
+    best = max(found, key=found.__getitem__)
+    return found[best] / max(found[0, 0], 1e-6), best
 
 
 def _compare_in_time(rows: list[dict]) -> None:

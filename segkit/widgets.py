@@ -11,6 +11,7 @@ from typing import Any
 import ipywidgets as w
 import pandas as pd
 
+from .arrange import Plan, arrange, plan_arrangement
 from .data import Dataset, exclude, split_by_position
 from .devices import pick_device
 from .discover import discover
@@ -185,6 +186,40 @@ class LivePicture(w.Image):
 
     def update(self, history: History) -> None:
         self.value = to_png(show_live(history.table(), history.previews))
+
+
+class ArrangeForm(w.VBox):
+    """Downloads in, the users' layout out: shows what will go where before anything is done."""
+
+    def __init__(self, settings: Settings) -> None:
+        style, layout = {"description_width": "150px"}, w.Layout(width="560px")
+        self.source = w.Text(description="downloads", placeholder="folder of zip archives, or one archive", style=style,
+                             layout=layout, continuous_update=False)
+        self.target = w.Text(value=str(settings.root / "dataset"), description="new DATASET_PATH", style=style,
+                             layout=layout, continuous_update=False)
+        self.button = w.Button(description="Arrange", disabled=True, tooltip="copy and extract; nothing is moved")
+        self.message = w.HTML()
+        self.source.observe(lambda change: self._preview(), "value")
+        self.target.observe(lambda change: self._preview(), "value")
+        self.button.on_click(lambda button: self._arrange())
+        super().__init__([self.source, self.target, self.button, self.message])
+
+    __repr__ = _quiet_repr
+
+    def _preview(self) -> None:
+        self._report(lambda: plan_arrangement(self.source.value, self.target.value), "will be copied or extracted")
+
+    def _arrange(self) -> None:
+        self._report(lambda: arrange(self.source.value, self.target.value), "arranged; set DATASET_PATH below")
+
+    def _report(self, make: Callable[[], Plan], done: str) -> None:
+        try:
+            plan = make()
+            self.message.value = _say(f"{len(plan.moves)} files {done}", True) + plan._repr_html_()
+            self.button.disabled = False
+        except (SegkitError, OSError) as error:
+            self.message.value = _say(str(error), False)
+            self.button.disabled = True
 
 
 class Browser(w.VBox):

@@ -3,8 +3,9 @@ import zipfile
 import numpy as np
 import pytest
 
-from segkit import SegkitError, arrange, discover
+from segkit import SegkitError, Settings, arrange, discover
 from segkit.arrange import plan_arrangement
+from segkit.widgets import ArrangeForm
 from tests.helpers import FIXTURE, write
 
 
@@ -109,6 +110,18 @@ def test_an_interrupted_call_can_be_repeated_and_overwrites_nothing(downloads, t
 def test_nothing_to_arrange_gives_one_sentence(tmp_path, make):
     with pytest.raises(SegkitError, match=r"not there|nothing to arrange"):
         arrange(make(tmp_path), tmp_path / "dataset")
+
+
+def test_the_form_shows_the_plan_before_it_acts(downloads, tmp_path):
+    form = ArrangeForm(Settings(root=tmp_path))
+    form.source.value = str(tmp_path / "nowhere")
+    assert "not there" in form.message.value
+    assert form.button.disabled
+    form.source.value = str(downloads)
+    assert "8 files will be copied" in form.message.value
+    assert not (tmp_path / "dataset").exists()
+    form.button.click()
+    assert len(discover(tmp_path / "dataset").pairs) == 4
 
 
 def test_the_fixture_survives_the_round_trip(tmp_path):
