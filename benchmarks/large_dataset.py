@@ -1,7 +1,7 @@
 """Discovery and decoding at the size of real experiments: `python benchmarks/large_dataset.py FOLDER`.
 
-FOLDER (about 6 GB) gets 40 positions of 121 frames, 819 x 682, 16-bit: one position made by the demo generator and copied,
-and 50,000 tiny pairs. Prints a table; nothing is asserted, since machines differ.
+FOLDER (about 6 GB) gets 40 positions of 121 frames, 819 x 682, 16-bit: one position made by the demo generator and
+copied, and 50,000 tiny pairs. Prints a table; nothing is asserted, since machines differ.
 """
 
 from __future__ import annotations
@@ -94,14 +94,15 @@ def main(root: Path) -> None:
     shutil.rmtree(root / "cache", ignore_errors=True)
     _, two = timed(lambda: decoding.build_store(some, CPU, root / "cache", memory_limit=100))
     _, one = timed(lambda: [decoding.decode(frame) for frame in some])
-    print(f"| decode {len(some)} frames: one after the other / in parallel | {one:.1f} s / {two:.1f} s, {one / two:.2f} times |")
+    print(f"| decode {len(some)} frames: one by one / in parallel | {one:.1f} s / {two:.1f} s, {one / two:.2f} times |")
     with PeakAnonymous() as memory:
         _, first = timed(lambda: decoding.build_store(dataset.pairs, CPU, root / "cache", memory_limit=1))
         (store, _), second = timed(lambda: decoding.build_store(dataset.pairs, CPU, root / "cache", memory_limit=1))
         for k in range(0, len(dataset.pairs), 100):
             store.whole([k], 16)
     print(f"| store with MEMORY_LIMIT=1: first start / second start | {first:.0f} s / {second:.1f} s |")
-    print(f"| anonymous memory above the start while it was built and read | {(memory.peak - memory.start) / 1e9:.2f} GB |")
+    grown = (memory.peak - memory.start) / 1e9
+    print(f"| anonymous memory above the start while it was built and read | {grown:.2f} GB |")
     for pairs in (12_500, 25_000, 50_000):
         found, seconds = timed(lambda n=pairs: segkit.discover(make_many(root, n)))
         found, seconds = timed(lambda n=pairs: segkit.discover(make_many(root, n)))

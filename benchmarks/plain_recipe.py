@@ -22,10 +22,10 @@ from segkit.crops import cut_crops, draw_crops
 from segkit.data import Frame, read_pair
 from segkit.decode import build_store
 from segkit.devices import autocast, describe_device, pick_device
+from segkit.layout import choose_crop
 from segkit.losses import student_loss
 from segkit.model import ModelInfo
 from segkit.settings import load_settings, parse_settings
-from segkit.train import choose_crop
 
 SECONDS = 20.0  # for each of the three
 

@@ -21,16 +21,15 @@ from .devices import autocast, describe_device, pick_device
 from .errors import SegkitError
 from .history import History, log, logging_to
 from .judge import choose_marker, judge
+from .layout import choose_crop, covering, learning_rate_at
 from .losses import batch_dice, student_loss
 from .model import STRIDE, UNet, load_model, save_model
 from .run import Checkpoint, finish_run, load_checkpoint, open_run, save_checkpoint
 from .settings import Settings
 from .store import Store
 
-GPU_CROP, CPU_CROP = (768, 448), (128, 128)  # CROP=auto, (height, width) pixels
 AVERAGING = 0.98  # share of the old weights in the running average that is judged and kept
 WEIGHT_DECAY, CLIP = 1e-2, 1.0
-WARM_UP = 0.2  # share of the training during which the learning rate rises
 TRIES = 3  # how often a broken-down training is set right before it gives up
 PREVIEWS = 2
 
@@ -51,35 +50,11 @@ def fit(model: UNet, split: Split, settings: Settings, on_epoch: Callable[[Histo
             raise
 
 
-def learning_rate_at(progress: float, peak: float) -> float:
-    """The schedule: a linear rise to the peak over the first fifth, then half a cosine down; progress 0..1."""
-    if progress < WARM_UP:
-        return peak * (0.04 + 0.96 * progress / WARM_UP)
-    return peak * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * (progress - WARM_UP) / (1 - WARM_UP))))
-
-
 @torch.no_grad()
 def _average_weights(averaged: Sequence[Tensor], current: Sequence[Tensor], count: Tensor | int) -> None:
     """Running average of the weights; over few steps it forgets faster, so that it never lags behind."""
     keep = min(AVERAGING, (1 + int(count)) / (10 + int(count)))
     torch._foreach_lerp_(list(averaged), list(current), 1 - keep)
-
-
-def choose_crop(settings: Settings, device: torch.device, smallest: tuple[int, int]) -> tuple[int, int]:
-    """CROP as (height, width), shrunk to the smallest training frame and to multiples of the network's stride."""
-    if settings.crop != "auto":
-        wanted = settings.crop_size()
-    elif device.type == "cpu":  # small crops teach as much in less time; half a frame leaves room to vary
-        wanted = min(CPU_CROP[0], smallest[0] // 2), min(CPU_CROP[1], smallest[1] // 2)
-    else:
-        wanted = GPU_CROP
-    height, width = (max(STRIDE, min(w, s) // STRIDE * STRIDE) for w, s in zip(wanted, smallest, strict=True))
-    return height, width
-
-
-def covering(area: int, crop: tuple[int, int]) -> int:
-    """Crops in an epoch: as many as cover the training frames' area once, at least 64 and at most 4096."""
-    return min(max(64, round(area / (crop[0] * crop[1]))), 4096)
 
 
 class _Training:
@@ -189,7 +164,8 @@ class _Training:
             for group in self.optimiser.param_groups:
                 group["lr"] = learning_rate_at(progress, self.settings.learning_rate) * self.rate_scale
             plan = draw_crops(self.train, self.settings.batch_size, self.crop, source)
-            total += self._step(*cut_crops(self.train, plan, self.crop))
+            images, targets = cut_crops(self.train, plan, self.crop)
+            total += self._step(images.to(self.device), targets.to(self.device))
             bar.update()
         loss, train_dice = (total / self.steps).tolist()
         return loss, train_dice
@@ -229,7 +205,8 @@ class _Training:
     def _validate(self) -> tuple[float, float]:
         """Mean loss and Dice over all whole validation frames, by the running average of the weights."""
         judged = self.average.module.eval()
-        sums = torch.zeros(2, device=self.device, dtype=torch.float64)
+        losses: list[Tensor] = []
+        dices: list[Tensor] = []
         previews: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
         for index in _same_size(self.validation, 1 if self.device.type == "cpu" else 8):
             images, targets = (t.to(self.device) for t in self.validation.whole(index, STRIDE))
@@ -237,15 +214,14 @@ class _Training:
                 output = judged(images.contiguous(memory_format=torch.channels_last))
             height, width = int(self.validation.height[index[0]]), int(self.validation.width[index[0]])
             output, targets = output[..., :height, :width].float(), targets[..., :height, :width]
-            scores = batch_dice(output[:, 0], targets[:, 0] > 0)
-            sums += torch.stack([student_loss(output, targets) * len(index), scores.sum()])
+            losses += [student_loss(output, targets)] * len(index)
+            dices.append(batch_dice(output[:, 0], targets[:, 0] > 0))
             if len(previews) < PREVIEWS:
                 image, probability, mask = (t.cpu().numpy() for t in (
                     images[0, 0, :height, :width], output[0, 0].sigmoid(), targets[0, 0] > 0))
                 previews.append((image, probability, mask))
         self.history.previews = previews
-        loss, score = (sums / len(self.validation.frames)).tolist()
-        return loss, score
+        return float(torch.stack(losses).cpu().double().mean()), float(torch.cat(dices).cpu().double().mean())
 
     def _breakdown(self, loss: float, val_dice: float) -> str:
         """Why this epoch cannot stand, or nothing: a loss without value, a fall, a student that answers nothing."""

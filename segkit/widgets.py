@@ -19,9 +19,9 @@ from .errors import SegkitError
 from .figures import show_live, to_png
 from .history import History
 from .images import read_header
+from .layout import choose_crop, covering
 from .machine import measure_speed
 from .settings import Settings, load_settings, parse_settings, public_fields, save_form
-from .train import choose_crop, covering
 
 FORM_GROUPS = {
     "Data": ("DATASET_PATH", "MASKS_PATH", "RUN", "VALIDATION", "EXCLUDE"),
