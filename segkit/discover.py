@@ -188,7 +188,7 @@ class _Scan:
         for key, paths in clashes.items():
             for path in paths:
                 self.problem(path, f"a second {what} for the same frame: {found[key].name} is used, "
-                                   f"{path.name} is not; remove one of them", what == "image")
+                                   f"{path.name} is not; remove one of them", int(what == "image"))
         return found
 
     def _check(self, image: Path, header: Header, masks: Path) -> tuple[bool, Path | None]:

@@ -74,7 +74,8 @@ class _Training:
         self.steps = max(1, round(self.crops / settings.batch_size))
         self.micro = settings.batch_size
         self.model = model.to(self.device).to(memory_format=torch.channels_last)
-        self.history, self.epoch, self.tries, self.rate_scale, self.best = History(), 0, 0, 1.0, -1.0
+        self.history, self.epoch, self.tries, self.rate_scale = History(), 0, 0, 1.0
+        self.best_dice, self.least_loss = -1.0, math.inf
         self.sound: Checkpoint | None = None  # the last state worth going back to
         self._start_weights()
         log.info("%d training frames, %d validation frames; crops of %d x %d, %d steps of %d an epoch; %s",
@@ -126,7 +127,7 @@ class _Training:
         loss, train_dice = self._train_epoch(bar)
         seconds = time.perf_counter() - began
         val_loss, val_dice = self._validate()
-        number, event = self.epoch + 1, self._breakdown(loss, val_dice)
+        number, event = self.epoch + 1, self._breakdown(loss, val_loss, val_dice)
         if event:
             event = self._set_right(event)
         else:
@@ -142,14 +143,15 @@ class _Training:
         log.info("epoch %d/%d  loss %.4f  validation Dice %.4f  %.0f crops/s%s", number,
                  self.settings.epochs, loss, val_dice, self.history.rows[-1]["crops_per_second"],
                  f"  {event}" if event else "")
-        if not event and val_dice > self.best:
-            self.best = val_dice
+        self.best_dice = max(self.best_dice, -1.0 if event else val_dice)
+        if not event and val_loss < self.least_loss:
+            self.least_loss = val_loss
             judged = cast(UNet, self.average.module)
             judged.info = replace(self.model.info, cell_width=round(self.train.cell_width, 2),
                                   settings=self.settings.as_dict(), scores={"val_dice": val_dice, "epoch": self.epoch})
             save_model(judged, self.settings.run_dir / "model.safetensors")
         self.history.save(self.settings.run_dir / "history.csv")
-        if not event and val_dice >= 0.5 * self.best:
+        if not event and val_dice >= 0.5 * self.best_dice:
             self.sound = self._checkpoint()
         save_checkpoint(self._checkpoint(), self.settings.run_dir)
 
@@ -223,14 +225,14 @@ class _Training:
         self.history.previews = previews
         return float(torch.stack(losses).cpu().double().mean()), float(torch.cat(dices).cpu().double().mean())
 
-    def _breakdown(self, loss: float, val_dice: float) -> str:
+    def _breakdown(self, loss: float, val_loss: float, val_dice: float) -> str:
         """Why this epoch cannot stand, or nothing: a loss without value, a fall, a student that answers nothing."""
-        if not math.isfinite(loss):
-            return f"loss is {loss}"
-        if self.best > 0.2 and val_dice < 0.5 * self.best:
-            return f"validation Dice fell from {self.best:.2f} to {val_dice:.2f}"
+        if not math.isfinite(loss + val_loss):
+            return f"loss is {loss}, on validation {val_loss}"
+        if self.best_dice > 0.2 and val_dice < 0.5 * self.best_dice:
+            return f"validation Dice fell from {self.best_dice:.2f} to {val_dice:.2f}"
         trained = (self.epoch + 1) * self.steps
-        if trained >= 200 and self.epoch >= 4 and self.best < 0.05 and val_dice < 0.05:
+        if trained >= 200 and self.epoch >= 4 and self.best_dice < 0.05 and val_dice < 0.05:
             self.sound = None  # stuck from the start: there is nothing to go back to
             return f"validation Dice is {val_dice:.2f} after {trained} steps"
         return ""
@@ -247,21 +249,22 @@ class _Training:
             self._restore(self.sound)
             self.tries, self.rate_scale, self.history.rows = tries, scale, rows
             return f"{event}: rolled back to epoch {self.epoch}"
-        self.epoch, self.best = 0, -1.0
+        self.epoch, self.best_dice, self.least_loss = 0, -1.0, math.inf
         self._start_weights()
         return f"{event}: started anew with other weights"
 
     def _checkpoint(self) -> Checkpoint:
         """Everything needed to go on, copied."""
         return Checkpoint(self.model, self.average, self.optimiser, {
-            "epoch": self.epoch, "tries": self.tries, "rate_scale": self.rate_scale, "best": self.best,
+            "epoch": self.epoch, "tries": self.tries, "rate_scale": self.rate_scale,
+            "best_dice": self.best_dice, "least_loss": self.least_loss,
             "rows": [dict(row) for row in self.history.rows]})
 
     def _restore(self, checkpoint: Checkpoint) -> None:
         checkpoint.load_into(self.model, self.average, self.optimiser)
         state = checkpoint.state
-        self.epoch, self.tries, self.rate_scale, self.best = (
-            state[name] for name in ("epoch", "tries", "rate_scale", "best"))
+        for name in ("epoch", "tries", "rate_scale", "best_dice", "least_loss"):
+            setattr(self, name, state[name])
         self.history.rows = [dict(row) for row in state["rows"]]
 
 
