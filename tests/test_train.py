@@ -160,3 +160,10 @@ def test_a_split_with_nothing_left_to_read_stops(tiny):
         frame.image.write_bytes(b"")
     with pytest.raises(SegkitError, match="none of 2 pairs"):
         fit(UNet(), Split(split.train, split.validation), settings_for(tiny))
+
+
+def test_the_weights_kept_are_those_of_the_lowest_validation_loss(tiny):
+    _, history, settings = train(tiny, EPOCHS=4, LEARNING_RATE=0.02)
+    sound = [row for row in history.rows if not row["event"]]
+    assert history.best["val_loss"] == min(row["val_loss"] for row in sound)
+    assert json.loads((settings.run_dir / "report.json").read_text())["best_epoch"] == history.best["epoch"]
