@@ -27,14 +27,14 @@ lint: install
 	$(BIN)/mypy
 
 lab: install
-	$(BIN)/jupyter lab notebooks
+	$(BIN)/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root,) notebooks
 
 # rebuild each .ipynb from its .py, keeping cell ids, and execute it on the fixture
 notebooks: install
 	$(BIN)/python -m tests.build_notebooks
 
 bench: install
-	$(BIN)/python benchmarks/plain_recipe.py $(SETTINGS)
+	SEGKIT_CALLER="$(PWD)" $(BIN)/python benchmarks/plain_recipe.py $(SETTINGS)
 
 install: $(READY)
 

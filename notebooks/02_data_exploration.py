@@ -31,7 +31,7 @@ from segkit.settings import load_settings
 settings = load_settings(globals())
 dataset = discover(settings.dataset_path, settings.masks_path)
 first = [f for f in dataset.pairs if f.unit == dataset.pairs[0].unit]
-strip = first[:: max(1, len(first) // 6)][:6]
+strip = first[:: -(-len(first) // 6)]
 show_pictures([overlay(*read_pair(f)) for f in strip], [f"frame {f.frame}" for f in strip],
               settings.pixel_size_um, columns=6, size=2)
 
