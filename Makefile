@@ -34,7 +34,7 @@ notebooks: install
 	$(BIN)/python -m tests.build_notebooks
 
 bench: install
-	SEGKIT_CALLER="$(PWD)" $(BIN)/python benchmarks/plain_recipe.py $(SETTINGS)
+	$(BIN)/python benchmarks/plain_recipe.py $(SETTINGS)
 
 install: $(READY)
 
