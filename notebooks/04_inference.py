@@ -96,8 +96,11 @@ else:
 # %%
 validated = scores[scores["validation"]]
 means = validated[["dice", "panoptic_quality"]].mean()
-print("mean validation Dice above 0.90:", bool(means["dice"] > 0.9))
-print("mean validation panoptic quality above 0.60:", bool(means["panoptic_quality"] > 0.6))
+if len(validated):
+    print("mean validation Dice above 0.90:", bool(means["dice"] > 0.9))
+    print("mean validation panoptic quality above 0.60:", bool(means["panoptic_quality"] > 0.6))
+else:
+    print("no validation position with teacher masks here: nothing to judge by")
 
 # %% [markdown]
 # Training positions should score a little higher than validation ones; a wide gap means learning by heart.
