@@ -85,7 +85,7 @@ class _Scan:
         for folder in _folders(raw):
             if re.match(r"pos", folder.name, re.IGNORECASE):
                 positions.append(folder)
-            elif lost := sum(len(_images(sub)) for sub, _, _ in _walk(folder)):
+            elif lost := sum(len(_images(sub)) for sub in _folders_below(folder)):
                 self.problem(folder, f"{folder.name} is no PosXXX folder: its images are left out; rename it, or run "
                                      "segkit.arrange where it is a second folder of the same name", lost)
         if loose := _images(raw):
@@ -96,12 +96,12 @@ class _Scan:
         for folder in positions:
             mask_position = next((f for f in _folders(masks) if f.name.casefold() == folder.name.casefold()),
                                  None) if masks else None
-            self.position(folder, mask_position, name)
+            self.position(folder, mask_position, name, without_masks=masks is None)
         if masks is None and len(self.frames) > before:
             self.problem(raw, f"no masks folder beside {raw.name}: expected {wanted}; rename it or run segkit.arrange",
                          len(self.frames) - before)
 
-    def position(self, folder: Path, mask_folder: Path | None, experiment: str) -> None:
+    def position(self, folder: Path, mask_folder: Path | None, experiment: str, without_masks: bool) -> None:
         source, images = self._pick(folder, IMAGE_FOLDERS)
         if not images:
             self.problem(folder, f"no image in {folder.name}: expected .tif, .tiff or .png files in aphase, "
@@ -110,16 +110,12 @@ class _Scan:
         _, masks = self._pick(mask_folder, MASK_FOLDERS) if mask_folder else (folder, [])
         beside = [f for f in _files(source) if _MASK_NAME.match(f.stem)]
         self.pair(images, masks + beside, experiment, folder.name, folder,
-                  quiet=mask_folder is None and not beside and self._no_masks_folder(folder))
-
-    def _no_masks_folder(self, position: Path) -> bool:
-        wanted = masks_folder_name(position.parent.name).casefold()
-        return not any(f.name.casefold() == wanted for f in _folders(self.masks_root))
+                  quiet=without_masks and not beside)
 
     def plain_folder(self, folder: Path) -> None:
         masks = [f for f in _files(folder) if _MASK_NAME.match(f.stem)]
         if self.masks_root != folder:
-            masks += [f for sub, _, _ in _walk(self.masks_root) for f in _files(sub)]
+            masks += [f for sub in _folders_below(self.masks_root) for f in _files(sub)]
         if images := _images(folder):
             self.pair(images, masks, folder.resolve().name, "Pos0", folder, quiet=not masks)
 
@@ -223,5 +219,6 @@ def _images(folder: Path) -> list[Path]:
     return [f for f in _files(folder) if not _MASK_NAME.match(f.stem) and not _BY_PRODUCT.search(f.stem)]
 
 
-def _walk(folder: Path) -> list[tuple[Path, list[str], list[str]]]:
-    return [(Path(sub), dirs, files) for sub, dirs, files in os.walk(folder)]
+def _folders_below(folder: Path) -> list[Path]:
+    """The folder itself and every one below it."""
+    return [Path(sub) for sub, _, _ in os.walk(folder)]

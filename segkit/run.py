@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import platform
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -46,14 +46,18 @@ def open_run(split: Split, settings: Settings) -> Path:
     return run_dir
 
 
+@dataclass(frozen=True)
 class Checkpoint:
     """Copies of weights, running average and optimiser, and a few plain values."""
 
-    def __init__(self, model: nn.Module, average: nn.Module, optimiser: torch.optim.Optimizer,
-                 state: dict[str, Any]) -> None:
-        self.parts = copy.deepcopy({"model": model.state_dict(), "average": average.state_dict(),
-                                    "optimiser": optimiser.state_dict()})
-        self.state = state
+    parts: dict[str, Any]
+    state: dict[str, Any]
+
+    @classmethod
+    def of(cls, model: nn.Module, average: nn.Module, optimiser: torch.optim.Optimizer,
+           state: dict[str, Any]) -> Checkpoint:
+        return cls(copy.deepcopy({"model": model.state_dict(), "average": average.state_dict(),
+                                  "optimiser": optimiser.state_dict()}), state)
 
     def load_into(self, model: nn.Module, average: nn.Module, optimiser: torch.optim.Optimizer) -> None:
         model.load_state_dict(self.parts["model"])
@@ -71,10 +75,8 @@ def load_checkpoint(run_dir: Path, device: torch.device) -> Checkpoint:
     """Read last.pt. Raises SegkitError where it is damaged."""
     try:
         content = torch.load(run_dir / "last.pt", map_location=device, weights_only=True)
-        checkpoint = Checkpoint.__new__(Checkpoint)
-        checkpoint.state = content.pop("state")
-        checkpoint.parts = content
-        return checkpoint
+        state = content.pop("state")
+        return Checkpoint(content, state)
     except (OSError, RuntimeError, KeyError, EOFError, ValueError) as error:
         raise SegkitError(f"{run_dir / 'last.pt'} cannot be read ({type(error).__name__}): set RUN to a new name and "
                           "START_FROM to this run to go on from its best weights") from None

@@ -32,6 +32,7 @@ AVERAGING = 0.98  # share of the old weights in the running average that is judg
 WEIGHT_DECAY, CLIP = 1e-2, 1.0
 TRIES = 3  # how often a broken-down training is set right before it gives up
 PREVIEWS = 2
+KEPT = ("epoch", "tries", "rate_scale", "best_dice", "least_loss")  # plain values that a checkpoint holds
 
 
 def fit(model: UNet, split: Split, settings: Settings, on_epoch: Callable[[History], None] | None = None) -> History:
@@ -66,12 +67,11 @@ class _Training:
         cache = settings.run_dir.parent / ".cache"
         self.train, problems = build_store(split.train, self.device, cache, settings.memory_limit)
         self.validation, more = build_store(split.validation, self.device, cache, settings.memory_limit)
-        self.problems = problems + more
-        for problem in self.problems:
+        for problem in problems + more:
             log.info("left out %s: %s", problem.path, problem.reason)
         self.crop = choose_crop(settings, self.device, (int(self.train.height.min()), int(self.train.width.min())))
-        self.crops = settings.crops_per_epoch or covering(int((self.train.height * self.train.width).sum()), self.crop)
-        self.steps = max(1, round(self.crops / settings.batch_size))
+        crops = settings.crops_per_epoch or covering(int((self.train.height * self.train.width).sum()), self.crop)
+        self.steps = max(1, round(crops / settings.batch_size))
         self.micro = settings.batch_size
         self.model = model.to(self.device).to(memory_format=torch.channels_last)
         self.history, self.epoch, self.tries, self.rate_scale = History(), 0, 0, 1.0
@@ -151,9 +151,10 @@ class _Training:
                                   settings=self.settings.as_dict(), scores={"val_dice": val_dice, "epoch": self.epoch})
             save_model(judged, self.settings.run_dir / "model.safetensors")
         self.history.save(self.settings.run_dir / "history.csv")
+        checkpoint = self._checkpoint()
         if not event and val_dice >= 0.5 * self.best_dice:
-            self.sound = self._checkpoint()
-        save_checkpoint(self._checkpoint(), self.settings.run_dir)
+            self.sound = checkpoint
+        save_checkpoint(checkpoint, self.settings.run_dir)
 
     def _train_epoch(self, bar: tqdm) -> tuple[float, float]:
         """One pass of `steps` batches; crops depend on seed, epoch and tries alone, so a resumed run repeats them."""
@@ -255,15 +256,13 @@ class _Training:
 
     def _checkpoint(self) -> Checkpoint:
         """Everything needed to go on, copied."""
-        return Checkpoint(self.model, self.average, self.optimiser, {
-            "epoch": self.epoch, "tries": self.tries, "rate_scale": self.rate_scale,
-            "best_dice": self.best_dice, "least_loss": self.least_loss,
-            "rows": [dict(row) for row in self.history.rows]})
+        return Checkpoint.of(self.model, self.average, self.optimiser, {
+            **{name: getattr(self, name) for name in KEPT}, "rows": [dict(row) for row in self.history.rows]})
 
     def _restore(self, checkpoint: Checkpoint) -> None:
         checkpoint.load_into(self.model, self.average, self.optimiser)
         state = checkpoint.state
-        for name in ("epoch", "tries", "rate_scale", "best_dice", "least_loss"):
+        for name in KEPT:
             setattr(self, name, state[name])
         self.history.rows = [dict(row) for row in state["rows"]]
 
