@@ -105,8 +105,19 @@ cells = pd.concat([measure_cells(read_pair(f)[1], f, settings.pixel_size_um) for
 lengths = {name: group["length_px"].to_numpy() for name, group in cells.groupby("experiment")}
 show_histograms(lengths, "cell length (pixels)", bins=20)
 
+# %%
+from segkit.devices import pick_device
+from segkit.layout import FIELD_OF_VIEW, choose_crop
+
+crop = choose_crop(settings, pick_device(settings.device), read_pair(middle[0])[1].shape)
+longest = cells["length_px"].quantile(0.95)
+print(f"95 % of the cells are shorter than the crop's shorter side: {longest < min(crop)}")
+print(f"95 % of the cells are shorter than the network's field of view (about {FIELD_OF_VIEW} pixels): "
+      f"{longest < FIELD_OF_VIEW}")
+
 # %% [markdown]
-# Cells should be well shorter than the crops that the student learns from (128 pixels on a CPU, or half a frame).
+# The student learns from crops (CROP in `01_setup`), and each of its answers depends on a field of view of about 200
+# pixels. A `False` above means that long cells are seen in parts only: choose a larger CROP, or shrink the images.
 # A second hump far to the right often means that the teacher merged touching cells into one.
 
 # %%

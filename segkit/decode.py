@@ -62,15 +62,11 @@ def build_store(frames: Sequence[Frame], device: torch.device, cache_dir: Path,
     no source file has changed. Returns the store and a Problem for each pair that could not be decoded.
     Raises SegkitError where none could, or the disk is too small.
     """
-    frames, sizes, problems = _sized(frames)
-    pixels = int(sum(h * w for h, w in sizes))
-    needed = 3 * pixels  # bytes: uint16 image and uint8 target
-    if device.type == "cuda" and needed <= (memory_limit * 1e9 or torch.cuda.mem_get_info(device)[0] / 2):
-        home = device
-    else:
-        home = torch.device("cpu")
-    if needed <= (memory_limit * 1e9 or free_memory() / 2):
-        flat_pixels, flat_targets = np.empty(pixels, np.uint16), np.empty(pixels, np.uint8)
+    folder = cache_dir / _fingerprint(frames)
+    cached = (folder / "index.npz").is_file()
+    sizes, faults = ([], {}) if cached else _sizes(frames)
+    if not cached and _bytes(sizes) <= (memory_limit * 1e9 or free_memory() / 2):
+        flat_pixels, flat_targets = (np.empty(_bytes(sizes) // 3, kind) for kind in (np.uint16, np.uint8))
         at = 0
 
         def keep(decoded: Decoded) -> None:
@@ -79,19 +75,21 @@ def build_store(frames: Sequence[Frame], device: torch.device, cache_dir: Path,
             flat_pixels[at:at + size], flat_targets[at:at + size] = decoded.pixels.ravel(), decoded.target.ravel()
             at += size
 
-        index, faults = _decode_all(frames, sizes, keep)
+        index = _decode_all(frames, sizes, faults, keep)
     else:
-        folder = cache_dir / _fingerprint(frames)
-        if not (folder / "index.npz").is_file():
-            _fill_cache(folder, frames, sizes, needed)
-        index, faults = _load_index(folder)
+        if not cached:
+            _fill_cache(folder, frames, sizes, faults)
+        index, sizes, faults = _load_index(folder)
         flat_pixels = np.memmap(folder / "pixels.u16", np.uint16, mode="c")
         flat_targets = np.memmap(folder / "targets.u8", np.uint8, mode="c")
-    sound = index["sound"]
-    problems += [Problem(frames[i].image, reason, 1) for i, reason in faults]
+    problems = [Problem(frames[i].image, reason, 1) for i, reason in sorted(faults.items())]
+    sound = np.array([i not in faults for i in range(len(frames))], bool)
     if not sound.any():
         first = f": {problems[0].reason}" if problems else ""
         raise SegkitError(f"none of {len(problems)} pairs could be decoded{first}")
+    home = torch.device("cpu")
+    if device.type == "cuda" and _bytes(sizes) <= (memory_limit * 1e9 or torch.cuda.mem_get_info(device)[0] / 2):
+        home = device
 
     def tensor(values: np.ndarray, dtype: torch.dtype) -> torch.Tensor:
         return torch.from_numpy(values[sound]).to(home, dtype)
@@ -108,30 +106,36 @@ def build_store(frames: Sequence[Frame], device: torch.device, cache_dir: Path,
     return store, problems
 
 
-def _sized(frames: Sequence[Frame]) -> tuple[list[Frame], list[tuple[int, int]], list[Problem]]:
-    """The frames whose headers can be read, with the size that image and masks have in common."""
-    kept, sizes, problems = [], [], []
-    for frame in frames:
+def _sizes(frames: Sequence[Frame]) -> tuple[list[tuple[int, int]], dict[int, str]]:
+    """The size that each image and its masks have in common, and which headers cannot be read (size 0), and why."""
+    sizes, faults = [], {}
+    for i, frame in enumerate(frames):
         try:
             image, masks = read_header(frame.image), read_header(frame.masks or frame.image)
+            sizes.append((min(image.height, masks.height), min(image.width, masks.width)))
         except SegkitError as error:
-            problems.append(Problem(frame.image, str(error), 1))
-            continue
-        kept.append(frame)
-        sizes.append((min(image.height, masks.height), min(image.width, masks.width)))
-    return kept, sizes, problems
+            faults[i] = str(error)
+            sizes.append((0, 0))
+    return sizes, faults
 
 
-def _decode_all(frames: Sequence[Frame], sizes: Sequence[tuple[int, int]],
-                keep: Callable[[Decoded], None]) -> tuple[dict[str, np.ndarray], list[tuple[int, str]]]:
-    """Hand each decoded frame to `keep`, in order; a frame that fails is handed on black, and listed."""
+def _bytes(sizes: Sequence[tuple[int, int]]) -> int:
+    """What decoded frames take: uint16 image and uint8 target."""
+    return 3 * sum(height * width for height, width in sizes)
+
+
+def _decode_all(frames: Sequence[Frame], sizes: Sequence[tuple[int, int]], faults: dict[int, str],
+                keep: Callable[[Decoded], None]) -> dict[str, np.ndarray]:
+    """Hand each decoded frame to `keep`, in order; a frame that fails is handed on black, and added to faults."""
     rows: list[tuple[Any, ...]] = []
-    widths, faults = [], []
+    widths = []
 
-    def attempt(job: tuple[Frame, tuple[int, int]]) -> Decoded | str:
+    def attempt(i: int) -> Decoded | str:
+        if i in faults:
+            return faults[i]
         try:
-            decoded = decode(job[0])
-            return decoded if decoded.pixels.shape == job[1] else f"{job[0].image.name} changed while it was read"
+            decoded = decode(frames[i])
+            return decoded if decoded.pixels.shape == sizes[i] else f"{frames[i].image.name} changed while it was read"
         except SegkitError as error:
             return str(error)
 
@@ -139,37 +143,36 @@ def _decode_all(frames: Sequence[Frame], sizes: Sequence[tuple[int, int]],
     with ThreadPoolExecutor(workers) as pool, tqdm(total=len(frames), desc="decoding", unit="frame",
                                                    leave=False) as bar:
         for block in range(0, len(frames), 16 * workers):  # in blocks, so that results never pile up
-            span = slice(block, block + 16 * workers)
-            for decoded in pool.map(attempt, zip(frames[span], sizes[span], strict=True)):
-                i = len(rows)
+            numbers = range(block, min(block + 16 * workers, len(frames)))
+            for i, decoded in zip(numbers, pool.map(attempt, numbers), strict=True):
                 if isinstance(decoded, str):
-                    faults.append((i, decoded))
+                    faults[i] = decoded
                     decoded = Decoded(np.zeros(sizes[i], np.uint16), np.zeros(sizes[i], np.uint8), 0.0, 0.0,
                                       np.full((POINTS, 2), -1, np.int32), np.zeros(0, np.float32))
                 rows.append((decoded.gain, decoded.bias, decoded.points, np.count_nonzero(decoded.target)))
                 widths.append(decoded.widths)
                 keep(decoded)
                 bar.update()
-    sound = np.ones(len(rows), bool)
-    sound[[i for i, _ in faults]] = False
     gain, bias, points, inside = (np.array(column) for column in zip(*rows, strict=True)) if rows else [np.zeros(0)] * 4
-    return {"gain": gain, "bias": bias, "points": points, "inside": inside, "sound": sound,
-            "widths": np.concatenate(widths) if widths else np.zeros(0)}, faults
+    return {"gain": gain, "bias": bias, "points": points, "inside": inside,
+            "widths": np.concatenate(widths) if widths else np.zeros(0)}
 
 
 def _fingerprint(frames: Sequence[Frame]) -> str:
     """A name that changes with any source file: paths, sizes and times of change."""
-    digest = hashlib.sha256(b"segkit store 1")
+    digest = hashlib.sha256(b"segkit store 2")
     for frame in frames:
         for path in (frame.image, frame.masks or frame.image):
-            stat = path.stat()
-            digest.update(f"{path.resolve()}|{stat.st_size}|{stat.st_mtime_ns}|{frame.page}\n".encode())
+            stat = path.stat() if path.exists() else None
+            there = f"{stat.st_size}|{stat.st_mtime_ns}" if stat else "missing"
+            digest.update(f"{path.parent.resolve()}/{path.name}|{there}|{frame.page}\n".encode())
     return digest.hexdigest()[:20]
 
 
-def _fill_cache(folder: Path, frames: Sequence[Frame], sizes: Sequence[tuple[int, int]], needed: int) -> None:
+def _fill_cache(folder: Path, frames: Sequence[Frame], sizes: Sequence[tuple[int, int]],
+                faults: dict[int, str]) -> None:
     """Write the cache beside its place and rename it when it is whole."""
-    part = folder.with_name(folder.name + ".part")
+    part, needed = folder.with_name(folder.name + ".part"), _bytes(sizes)
     try:
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir(parents=True)
@@ -181,8 +184,9 @@ def _fill_cache(folder: Path, frames: Sequence[Frame], sizes: Sequence[tuple[int
             def keep(decoded: Decoded) -> None:
                 pixels.write(decoded.pixels.tobytes())
                 targets.write(decoded.target.tobytes())
-            index, faults = _decode_all(frames, sizes, keep)
-        np.savez(part / "index.npz", allow_pickle=False, faults=np.array(json.dumps(faults)), **index)
+            index = _decode_all(frames, sizes, faults, keep)
+        np.savez(part / "index.npz", allow_pickle=False, faults=np.array(json.dumps(faults)),
+                 sizes=np.array(sizes), **index)
         shutil.rmtree(folder, ignore_errors=True)
         part.rename(folder)
     except OSError as error:
@@ -192,10 +196,11 @@ def _fill_cache(folder: Path, frames: Sequence[Frame], sizes: Sequence[tuple[int
         shutil.rmtree(part, ignore_errors=True)
 
 
-def _load_index(folder: Path) -> tuple[dict[str, np.ndarray], list[tuple[int, str]]]:
+def _load_index(folder: Path) -> tuple[dict[str, np.ndarray], list[tuple[int, int]], dict[int, str]]:
     with np.load(folder / "index.npz") as archive:
         index = {name: archive[name] for name in archive.files}
-    return index, [(i, reason) for i, reason in json.loads(str(index.pop("faults")))]
+    faults = json.loads(str(index.pop("faults")))
+    return index, [(int(h), int(w)) for h, w in index.pop("sizes")], {int(i): reason for i, reason in faults.items()}
 
 
 def free_memory() -> int:
