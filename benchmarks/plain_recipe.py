@@ -25,7 +25,8 @@ from segkit.devices import autocast, describe_device, pick_device
 from segkit.layout import choose_crop
 from segkit.losses import student_loss
 from segkit.model import ModelInfo
-from segkit.settings import load_settings, parse_settings
+from segkit.settings import parse_settings
+from segkit.sources import load_settings
 
 SECONDS = 20.0  # for each of the three
 

@@ -25,7 +25,8 @@ RUN = None
 # %%
 from segkit import discover, read_image, read_labels
 from segkit.figures import grey, overlay, show_pictures
-from segkit.settings import DEMO, load_settings
+from segkit.settings import DEMO
+from segkit.sources import load_settings
 
 settings = load_settings(globals())
 example = discover(settings.root / DEMO).pairs[11]

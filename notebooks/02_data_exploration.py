@@ -26,7 +26,7 @@ from IPython.display import display
 from segkit import discover
 from segkit.data import exclude, read_pair, split_by_position
 from segkit.figures import overlay, show_pictures
-from segkit.settings import load_settings
+from segkit.sources import load_settings
 
 settings = load_settings(globals())
 dataset = discover(settings.dataset_path, settings.masks_path)
@@ -96,7 +96,7 @@ browser(dataset, draw, outlines=ipywidgets.Checkbox(True, description="outlines"
 import pandas as pd
 
 from segkit.cells import measure_cells
-from segkit.figures import show_histograms
+from segkit.charts import show_histograms
 
 units = sorted({f.unit for f in dataset.pairs})
 by_unit = {unit: [f for f in dataset.pairs if f.unit == unit] for unit in units}
@@ -152,7 +152,7 @@ if look:
 print("to leave them out, EXCLUDE =", ",".join(f.name for f in look) or "(nothing)")
 
 # %%
-from segkit.figures import show_over_time
+from segkit.charts import show_over_time
 
 show_over_time(review, "foreground", "share of the frame inside cells")
 
@@ -165,7 +165,7 @@ show_over_time(review, "foreground", "share of the frame inside cells")
 # by heart and be praised for the other.
 
 # %%
-from segkit.figures import show_split
+from segkit.charts import show_split
 
 kept, excluded = exclude(dataset.pairs, settings.exclude)
 split = split_by_position(kept, settings.validation)

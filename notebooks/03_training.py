@@ -24,7 +24,7 @@ EPOCHS = None
 # %%
 from segkit import UNet, discover, fit, split_by_position
 from segkit.data import exclude
-from segkit.settings import load_settings
+from segkit.sources import load_settings
 
 settings = load_settings(globals())
 dataset = discover(settings.dataset_path, settings.masks_path)
@@ -74,7 +74,7 @@ history = fit(model, split, settings, on_epoch=live.update)
 # ## 3. How did it go?
 
 # %%
-from segkit.figures import show_history
+from segkit.charts import show_history
 
 show_history(history.table())
 

@@ -24,7 +24,7 @@ MODEL = None  # None: the model that 03_training made for this run
 # %%
 from segkit import discover, load_model, read_image, read_labels, segment
 from segkit.figures import grey, overlay, show_pictures
-from segkit.settings import load_settings
+from segkit.sources import load_settings
 
 settings = load_settings(globals())
 model = load_model(settings.model_path, settings.device)
@@ -32,7 +32,7 @@ dataset = discover(settings.dataset_path, settings.masks_path)
 judged = [f for f in dataset.frames if f.position.endswith(settings.validation)] or dataset.frames
 frame = judged[len(judged) // 2]
 image = read_image(frame.image, frame.page)
-probability, mask, labels = segment(model, image)
+probability, mask, labels = segment(model, image, scale=settings.scale, flips=settings.flips)
 pictures = [grey(image), probability, mask.astype(float), overlay(image, labels, None)]
 titles = ["image", "probability", "mask", "student's cells"]
 if frame.masks:
@@ -52,21 +52,25 @@ show_pictures(pictures, titles, settings.pixel_size_um)
 # %% [markdown]
 # ## 1. Segment everything
 #
-# Frames without masks are segmented too. What cannot be read is listed, and the rest goes on.
+# Frames without masks are segmented too. What cannot be read is listed, and the rest goes on. Interrupted, it goes on
+# where it stopped when you run it again. If a warning says that the cells are wider or narrower than those that the
+# student was taught on, set SCALE in `01_setup` as it suggests.
 
 # %%
 import pandas as pd
 
 from segkit import segment_dataset
 
-cells_csv = segment_dataset(model, dataset.frames, settings.run_dir, pixel_size_um=settings.pixel_size_um)
+pixel_size = {f.experiment: settings.for_experiment(f.experiment).pixel_size_um for f in dataset.frames}
+cells_csv = segment_dataset(model, dataset.frames, settings.run_dir, pixel_size_um=pixel_size,
+                            scale=settings.scale, flips=settings.flips)
 cells = pd.read_csv(cells_csv)
 written = sum(1 for _ in (settings.run_dir / "masks").rglob("MASK_*.tif"))
 print(f"{len(dataset.frames)} frames, {written} label files")
 print("cells found:", len(cells) > 0)
 
 # %%
-from segkit.figures import show_histograms
+from segkit.charts import show_histograms
 
 sizes = {name: group["area_um2"].to_numpy() for name, group in cells.groupby("experiment")}
 show_histograms(sizes, "cell area (µm²)", bins=20) if sizes else None
@@ -74,38 +78,46 @@ show_histograms(sizes, "cell area (µm²)", bins=20) if sizes else None
 # %% [markdown]
 # ## 2. How far does it agree with the teacher?
 #
-# *Dice* compares masks. *Panoptic quality* compares cells: it asks whether every cell was found, as one cell, and how
-# well it overlaps. Where cells touch, the second is the one to look at.
+# *Dice* compares masks. The others compare cells: a cell counts as found when it and the teacher's overlap by half of
+# the area that both cover (*IoU* 0.5; stricter at 0.75 and 0.9). *AP*, average precision, is the share of cells found,
+# among all that either drew; *panoptic quality* also asks how well the found ones overlap. Where cells touch, look at
+# these rather than at Dice.
 
 # %%
 from IPython.display import display
 
-from segkit.figures import show_bars
+from segkit.charts import show_scores
 
 scores_csv = settings.run_dir / "scores.csv"
-scores = pd.read_csv(scores_csv) if scores_csv.is_file() else pd.DataFrame(
-    columns=["experiment", "position", "frame", "dice", "panoptic_quality", "cells", "teacher_cells"])
-scores["validation"] = scores["position"].astype(str).str.endswith(settings.validation)
-scores["name"] = scores["experiment"] + " " + scores["position"]
-scores.loc[scores["validation"], "name"] += " (validation)"
+scores = pd.read_csv(scores_csv) if scores_csv.is_file() else pd.DataFrame(columns=["position", "dice"])
+held_out = scores["position"].astype(str).str.endswith(settings.validation)
 if len(scores):
-    display(show_bars(scores.groupby("name")["dice"].mean(), "mean Dice"))
+    names = scores["experiment"] + " " + scores["position"] + held_out.map({True: " (validation)", False: ""})
+    display(show_scores(scores, names))
 else:
     print("no teacher masks in this dataset: nothing to compare with")
 
 # %%
-validated = scores[scores["validation"]]
-means = validated[["dice", "panoptic_quality"]].mean()
+from segkit.widgets import Facts
+
+validated = scores[held_out]
+judged = validated if len(validated) else scores
+means = judged.groupby("experiment").mean(numeric_only=True) if len(scores) else pd.DataFrame()
+Facts({f"{name}, {'validation' if len(validated) else 'all'} frames":
+       f"Dice {row.dice:.3f}, panoptic quality {row.panoptic_quality:.3f}, AP {row.ap50:.3f} / {row.ap75:.3f} / "
+       f"{row.ap90:.3f}, {row.cells:.1f} cells a frame (teacher {row.teacher_cells:.1f})" for name, row in means.iterrows()})
+
+# %%
 if len(validated):
-    print("mean validation Dice above 0.90:", bool(means["dice"] > 0.9))
-    print("mean validation panoptic quality above 0.60:", bool(means["panoptic_quality"] > 0.6))
+    print("mean validation Dice above 0.90:", bool(validated["dice"].mean() > 0.9))
+    print("mean validation panoptic quality above 0.60:", bool(validated["panoptic_quality"].mean() > 0.6))
 else:
     print("no validation position with teacher masks here: nothing to judge by")
 
 # %% [markdown]
 # Training positions should score a little higher than validation ones; a wide gap means learning by heart.
 #
-# ## 3. The worst frames
+# ## 3. The best frame, the middle one, the worst
 #
 # Look here before you trust a mean. Blue is the teacher, orange the student.
 
@@ -114,14 +126,16 @@ from segkit.data import read_pair
 from segkit.figures import TEACHER
 
 by_name = {(f.experiment, f.position, f.frame): f for f in dataset.pairs}
-worst = (validated if len(validated) else scores).nsmallest(3, "panoptic_quality")
+ranked = judged.sort_values("panoptic_quality", ascending=False) if len(judged) else judged
+chosen = ranked.iloc[[0, len(ranked) // 2, -1]] if len(ranked) else ranked
 pictures, titles = [], []
-for row in worst.itertuples():
-    bad = by_name[row.experiment, row.position, row.frame]
-    image, teacher = read_pair(bad)
-    pictures += [overlay(image, teacher, TEACHER), overlay(image, segment(model, image).labels)]
-    titles += [f"teacher: {row.teacher_cells} cells", f"student: {row.cells} cells"]
-show_pictures(pictures, titles, settings.pixel_size_um, columns=6, size=2) if pictures else None
+for rank, row in zip(("best", "middle", "worst"), chosen.itertuples()):
+    pair = by_name[row.experiment, row.position, row.frame]
+    image, teacher = read_pair(pair)
+    student = segment(model, image, scale=settings.scale, flips=settings.flips).labels
+    pictures += [overlay(image, teacher, TEACHER), overlay(image, student)]
+    titles += [f"{rank}, teacher: {row.teacher_cells} cells", f"student: {row.cells} cells"]
+show_pictures(pictures, titles, settings.pixel_size_um, columns=2, size=3.4) if pictures else None
 
 # %% [markdown]
 # Typical reasons: cells that lie across each other, cells at the edge, and now and then a teacher who is wrong.
@@ -139,7 +153,7 @@ from segkit.widgets import browser
 
 def draw(frame, teacher, contrast):
     image = read_image(frame.image, frame.page)
-    labels = segment(model, image).labels
+    labels = segment(model, image, scale=settings.scale, flips=settings.flips).labels
     pictures = {f"student: {labels.max()} cells": overlay(image, labels, contrast=contrast)}
     if teacher and frame.masks:
         pictures["teacher"] = overlay(*read_pair(frame), TEACHER, contrast)
@@ -150,6 +164,19 @@ browser(dataset, draw, teacher=ipywidgets.Checkbox(True, description="teacher"),
         contrast=ipywidgets.FloatSlider(1.0, min=0.5, max=3, step=0.1, description="contrast"))
 
 # %% [markdown]
+# ## 5. Take it elsewhere
+#
+# `MODEL_CARD.md` says what the student was trained on, how it scored and what it must not be trusted with; pass it on
+# with `model.safetensors`. For other programs, ONNX=1 in the settings (or `segkit.export_onnx`) writes `model.onnx`.
+
+# %%
+from segkit import export_onnx
+
+if settings.onnx:
+    export_onnx(model, settings.run_dir / "model.onnx")
+print("model.onnx asked for:", settings.onnx)
+
+# %% [markdown]
 # ## Summary
 #
 # `masks/` holds the labels of every frame in your own folder layout (16-bit TIFF, for Fiji or napari), `cells.csv` a
@@ -158,6 +185,8 @@ browser(dataset, draw, teacher=ipywidgets.Checkbox(True, description="teacher"),
 #
 # Agreement with a teacher is not truth: where the teacher is wrong, a good student is wrong with it.
 #
+# Go on with `05_growth`.
+#
 # **On your own**
-# - Plot `cells.groupby("frame")["area_um2"].sum()` for one position. Does the area double?
+# - Set FLIPS to 1 and run again. How much better are the cells, how much longer does it take?
 # - Segment another dataset with this student: set MODEL to this run and DATASET_PATH to the new folder.

@@ -5,9 +5,12 @@ from .data import Dataset, Frame, Problem, Split, split_by_position
 from .demo import make_demo_dataset
 from .discover import discover
 from .errors import SegkitError
+from .export import export_onnx
+from .growth import growth_rates
 from .history import History
 from .images import read_image, read_labels
-from .model import UNet, load_model
+from .model import UNet
+from .model_file import load_model
 from .outputs import segment_dataset
 from .quality import review_teacher
 from .scores import dice, match_instances
@@ -28,7 +31,9 @@ __all__ = [
     "arrange",
     "dice",
     "discover",
+    "export_onnx",
     "fit",
+    "growth_rates",
     "load_model",
     "make_demo_dataset",
     "match_instances",

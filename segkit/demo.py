@@ -22,7 +22,8 @@ def make_demo_dataset(path: str | Path, *, shape: tuple[int, int] = (128, 128), 
                       positions: Mapping[str, Sequence[int]] | None = None, cells: int = 6,
                       minutes_per_frame: float = 10.0, doubling_minutes: float = 75.0, drug_frame: int = 6,
                       drug_factor: float = 0.15, seed: int = 0) -> Path:
-    """Write a synthetic dataset in the users' layout: images, exact labels, and truth.json with the growth put in.
+    """Write a synthetic dataset in the users' layout: images, exact labels, experiments.csv with the
+    frames' timing, and truth.json with the growth put in.
 
     path: a new or empty folder. shape: (height, width), pixels. positions: position numbers per experiment; an
     experiment named RIF... is treated: from drug_frame on (counted from the first frame) its growth rate is
@@ -65,6 +66,9 @@ def make_demo_dataset(path: str | Path, *, shape: tuple[int, int] = (128, 128), 
         grown[f"{experiment}/Pos{number}"] = {
             "growth_per_minute_before": rate, "growth_per_minute_after": rates[-1], "first_frame": first,
             "area_pixels": areas}
+    lines = [f"{experiment},{minutes_per_frame:g},{drug_frame}" for experiment in positions]
+    (root / "experiments.csv").write_text("experiment,minutes_per_frame,drug_frame\n" + "\n".join(lines) + "\n",
+                                          encoding="utf-8")
     (root / "truth.json").write_text(json.dumps(truth, indent=1) + "\n", encoding="utf-8")
     return root
 

@@ -1,4 +1,4 @@
-"""Pictures: every function takes arrays or tables and returns a figure; nothing is shown or kept."""
+"""Pictures of images and labels: every function takes arrays and returns one; nothing is shown or kept."""
 
 from __future__ import annotations
 
@@ -6,13 +6,11 @@ import io
 from collections.abc import Sequence
 
 import numpy as np
-import pandas as pd
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torchvision.utils import draw_segmentation_masks
 
-from .data import Dataset, Split
 from .targets import normalise
 
 TEACHER, STUDENT, ACCENT, GREY = "#0072B2", "#D55E00", "#009E73", "#666666"  # Okabe and Ito's colour-blind-safe set
@@ -38,7 +36,7 @@ def to_png(figure: Picture) -> bytes:
     return figure._repr_png_()
 
 
-def _figure(width: float, height: float, rows: int = 1, columns: int = 1) -> tuple[Picture, np.ndarray]:
+def new_figure(width: float, height: float, rows: int = 1, columns: int = 1) -> tuple[Picture, np.ndarray]:
     figure = Picture(width, height)
     return figure, figure.subplots(rows, columns, squeeze=False)
 
@@ -94,103 +92,11 @@ def show_pictures(pictures: Sequence[np.ndarray], titles: Sequence[str], pixel_s
     columns = min(columns, len(pictures))
     rows = -(-len(pictures) // columns)
     height, width = pictures[0].shape[:2]
-    figure, grid = _figure(size * columns, (size * height / width + 0.25) * rows, rows, columns)
+    figure, grid = new_figure(size * columns, (size * height / width + 0.25) * rows, rows, columns)
     for axes in grid.flat:
         axes.set_axis_off()
     for axes, picture, title in zip(grid.flat, pictures, titles, strict=False):
         axes.imshow(picture, cmap="gray", vmin=0, vmax=1 if picture.dtype.kind == "f" else 255)
         axes.set_title(title, fontsize=10)
     scale_bar(grid.flat[0], width, pixel_size_um)
-    return figure
-
-
-def _curves(axes_pair: np.ndarray, table: pd.DataFrame) -> None:
-    for axes, kind, label in zip(axes_pair, ("loss", "dice"), ("loss", "Dice"), strict=True):
-        axes.plot(table["epoch"], table[f"train_{kind}"], color=GREY, lw=1.5, label="training crops")
-        axes.plot(table["epoch"], table[f"val_{kind}"], color=STUDENT, lw=2, marker="o", ms=3,
-                  label="whole validation frames")
-        for epoch in table.loc[table["event"].fillna("") != "", "epoch"]:
-            axes.axvline(epoch, color=TEACHER, ls=":", lw=1)
-        axes.set(xlabel="epoch", ylabel=label)
-        axes.spines[["top", "right"]].set_visible(False)
-    axes_pair[1].set_ylim(0, 1.02)
-    axes_pair[1].legend(frameon=False, loc="lower right")
-
-
-def show_history(table: pd.DataFrame) -> Picture:
-    """Loss and Dice against epochs, for training crops and whole validation frames; events as dotted lines."""
-    figure, grid = _figure(9, 3.2, 1, 2)
-    _curves(grid[0], table)
-    return figure
-
-
-def show_live(table: pd.DataFrame, previews: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> Picture:
-    """The training so far: its curves, and what the student now sees in the same validation frames."""
-    figure = Picture(10, 5.4)
-    top, bottom = np.asarray(figure.subfigures(2, 1)).tolist()
-    _curves(top.subplots(1, 2), table)
-    pictures = [(p, t) for image, probability, target in previews
-                for p, t in ((np.clip(image, 0, 1), "image"), (probability, "student's probability"),
-                             (target.astype(float), "teacher's mask"))]
-    for axes, (picture, title) in zip(bottom.subplots(1, len(pictures)) if pictures else (), pictures, strict=True):
-        axes.imshow(picture, cmap="gray", vmin=0, vmax=1)
-        axes.set_title(title, fontsize=9)
-        axes.set_axis_off()
-    return figure
-
-
-def show_split(dataset: Dataset, split: Split) -> Picture:
-    """Each position as a row of frames: blue to learn from, orange to judge by, grey not used."""
-    training, validation = set(split.train), set(split.validation)
-    units = sorted({f.unit for f in dataset.frames})
-    figure, grid = _figure(9, 0.28 * len(units) + 1.0)
-    axes = grid[0, 0]
-    for colour, wanted, label in ((TEACHER, training, f"training ({len(split.train)})"),
-                                  (STUDENT, validation, f"validation ({len(split.validation)})"),
-                                  (GREY, set(dataset.frames) - training - validation, "not used")):
-        if wanted:
-            axes.scatter([f.frame for f in wanted], [units.index(f.unit) for f in wanted], color=colour, marker="s",
-                         s=28, label=label)
-    axes.set_yticks(range(len(units)), [" ".join(unit) for unit in units])
-    axes.set(xlabel="frame", ylim=(len(units) - 0.5, -0.5))
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
-    return figure
-
-
-def show_over_time(table: pd.DataFrame, value: str, ylabel: str) -> Picture:
-    """A line per position over frames, a colour per experiment; table: experiment, position, frame and the value."""
-    figure, grid = _figure(7.5, 3)
-    axes = grid[0, 0]
-    for n, (experiment, lines) in enumerate(table.groupby("experiment")):
-        colour = (TEACHER, STUDENT, ACCENT, GREY)[n % 4]
-        for k, (_, line) in enumerate(lines.groupby("position")):
-            axes.plot(line["frame"], line[value], color=colour, lw=1.5, marker=".",
-                      label=None if k else str(experiment))
-    axes.set(xlabel="frame", ylabel=ylabel, ylim=(0, None))
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False)
-    return figure
-
-
-def show_histograms(values: dict[str, np.ndarray], xlabel: str, bins: int = 40) -> Picture:
-    """One outlined histogram per name, on shared axes."""
-    figure, grid = _figure(6.5, 3)
-    edges = np.histogram_bin_edges(np.concatenate(list(values.values())), bins)
-    for (name, data), colour in zip(values.items(), (TEACHER, STUDENT, ACCENT, GREY, "black"), strict=False):
-        grid[0, 0].hist(data, edges, histtype="step", lw=2, color=colour, label=name)
-    grid[0, 0].set(xlabel=xlabel, ylabel="count")
-    grid[0, 0].spines[["top", "right"]].set_visible(False)
-    grid[0, 0].legend(frameon=False)
-    return figure
-
-
-def show_bars(values: pd.Series, xlabel: str, colour: str = STUDENT) -> Picture:
-    """Horizontal bars, one per index entry."""
-    figure, grid = _figure(7, 0.3 * len(values) + 0.9)
-    axes = grid[0, 0]
-    axes.barh([str(name) for name in values.index], values.to_numpy(), color=colour, height=0.6)
-    axes.invert_yaxis()
-    axes.set(xlabel=xlabel)
-    axes.spines[["top", "right"]].set_visible(False)
     return figure

@@ -9,6 +9,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from .errors import SegkitError
 
 
@@ -49,3 +51,9 @@ def read_json(path: str | Path, what: str) -> Any:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise SegkitError(f"{what} {path} cannot be read ({error}): delete it or write it anew") from None
+
+
+def write_table(path: str | Path, table: pd.DataFrame) -> None:
+    """Replace a CSV file whole."""
+    with replacing(path) as temporary:
+        table.to_csv(temporary, index=False, float_format="%.6g")

@@ -11,10 +11,11 @@ from pathlib import Path
 
 from .discover import discover
 from .errors import SegkitError
-from .settings import DEMO, Settings, load_settings, parse_settings
+from .settings import DEMO, Settings, parse_settings
+from .sources import load_settings
 
-TRAIN_AND_MEASURE = ("01_setup", "02_data_exploration", "03_training", "04_inference")
-MEASURE = ("04_inference",)
+TRAIN_AND_MEASURE = ("01_setup", "02_data_exploration", "03_training", "04_inference", "05_growth")
+MEASURE = ("04_inference", "05_growth")
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -61,8 +62,8 @@ def run_notebooks(names: Sequence[str], values: dict[str, str]) -> Settings:
     for name in ("MODEL", "START_FROM"):
         if values.get(name) and (caller / values[name]).exists():
             values[name] = os.path.normpath(caller / values[name])
-    base = load_settings()
-    settings = parse_settings(values, base)
+    parse_settings(values)  # an unknown name is an error
+    settings = load_settings(values)
     values["RUN"] = settings.run
     folder = settings.run_dir / "notebooks"
     folder.mkdir(parents=True, exist_ok=True)

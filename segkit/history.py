@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from .files import replacing
+from .files import write_table
 
 COLUMNS = ("epoch", "train_loss", "train_dice", "val_loss", "val_dice", "learning_rate", "event", "seconds",
            "crops_per_second")
@@ -46,8 +46,7 @@ class History:
         return [f"epoch {row['epoch']}: {row['event']}" for row in self.rows if row["event"]]
 
     def save(self, path: Path) -> None:
-        with replacing(path) as temporary:
-            self.table().to_csv(temporary, index=False, float_format="%.6g")
+        write_table(path, self.table())
 
     def _repr_html_(self) -> str:
         return self.table().round(3).to_html(index=False)

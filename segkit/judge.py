@@ -10,12 +10,13 @@ import numpy as np
 import pandas as pd
 
 from .data import Frame, check_sizes, read_pair
+from .images import read_labels
 from .model import ModelInfo, UNet
 from .scores import dice, match_instances
-from .segmentation import Segmentation, predict, segment
+from .segmentation import predict, segment
 from .targets import label_cells
 
-MARKERS = (0.3, 0.4, 0.5, 0.6, 0.7)
+MARKERS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
 MARKER_FRAMES = 20  # at most so many frames are looked at to choose the marker
 
 
@@ -25,26 +26,32 @@ def choose_marker(model: UNet, frames: Sequence[Frame]) -> ModelInfo:
     quality = np.zeros(len(MARKERS))
     for frame in chosen:
         image, teacher = read_pair(frame)
-        probability, distance = predict(model, image)
+        maps = predict(model, [image])[0]
         for k, marker in enumerate(MARKERS):
-            labels = label_cells(probability, distance, model.info.threshold, marker, model.info.min_area)
+            labels = label_cells(maps.probability, maps.distance, model.info.threshold, marker, model.info.min_area)
             quality[k] += match_instances(labels, teacher).panoptic_quality
     return replace(model.info, marker=MARKERS[int(quality.argmax())])
 
 
-def score_frame(frame: Frame, result: Segmentation) -> dict[str, Any]:
-    """Agreement with the teacher on one frame: Dice, panoptic quality, average precision, cell counts."""
-    teacher = read_pair(frame)[1]
-    check_sizes(frame.image.name, result.labels.shape, teacher.shape)
-    labels = result.labels[:teacher.shape[0], :teacher.shape[1]]
+def score_frame(frame: Frame, labels: np.ndarray) -> dict[str, Any]:
+    """Agreement of labels (H, W) with the teacher's: Dice, panoptic quality, average precision, cells, area.
+
+    Raises SegkitError where the masks file cannot be read or is of another size (2 pixels are cut off).
+    """
+    assert frame.masks is not None, f"{frame.name} has no masks file"
+    teacher = read_labels(frame.masks, frame.page)
+    check_sizes(frame.image.name, labels.shape, teacher.shape)
+    height, width = (min(a, b) for a, b in zip(labels.shape, teacher.shape, strict=True))
+    labels, teacher = labels[:height, :width], teacher[:height, :width]
     matched = match_instances(labels, teacher)
     return {"experiment": frame.experiment, "position": frame.position, "frame": frame.frame,
             "dice": dice(labels, teacher), "panoptic_quality": matched.panoptic_quality,
             "ap50": matched.average_precision, "ap75": match_instances(labels, teacher, 0.75).average_precision,
             "ap90": match_instances(labels, teacher, 0.9).average_precision,
-            "cells": int(labels.max()), "teacher_cells": len(np.unique(teacher[teacher > 0]))}
+            "cells": len(np.unique(labels[labels > 0])), "teacher_cells": len(np.unique(teacher[teacher > 0])),
+            "area_px": int((labels > 0).sum()), "teacher_area_px": int((teacher > 0).sum())}
 
 
 def judge(model: UNet, frames: Sequence[Frame]) -> pd.DataFrame:
     """`score_frame` for every pair, segmented anew: one row per frame."""
-    return pd.DataFrame([score_frame(frame, segment(model, read_pair(frame)[0])) for frame in frames])
+    return pd.DataFrame([score_frame(frame, segment(model, read_pair(frame)[0]).labels) for frame in frames])

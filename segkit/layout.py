@@ -10,7 +10,7 @@ from .model import STRIDE
 from .settings import Settings
 
 GPU_CROP, CPU_CROP = (768, 448), (128, 128)  # CROP=auto, (height, width) pixels
-FIELD_OF_VIEW = 200  # pixels, about: what one answer of the network can depend on (five levels of two 3 x 3 convolutions)
+FIELD_OF_VIEW = 200  # pixels, about: what one answer can depend on (five levels of two 3 x 3 convolutions)
 WARM_UP = 0.2  # share of the training during which the learning rate rises
 
 

@@ -1,25 +1,16 @@
-"""The student: a U-Net of 4.4 million parameters, and its file."""
+"""The student: a U-Net of 4.4 million parameters."""
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, dataclass, field, fields, replace
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
-
-from .devices import pick_device
-from .errors import SegkitError
-from .files import replacing
 
 WIDTHS = (24, 48, 96, 192, 384)  # channels per level (Visuna et al. 2025, doi 10.1016/j.engappai.2025.112503)
 STRIDE = 2 ** (len(WIDTHS) - 1)  # height and width of the input must be multiples of this
-FORMAT = 1
 
 
 @dataclass(frozen=True)
@@ -91,39 +82,3 @@ class UNet(nn.Module):
 
     def count_parameters(self) -> int:
         return sum(p.numel() for p in self.parameters())
-
-
-def save_model(model: UNet, path: str | Path) -> None:
-    """Write weights and info as safetensors: a file that runs no code when it is loaded."""
-    metadata = {"segkit": json.dumps({"format": FORMAT, **asdict(model.info)})}
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    with replacing(path) as temporary:
-        save_file(state, temporary, metadata)
-
-
-def load_model(path: str | Path, device: str = "auto") -> UNet:
-    """Load a trained student, ready for `segment`.
-
-    path: a run's folder or its model.safetensors; device: "auto", "cpu", "cuda", "mps".
-    Raises SegkitError where there is no model, or the file is damaged or not of segkit.
-    """
-    path = Path(path).expanduser()
-    file = path / "model.safetensors" if path.is_dir() else path
-    if not file.is_file():
-        raise SegkitError(f"no trained model at {file}: run 03_training first, or set MODEL to a run's folder")
-    try:
-        with safe_open(file, framework="pt") as archive:
-            metadata = json.loads((archive.metadata() or {}).get("segkit", "{}"))
-            state = {name: archive.get_tensor(name) for name in archive.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError, ValueError) as error:
-        raise SegkitError(f"{file} is no sound model file ({error}): copy it again or train anew") from None
-    if metadata.pop("format", None) != FORMAT:
-        raise SegkitError(f"{file} was not written by this version of segkit: format {FORMAT} was needed; "
-                          "open it with the version that wrote it")
-    known = {f.name for f in fields(ModelInfo)}
-    model = UNet(replace(ModelInfo(), **{k: v for k, v in metadata.items() if k in known}))
-    try:
-        model.load_state_dict(state)
-    except RuntimeError:
-        raise SegkitError(f"{file} holds weights of another network: a segkit U-Net was needed") from None
-    return model.to(pick_device(device)).to(memory_format=torch.channels_last).eval()

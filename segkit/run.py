@@ -17,7 +17,8 @@ from .data import Split
 from .errors import SegkitError
 from .files import replacing, write_json, write_text
 from .history import History, log
-from .model import UNet, save_model
+from .model import UNet
+from .model_file import save_model
 from .settings import Settings
 from .targets import PERCENTILES
 

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import ArrayLike
+from torch import Tensor
 
 from .devices import autocast
 from .errors import SegkitError
 from .model import STRIDE, UNet
 from .targets import label_cells, normalise
+
+TILE, MARGIN = 1024, 128  # pixels; larger images are answered in tiles, which see so much beyond what they answer
+FLIPS = ((), (-2,), (-1,), (-2, -1))
 
 
 class Segmentation(NamedTuple):
@@ -22,32 +28,84 @@ class Segmentation(NamedTuple):
     labels: np.ndarray  # int32 (H, W), 0 = background, cells numbered from 1
 
 
-def predict(model: UNet, image: ArrayLike) -> tuple[np.ndarray, np.ndarray | None]:
-    """The network's maps for an image (H, W) of any size and dtype: probability and distance, float32 (H, W).
+class Maps(NamedTuple):
+    """The network's answer to an image; distance is None for a model with masks only."""
 
-    The distance is None for a model with masks only. Raises SegkitError unless the image is 2-D and not empty.
+    probability: np.ndarray  # float32 (H, W)
+    distance: np.ndarray | None  # float32 (H, W), 1 at a cell's core, 0 at its edge
+
+
+def predict(model: UNet, images: Sequence[ArrayLike], *, scale: float = 1.0, flips: bool = False) -> list[Maps]:
+    """The network's maps for images (H, W) of one size, of any dtype; see `segment`.
+
+    Raises SegkitError unless every image is 2-D, not empty and as large as the first.
     """
-    image = np.asarray(image)
-    if image.ndim != 2 or image.size == 0:
-        raise SegkitError(f"image has shape {image.shape}: one picture of height x width was needed")
-    height, width = image.shape
-    padded = np.pad(normalise(image, model.info.normalisation), ((0, -height % STRIDE), (0, -width % STRIDE)),
-                    mode="reflect")
+    pictures = [np.asarray(image) for image in images]
+    for picture in pictures:
+        if picture.ndim != 2 or picture.size == 0 or picture.shape != pictures[0].shape:
+            raise SegkitError(f"image has shape {picture.shape}: one picture of height x width was needed"
+                              + (f", as large as the first {pictures[0].shape}" if len(pictures) > 1 else ""))
+    x = torch.from_numpy(np.stack([normalise(p, model.info.normalisation) for p in pictures]))[:, None]  # (B, 1, H, W)
+    size = x.shape[-2:]
+    if scale != 1:
+        scaled = tuple(max(1, round(n * scale)) for n in size)
+        x = F.interpolate(x, scaled, mode="bilinear", antialias=True)
+    maps = torch.stack([_tiled(model, x.flip(dims)).flip(dims) for dims in (FLIPS if flips else FLIPS[:1])]).mean(0)
+    if scale != 1:
+        maps = F.interpolate(maps, size, mode="bilinear", antialias=True)
+    return [Maps(m[0], m[1] if len(m) > 1 else None) for m in maps.numpy()]
+
+
+def _tiled(model: UNet, x: Tensor) -> Tensor:
+    """Probability and distance (B, 1 or 2, H, W), float32 on the CPU, for normalised images (B, 1, H, W)."""
     device = next(model.parameters()).device
-    x = torch.from_numpy(padded)[None, None].to(device, memory_format=torch.channels_last)  # (1, 1, H', W')
-    with torch.inference_mode(), autocast(device):
-        output = model.eval()(x)[0, :, :height, :width].float()
-    return output[0].sigmoid().cpu().numpy(), output[1].cpu().numpy() if len(output) > 1 else None
+    maps = torch.empty(len(x), model.info.outputs, *x.shape[-2:])
+    for top, bottom, first_row, last_row in _spans(x.shape[-2], model.info.align_corners):
+        for left, right, first_column, last_column in _spans(x.shape[-1], model.info.align_corners):
+            tile = x[..., top:bottom, left:right].numpy()
+            padded = np.pad(tile, ((0, 0), (0, 0), (0, -tile.shape[-2] % STRIDE), (0, -tile.shape[-1] % STRIDE)),
+                            mode="reflect")
+            with torch.inference_mode(), autocast(device):
+                output = model.eval()(torch.from_numpy(padded).to(device, memory_format=torch.channels_last))
+            output = output[..., first_row - top:last_row - top, first_column - left:last_column - left].float()
+            output[:, 0].sigmoid_()
+            maps[..., first_row:last_row, first_column:last_column] = output.cpu()
+    return maps
 
 
-def segment(model: UNet, image: ArrayLike) -> Segmentation:
+def _spans(size: int, align_corners: bool) -> list[tuple[int, int, int, int]]:
+    """Tiles along an axis: what each sees (start, stop) and what it answers (from, to), pixels.
+
+    With aligned corners an answer depends on the tile's size: as in the starting recipe, the first tile is the image
+    cut to a multiple of the stride, and a second one answers the rest.
+    """
+    tile, margin = TILE, MARGIN
+    if align_corners:
+        tile, margin = max(size // STRIDE * STRIDE, min(size, STRIDE)), 0
+    spans, answered = [], 0
+    while answered < size:
+        start = max(0, min(answered - margin, size - tile))
+        stop = min(start + tile, size)
+        to = size if stop == size else stop - margin
+        spans.append((start, stop, answered, to))
+        answered = to
+    return spans
+
+
+def segment(model: UNet, image: ArrayLike, *, scale: float = 1.0, flips: bool = False) -> Segmentation:
     """Outline the cells of one image.
 
-    model: from `load_model`; image: (H, W), any size, any dtype, raw intensities.
+    model: from `load_model`; image: (H, W), any size, any dtype, raw intensities. An image of over 1024 pixels is
+    answered in overlapping tiles. scale: the factor that brings its cells to the training cells' width in pixels.
+    flips: average the answers for the image and its three mirror images (four times the work).
     Returns probability, mask and labels of the image's size. A frame without cells gives empty ones.
     Raises SegkitError unless the image is two-dimensional.
     """
-    probability, distance = predict(model, image)
+    return label(model, predict(model, [image], scale=scale, flips=flips)[0])
+
+
+def label(model: UNet, maps: Maps) -> Segmentation:
+    """Cut the network's answer into cells, by the thresholds that were chosen for this model."""
     info = model.info
-    labels = label_cells(probability, distance, info.threshold, info.marker, info.min_area)
-    return Segmentation(probability, labels > 0, labels)
+    labels = label_cells(maps.probability, maps.distance, info.threshold, info.marker, info.min_area)
+    return Segmentation(maps.probability, labels > 0, labels)

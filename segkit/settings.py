@@ -1,4 +1,4 @@
-"""Every setting, its default, its range, and where its value comes from."""
+"""Every setting, its default and its range."""
 
 from __future__ import annotations
 
@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from .errors import SegkitError
-from .files import read_json, write_json
 
-FORM_FILE = "segkit.json"
 DEMO = Path("tests") / "fixture"
+CONDITIONS = ("PIXEL_SIZE_UM", "MINUTES_PER_FRAME", "DRUG_FRAME", "REFERENCE")  # may differ by experiment
 
 
 def project_root() -> Path:
@@ -48,10 +47,16 @@ class Settings:
     start_from: str = _setting("", "run or model file whose weights the training starts from")
     model: str = _setting("", "run or model file to segment with; empty: this run's")
     memory_limit: float = _setting(0.0, "memory for decoded frames; 0: half of what is free", 0, 1e6, "GB")
+    scale: float = _setting(1.0, "factor that brings other cells to the width of the model's training cells", 0.02, 50)
+    flips: bool = _setting(False, "average the answers for four mirror images: slower, a little better")
+    onnx: bool = _setting(False, "write the student as model.onnx too (needs pip install 'segkit[onnx]')")
     pixel_size_um: float = _setting(0.0733, "size of a pixel", 1e-4, 1e3, "um")
     minutes_per_frame: float = _setting(2.0, "time between frames", 1e-4, 1e5, "min")
-    drug_frame: int = _setting(30, "first frame with drug", 0, 10_000_000)
+    drug_frame: int = _setting(30, "first frame with drug, counted from a position's first; -1: no drug", -1,
+                               10_000_000)
     reference: str = _setting("REF", "experiment without drug that treated ones are compared with")
+    experiments: tuple[str, ...] = _setting((), "where experiments differ: EXPERIMENT.SETTING=value, such as "
+                                                "RIF10.DRUG_FRAME=6, for the four settings above")
     root: Path = field(default_factory=project_root, metadata={"hidden": True})
 
     def __post_init__(self) -> None:
@@ -70,6 +75,8 @@ class Settings:
             raise SegkitError(f"RUN is {self.run}: a plain folder name was needed, without / or other marks of a path")
         if self.crop != "auto":
             self.crop_size()
+        for experiment in {token.partition("=")[0].rpartition(".")[0] for token in self.experiments}:
+            self.for_experiment(experiment)
 
     @property
     def run_dir(self) -> Path:
@@ -96,6 +103,19 @@ class Settings:
             raise SegkitError(f"CROP is {self.crop}: height x width in pixels was needed, each at least 16, "
                               "such as 768x448, or auto")
         return int(parts[0]), int(parts[-1])
+
+    def for_experiment(self, experiment: str) -> Settings:
+        """The settings with what EXPERIMENTS says of one experiment. Raises SegkitError for what it must not say."""
+        values = {}
+        for token in self.experiments:
+            place, equals, value = token.partition("=")
+            name, _, setting = place.rpartition(".")
+            if not (name and equals and setting in CONDITIONS):
+                raise SegkitError(f"EXPERIMENTS holds {token}: EXPERIMENT.SETTING=value was needed, such as "
+                                  f"RIF10.DRUG_FRAME=6; the settings are {', '.join(CONDITIONS)}")
+            if name == experiment:
+                values[setting] = value
+        return parse_settings(values, replace(self, experiments=()))
 
     def as_dict(self) -> dict[str, Any]:
         """Upper-case names and plain values, as saved and shown."""
@@ -156,38 +176,3 @@ def _parse(name: str, value: Any, kind: str) -> Any:
             raise SegkitError(f"{name} is empty: give a folder")
         return Path(text) if text else None
     return text
-
-
-def load_settings(parameters: Mapping[str, Any] | None = None, root: Path | None = None) -> Settings:
-    """Gather settings: defaults, the saved form, SEGKIT_* in the environment, then parameters that are not None.
-
-    parameters: upper-case names, as papermill injects them; other names and None are passed over, so that a
-    notebook can hand over its globals().
-    """
-    root = root or project_root()
-    values: dict[str, Any] = {}
-    form = root / FORM_FILE
-    if form.is_file() and not os.environ.get("SEGKIT_IGNORE_FORM"):
-        values |= read_json(form, "the saved form")
-    reserved = {"SEGKIT_IGNORE_FORM", "SEGKIT_CALLER"}  # not settings: for tests, and the folder make was called in
-    values = _layer(values, {name.removeprefix("SEGKIT_"): value for name, value in os.environ.items()
-                             if name.startswith("SEGKIT_") and name not in reserved})
-    known = {f.name.upper() for f in public_fields()}
-    values = _layer(values, {k: v for k, v in (parameters or {}).items() if k in known and v is not None})
-    return parse_settings(values, Settings(root=root))
-
-
-def _layer(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
-    """A stronger layer over a weaker one; a new DATASET_PATH does not inherit the old one's RUN."""
-    if "DATASET_PATH" in above:
-        below = {k: v for k, v in below.items() if k != "RUN"}
-    return below | above
-
-
-def save_form(settings: Settings) -> Path:
-    """Keep the form's values for the other notebooks, in segkit.json at the project's root."""
-    shown = settings.as_dict()
-    defaults = Settings(root=settings.root).as_dict()
-    write_json(settings.root / FORM_FILE, {k: v for k, v in shown.items() if v != defaults[k]})
-    return settings.root / FORM_FILE
-

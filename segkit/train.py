@@ -23,7 +23,8 @@ from .history import History, log, logging_to
 from .judge import choose_marker, judge
 from .layout import choose_crop, covering, learning_rate_at
 from .losses import batch_dice, student_loss
-from .model import STRIDE, UNet, load_model, save_model
+from .model import STRIDE, UNet
+from .model_file import load_model, save_model
 from .run import Checkpoint, finish_run, load_checkpoint, open_run, save_checkpoint
 from .settings import Settings
 from .store import Store

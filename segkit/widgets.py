@@ -12,22 +12,25 @@ import ipywidgets as w
 import pandas as pd
 
 from .arrange import Plan, arrange, plan_arrangement
+from .charts import show_live
 from .data import Dataset, exclude, split_by_position
 from .devices import pick_device
 from .discover import discover
 from .errors import SegkitError
-from .figures import show_live, to_png
+from .figures import to_png
 from .history import History
 from .images import read_header
 from .layout import choose_crop, covering
 from .machine import measure_speed
-from .settings import Settings, load_settings, parse_settings, public_fields, save_form
+from .settings import Settings, parse_settings, public_fields
+from .sources import FORM_FILE, load_settings, save_form
 
 FORM_GROUPS = {
     "Data": ("DATASET_PATH", "MASKS_PATH", "RUN", "VALIDATION", "EXCLUDE"),
     "Training": ("EPOCHS", "BATCH_SIZE", "CROP", "CROPS_PER_EPOCH", "LEARNING_RATE", "SEED", "DEVICE", "MEMORY_LIMIT",
                  "RESUME", "START_FROM"),
-    "Measuring": ("MODEL", "PIXEL_SIZE_UM", "MINUTES_PER_FRAME", "DRUG_FRAME", "REFERENCE"),
+    "Measuring": ("MODEL", "SCALE", "FLIPS", "ONNX", "PIXEL_SIZE_UM", "MINUTES_PER_FRAME", "DRUG_FRAME", "REFERENCE",
+                  "EXPERIMENTS"),
 }
 _GREEN, _RED = "#00664B", "#A33B00"
 
@@ -114,7 +117,7 @@ class SettingsForm(w.VBox):
             self.saved.value = _say(f"not saved: {error}", False)
 
     def _reset(self, button: w.Button) -> None:
-        (self._base.root / "segkit.json").unlink(missing_ok=True)
+        (self._base.root / FORM_FILE).unlink(missing_ok=True)
         self._base = load_settings(root=self._base.root)
         self._named_run = self._base.run
         for name, field in self._fields.items():

@@ -1,7 +1,8 @@
 import numpy as np
 import pandas as pd
 
-from segkit.figures import grey, outlines, overlay, show_bars, show_history, show_live, show_pictures, to_png
+from segkit.charts import show_bars, show_history, show_live
+from segkit.figures import grey, outlines, overlay, show_pictures, to_png
 from segkit.history import COLUMNS
 from tests.helpers import squares
 

@@ -86,7 +86,7 @@ def test_the_form_changes_saves_and_resets(tmp_path, tiny, monkeypatch):
     assert form._fields["RUN"].value == form.settings.run == tiny.name
     form._fields["EPOCHS"].value = 7
     form._save(None)
-    from segkit.settings import load_settings
+    from segkit.sources import load_settings
     saved = load_settings(root=tmp_path / "root")
     assert (saved.dataset_path, saved.epochs) == (tiny, 7)
     form._reset(None)

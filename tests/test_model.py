@@ -6,7 +6,8 @@ import torch
 
 from segkit import SegkitError, UNet, load_model, segment
 from segkit.losses import batch_dice, dice_loss_with_logits, student_loss
-from segkit.model import ModelInfo, save_model
+from segkit.model import ModelInfo
+from segkit.model_file import save_model
 from segkit.scores import dice
 
 

@@ -23,8 +23,8 @@ def stored(script):
     return nbformat.read(script.with_suffix(".ipynb"), as_version=4)
 
 
-def test_all_four_are_there():
-    assert NAMES == ["01_setup", "02_data_exploration", "03_training", "04_inference"]
+def test_all_five_are_there():
+    assert NAMES == ["01_setup", "02_data_exploration", "03_training", "04_inference", "05_growth"]
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=NAMES)

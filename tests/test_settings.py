@@ -3,7 +3,8 @@ from pathlib import Path
 import pytest
 
 from segkit import SegkitError, Settings
-from segkit.settings import load_settings, parse_settings, save_form
+from segkit.settings import parse_settings
+from segkit.sources import load_settings, save_form
 
 
 @pytest.fixture(autouse=True)

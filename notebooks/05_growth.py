@@ -1,0 +1,188 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3 (ipykernel)
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Measure growth, and what the drug does to it
+#
+# From the cells that the student found to growth rates, doubling times, and a verdict for every treated experiment.
+
+# %% tags=["parameters"]
+DATASET_PATH = None  # None: what the form in 01_setup saved, else the bundled demo
+RUN = None
+MODEL = None  # not used here: 04_inference has segmented with it
+
+# %%
+import pandas as pd
+
+from segkit import SegkitError, discover, read_image, read_labels
+from segkit.data import masks_path_in
+from segkit.figures import overlay, show_pictures
+from segkit.sources import load_settings
+
+settings = load_settings(globals())
+if not (settings.run_dir / "cells.csv").is_file():
+    raise SegkitError(f"no cells.csv in runs/{settings.run}: run 04_inference first")
+cells = pd.read_csv(settings.run_dir / "cells.csv")
+dataset = discover(settings.dataset_path, settings.masks_path)
+units = sorted({f.unit for f in dataset.frames})
+pictures, titles = [], []
+for unit in (units[0], units[-1]):
+    film = [f for f in dataset.frames if f.unit == unit and masks_path_in(settings.run_dir / "masks", f).is_file()]
+    for frame in film[:: max(1, -(-len(film) // 6))]:
+        labels = read_labels(masks_path_in(settings.run_dir / "masks", frame))
+        pictures.append(overlay(read_image(frame.image, frame.page), labels))
+        titles.append(f"{frame.experiment} {frame.frame}")
+show_pictures(pictures, titles, settings.for_experiment(units[0][0]).pixel_size_um, columns=6, size=2)
+
+# %% [markdown]
+# Two film strips, the first position and the last, with the student's outlines.
+#
+# **What you will do:** see the area grow, read growth rates with their uncertainty, compare treated experiments with
+# their reference, and check what the student's errors do to the rates.
+#
+# **What you need:** a dataset that `04_inference` has segmented, and the right times: PIXEL_SIZE_UM, MINUTES_PER_FRAME,
+# DRUG_FRAME and REFERENCE in `01_setup`. It takes a few seconds.
+
+# %% [markdown]
+# ## 1. What is assumed about the experiments
+#
+# DRUG_FRAME is counted from a position's first frame. Where a line is wrong, correct it in `01_setup` (or in an
+# `experiments.csv` in the dataset's folder) and run this notebook again; nothing needs to be segmented again.
+
+# %%
+from segkit.settings import CONDITIONS
+
+experiments = sorted({f.experiment for f in dataset.frames})
+own = {name: settings.for_experiment(name) for name in experiments}
+pd.DataFrame({name: {key: own[name].as_dict()[key] for key in CONDITIONS} for name in experiments}).T
+
+# %% [markdown]
+# ## 2. Area over time
+#
+# The total area of all cells in a frame is a steadier measure than their number, which jumps when cells divide. On this
+# scale (logarithmic) exponential growth is a straight line, and its slope is the growth rate.
+
+# %%
+from segkit.charts import show_growth
+from segkit.growth import areas_over_time
+
+areas = areas_over_time(cells, dataset.frames)
+um2 = {name: own[name].pixel_size_um ** 2 for name in experiments}
+curves = {"student": areas.assign(area=areas["area_px"] * areas["experiment"].map(um2))}
+scores_csv = settings.run_dir / "scores.csv"
+scores = pd.read_csv(scores_csv) if scores_csv.is_file() else pd.DataFrame()
+if len(scores):
+    both = areas.merge(scores[["experiment", "position", "frame", "teacher_area_px", "teacher_cells"]])
+    curves["teacher"] = both.assign(area=both["teacher_area_px"] * both["experiment"].map(um2))
+show_growth(curves, {name: s.minutes_per_frame for name, s in own.items()},
+            {name: s.drug_frame for name, s in own.items()})
+
+# %% [markdown]
+# Orange is the student, blue dots are the teacher, where there is one: the lines should lie on each other. A line that
+# bends where no drug was given means that cells leave the field of view, or that the chamber is full.
+#
+# ## 3. Growth rates
+#
+# Each rate is the slope of log area against time: the median over all pairs of frames, so that one bad frame does not
+# move it. The bar is its 95 % interval. A rate of 0.69 per hour doubles the area in one hour.
+
+# %%
+from segkit.charts import show_rates
+from segkit.growth import measure_growth
+
+growth, comparison = measure_growth(cells, dataset.frames, settings, settings.run_dir)
+show_rates(growth)
+
+# %%
+measured = growth["growth_per_hour"].notna()
+print(f"{len(units)} positions; phases with a growth rate: {measured.sum()} of {(growth['frames'] > 0).sum()}")
+print("growth.csv written:", (settings.run_dir / "growth.csv").is_file())
+
+# %% [markdown]
+# ## 4. Does the drug stop them?
+#
+# Each treated experiment is compared with its reference over the same phase. The interval comes from the differences
+# between positions: three positions are few, ten are better. *Stopped*: surely under a quarter of the reference's growth.
+# *Slowed*: surely slower. *Grows*: no slowing is seen. Otherwise it says why nothing can be said.
+
+# %%
+from IPython.display import display
+
+from segkit.charts import show_ratios
+
+if len(comparison):
+    display(show_ratios(comparison))
+for row in comparison.itertuples():
+    print(f"{row.experiment} against {row.reference}: {row.verdict}; "
+          f"{row.positions_slowed} of {row.positions} positions slower")
+if comparison.empty:
+    print("no treated experiment with a reference here: see REFERENCE above")
+
+# %% [markdown]
+# ## 5. What do the student's errors do to the rates?
+#
+# An outline that is always 2 % too wide changes no growth rate: only errors that change with time do. So the student's
+# area is divided by the teacher's, frame by frame, and the *drift* of that ratio is what would be added to a rate.
+
+# %%
+from segkit.growth import growth_rates
+
+if len(scores):
+    per_hour = {name: s.minutes_per_frame for name, s in own.items()}
+    teacher = both.assign(area_px=both["teacher_area_px"]).drop(columns="area_um2")
+    rates = [growth_rates(table, minutes_per_frame=per_hour, drug_frame=None).query("phase == 'all'")
+             for table in (both.drop(columns="area_um2"), teacher)]
+    drift = (rates[0]["growth_per_hour"] - rates[1]["growth_per_hour"]).abs()
+    usual = rates[1]["growth_per_hour"].abs().max()
+    print(f"positions compared: {drift.notna().sum()}")
+    print("student's and teacher's rates agree to 5 % of the fastest:", bool(drift.max() < 0.05 * usual))
+else:
+    print("no teacher masks here: nothing to compare with")
+
+# %%
+from segkit.charts import show_over_time
+
+if len(scores):
+    display(show_over_time(both.assign(ratio=both["area_px"] / both["teacher_area_px"].clip(lower=1)), "ratio",
+                           "student's area / teacher's area"))
+
+# %% [markdown]
+# A level line is harmless. A line that falls as the frames get crowded would make growth look slower than it is. Other
+# things that no student can mend: cells that leave or enter the field of view, cells cut off at the border (marked in
+# `cells.csv`), drift out of focus, and a teacher who is wrong in the same way from the first frame to the last.
+
+# %%
+import json
+
+truth_file = settings.dataset_path / "truth.json"
+if truth_file.is_file():  # the synthetic demo knows the growth that was put in
+    truth = json.loads(truth_file.read_text())["positions"]
+    put_in = growth[growth["phase"] != "all"].assign(true=[
+        60 * truth[f"{r.experiment}/{r.position}"][f"growth_per_minute_{r.phase}"]
+        for r in growth[growth["phase"] != "all"].itertuples()])
+    reference = put_in.loc[put_in["phase"] == "before", "true"].mean()
+    off = (put_in["growth_per_hour"] - put_in["true"]).abs() / reference
+    print("every rate within 5 % of the reference rate of what was put in:", bool((off < 0.05).all()))
+
+# %% [markdown]
+# ## Summary
+#
+# `growth.csv` has a row per position and phase: growth rate, doubling time, 95 % interval. `comparison.csv` has a row per
+# treated experiment: the ratio to its reference, its interval and the verdict.
+#
+# The interval of one position knows only the scatter between frames, taken as independent; trust the spread between
+# positions more. Cells are not followed through time: this is growth of all the cells in view together.
+#
+# **On your own**
+# - Set DRUG_FRAME two frames later in `01_setup`. Which phase changes more, before or after, and why?
+# - Use `count`: does the number of cells in `areas` tell the same story as their area?

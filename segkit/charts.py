@@ -1,0 +1,194 @@
+"""Charts of tables: every function takes tables and returns a figure; nothing is shown or kept."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+from .data import Dataset, Split
+from .figures import ACCENT, GREY, STUDENT, TEACHER, Picture, new_figure
+
+
+def _curves(axes_pair: np.ndarray, table: pd.DataFrame) -> None:
+    for axes, kind, label in zip(axes_pair, ("loss", "dice"), ("loss", "Dice"), strict=True):
+        axes.plot(table["epoch"], table[f"train_{kind}"], color=GREY, lw=1.5, label="training crops")
+        axes.plot(table["epoch"], table[f"val_{kind}"], color=STUDENT, lw=2, marker="o", ms=3,
+                  label="whole validation frames")
+        for epoch in table.loc[table["event"].fillna("") != "", "epoch"]:
+            axes.axvline(epoch, color=TEACHER, ls=":", lw=1)
+        axes.set(xlabel="epoch", ylabel=label)
+        axes.spines[["top", "right"]].set_visible(False)
+    axes_pair[1].set_ylim(0, 1.02)
+    axes_pair[1].legend(frameon=False, loc="lower right")
+
+
+def show_history(table: pd.DataFrame) -> Picture:
+    """Loss and Dice against epochs, for training crops and whole validation frames; events as dotted lines."""
+    figure, grid = new_figure(9, 3.2, 1, 2)
+    _curves(grid[0], table)
+    return figure
+
+
+def show_live(table: pd.DataFrame, previews: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> Picture:
+    """The training so far: its curves, and what the student now sees in the same validation frames."""
+    figure = Picture(10, 5.4)
+    top, bottom = np.asarray(figure.subfigures(2, 1)).tolist()
+    _curves(top.subplots(1, 2), table)
+    pictures = [(p, t) for image, probability, target in previews
+                for p, t in ((np.clip(image, 0, 1), "image"), (probability, "student's probability"),
+                             (target.astype(float), "teacher's mask"))]
+    for axes, (picture, title) in zip(bottom.subplots(1, len(pictures)) if pictures else (), pictures, strict=True):
+        axes.imshow(picture, cmap="gray", vmin=0, vmax=1)
+        axes.set_title(title, fontsize=9)
+        axes.set_axis_off()
+    return figure
+
+
+def show_split(dataset: Dataset, split: Split) -> Picture:
+    """Each position as a row of frames: blue to learn from, orange to judge by, grey not used."""
+    training, validation = set(split.train), set(split.validation)
+    units = sorted({f.unit for f in dataset.frames})
+    figure, grid = new_figure(9, 0.28 * len(units) + 1.0)
+    axes = grid[0, 0]
+    for colour, wanted, label in ((TEACHER, training, f"training ({len(split.train)})"),
+                                  (STUDENT, validation, f"validation ({len(split.validation)})"),
+                                  (GREY, set(dataset.frames) - training - validation, "not used")):
+        if wanted:
+            axes.scatter([f.frame for f in wanted], [units.index(f.unit) for f in wanted], color=colour, marker="s",
+                         s=28, label=label)
+    axes.set_yticks(range(len(units)), [" ".join(unit) for unit in units])
+    axes.set(xlabel="frame", ylim=(len(units) - 0.5, -0.5))
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
+    return figure
+
+
+def show_over_time(table: pd.DataFrame, value: str, ylabel: str) -> Picture:
+    """A line per position over frames, a colour per experiment; table: experiment, position, frame and the value."""
+    figure, grid = new_figure(7.5, 3)
+    axes = grid[0, 0]
+    for n, (experiment, lines) in enumerate(table.groupby("experiment")):
+        colour = (TEACHER, STUDENT, ACCENT, GREY)[n % 4]
+        for k, (_, line) in enumerate(lines.groupby("position")):
+            axes.plot(line["frame"], line[value], color=colour, lw=1.5, marker=".",
+                      label=None if k else str(experiment))
+    axes.set(xlabel="frame", ylabel=ylabel, ylim=(0, None))
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+    return figure
+
+
+def show_histograms(values: dict[str, np.ndarray], xlabel: str, bins: int = 40) -> Picture:
+    """One outlined histogram per name, on shared axes."""
+    figure, grid = new_figure(6.5, 3)
+    edges = np.histogram_bin_edges(np.concatenate(list(values.values())), bins)
+    for (name, data), colour in zip(values.items(), (TEACHER, STUDENT, ACCENT, GREY, "black"), strict=False):
+        grid[0, 0].hist(data, edges, histtype="step", lw=2, color=colour, label=name)
+    grid[0, 0].set(xlabel=xlabel, ylabel="count")
+    grid[0, 0].spines[["top", "right"]].set_visible(False)
+    grid[0, 0].legend(frameon=False)
+    return figure
+
+
+def show_scores(scores: pd.DataFrame, names: Sequence[str]) -> Picture:
+    """Mean scores of every position (left) and how many cells too many or too few a frame has (right).
+
+    scores: rows of scores.csv; names: one per row, what its position is called.
+    """
+    named = scores.assign(name=list(names), excess=scores["cells"] - scores["teacher_cells"])
+    means = named.groupby("name")[["dice", "panoptic_quality", "ap50", "ap75", "ap90", "excess"]].mean()
+    figure, grid = new_figure(10, 0.34 * len(means) + 1.4, 1, 2)
+    left, right = grid[0]
+    for (column, label), colour, mark in zip(
+            (("dice", "Dice"), ("panoptic_quality", "panoptic quality"), ("ap50", "AP at IoU 0.5"),
+             ("ap75", "AP at 0.75"), ("ap90", "AP at 0.9")), (STUDENT, TEACHER, ACCENT, "#CC79A7", GREY), "osDv^",
+            strict=True):
+        left.plot(means[column], range(len(means)), mark, color=colour, ms=6, label=label, alpha=0.9)
+    left.set_yticks(range(len(means)), list(means.index))
+    left.set(xlabel="mean over frames", xlim=(min(0.5, means.iloc[:, :5].min().min()) - 0.02, 1.02))
+    left.legend(frameon=False, fontsize=8, ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1.0))
+    right.barh(range(len(means)), means["excess"], color=STUDENT, height=0.6)
+    right.axvline(0, color=GREY, lw=1)
+    widest = max(1.0, means["excess"].abs().max())
+    right.set_yticks(range(len(means)), [""] * len(means))
+    right.set(xlabel="cells per frame, student minus teacher", xlim=(-widest, widest))
+    for axes in (left, right):
+        axes.set_ylim(len(means) - 0.5, -0.5)
+        axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def show_growth(curves: dict[str, pd.DataFrame], minutes_per_frame: dict[str, float], drug_frame: dict[str, int],
+                ylabel: str = "total cell area (µm²)") -> Picture:
+    """Area over time, a panel per experiment, log scale; a straight line is exponential growth.
+
+    curves: by who drew them ("student", "teacher"): experiment, position, since_start (frames) and area.
+    minutes_per_frame, drug_frame (negative: none): by experiment.
+    """
+    names = sorted({e for table in curves.values() for e in table["experiment"]})
+    figure, grid = new_figure(max(4.5, min(4.2 * len(names), 13)), 3.4, 1, len(names))
+    highest = max((table["area"].max() for table in curves.values() if len(table)), default=1)
+    lowest = min((table["area"][table["area"] > 0].min() for table in curves.values() if len(table)), default=1)
+    for axes, experiment in zip(grid[0], names, strict=True):
+        hours = minutes_per_frame[experiment] / 60
+        for (who, table), colour, style in zip(curves.items(), (STUDENT, TEACHER), ("-", ":"), strict=False):
+            for k, (_, line) in enumerate(table[table["experiment"] == experiment].groupby("position")):
+                seen = line[line["area"] > 0]
+                axes.plot(seen["since_start"] * hours, seen["area"], style, color=colour, lw=1.8,
+                          label=None if k else who)
+        if drug_frame[experiment] >= 0:
+            axes.axvline(drug_frame[experiment] * hours, color=GREY, ls="--", lw=1, label="drug")
+        axes.set(title=experiment, xlabel="time (h)", yscale="log", ylim=(lowest * 0.9, highest * 1.15))
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter("{x:g}")
+        axes.spines[["top", "right"]].set_visible(False)
+    grid[0, 0].set_ylabel(ylabel)
+    grid[0, 0].legend(frameon=False)
+    return figure
+
+
+def show_rates(growth: pd.DataFrame) -> Picture:
+    """Growth rate of every position with its 95 % interval, and the doubling time in words: before and after."""
+    phases = [p for p in ("before", "after") if growth.loc[growth["phase"] == p, "growth_per_hour"].notna().any()]
+    table = growth[growth["phase"].isin(phases or ["all"]) & growth["growth_per_hour"].notna()]
+    units = sorted(set(zip(table["experiment"], table["position"], strict=True)))
+    figure, grid = new_figure(8, 0.42 * max(len(units), 1) + 1.1)
+    axes = grid[0, 0]
+    for k, phase in enumerate(phases or ["all"]):
+        part = table[table["phase"] == phase]
+        y = np.array([units.index(u) for u in zip(part["experiment"], part["position"], strict=True)]) + 0.3 * k - 0.15
+        rate = part["growth_per_hour"].to_numpy()
+        around = [rate - part["low"].to_numpy(), part["high"].to_numpy() - rate]
+        axes.errorbar(rate, y, xerr=around, fmt="o", ms=5, capsize=3, color=(TEACHER, STUDENT)[k],
+                      label={"all": "all frames", "before": "before the drug", "after": "with drug"}[phase])
+        for at, height, doubling in zip(part["high"], y, part["doubling_minutes"], strict=True):
+            text = f"  doubles in {doubling:.0f} min" if doubling < 6000 else "  does not double"
+            axes.text(at, height, text, va="center", fontsize=8, color=GREY)
+    axes.axvline(0, color=GREY, lw=1)
+    axes.set_yticks(range(len(units)), [" ".join(unit) for unit in units])
+    axes.set(xlabel="growth rate (per hour), with 95 % interval", ylim=(len(units) - 0.4, -0.6))
+    axes.margins(x=0.18)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
+    return figure
+
+
+def show_ratios(comparison: pd.DataFrame) -> Picture:
+    """Growth of each treated experiment as a share of its reference's, with its 95 % interval and the verdict."""
+    figure, grid = new_figure(8, 0.5 * max(len(comparison), 1) + 1.1)
+    axes = grid[0, 0]
+    for k, row in enumerate(comparison.itertuples()):
+        if np.isfinite(row.low):
+            axes.errorbar([row.ratio], [k], xerr=[[row.ratio - row.low], [row.high - row.ratio]], fmt="o", ms=6,
+                          capsize=4, color=STUDENT)
+        axes.text(1.03, k, row.verdict, va="center", transform=axes.get_yaxis_transform())
+    axes.axvline(1, color=GREY, lw=1)
+    axes.axvline(0, color=GREY, lw=1)
+    names = [f"{row.experiment} / {row.reference}" for row in comparison.itertuples()]
+    axes.set_yticks(range(len(names)), names)
+    axes.set(xlabel="growth with drug / growth of the reference", ylim=(len(names) - 0.5, -0.5))
+    axes.set_xlim(min(-0.1, axes.get_xlim()[0]), max(1.1, axes.get_xlim()[1]))
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure
