@@ -154,7 +154,7 @@ from segkit.charts import show_over_time
 
 if len(scores):
     display(show_over_time(both.assign(ratio=both["area_px"] / both["teacher_area_px"].clip(lower=1)), "ratio",
-                           "student's area / teacher's area"))
+                           "student's area / teacher's area", "since_start", (0.8, 1.2)))
 
 # %% [markdown]
 # A level line is harmless. A line that falls as the frames get crowded would make growth look slower than it is. Other

@@ -65,16 +65,17 @@ def show_split(dataset: Dataset, split: Split) -> Picture:
     return figure
 
 
-def show_over_time(table: pd.DataFrame, value: str, ylabel: str) -> Picture:
-    """A line per position over frames, a colour per experiment; table: experiment, position, frame and the value."""
+def show_over_time(table: pd.DataFrame, value: str, ylabel: str, time: str = "frame",
+                   ylim: tuple[float | None, float | None] = (0, None)) -> Picture:
+    """A line per position, a colour per experiment; table: experiment, position, the time's column and the value's."""
     figure, grid = new_figure(7.5, 3)
     axes = grid[0, 0]
     for n, (experiment, lines) in enumerate(table.groupby("experiment")):
         colour = (TEACHER, STUDENT, ACCENT, GREY)[n % 4]
         for k, (_, line) in enumerate(lines.groupby("position")):
-            axes.plot(line["frame"], line[value], color=colour, lw=1.5, marker=".",
+            axes.plot(line[time], line[value], color=colour, lw=1.5, marker=".",
                       label=None if k else str(experiment))
-    axes.set(xlabel="frame", ylabel=ylabel, ylim=(0, None))
+    axes.set(xlabel=time.replace("_", " "), ylabel=ylabel, ylim=ylim)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
     return figure
@@ -139,7 +140,7 @@ def show_growth(curves: dict[str, pd.DataFrame], minutes_per_frame: dict[str, fl
                 axes.plot(seen["since_start"] * hours, seen["area"], style, color=colour, lw=1.8,
                           label=None if k else who)
         if drug_frame[experiment] >= 0:
-            axes.axvline(drug_frame[experiment] * hours, color=GREY, ls="--", lw=1, label="drug")
+            axes.axvline(drug_frame[experiment] * hours, color=GREY, ls="--", lw=1, label="DRUG_FRAME")
         axes.set(title=experiment, xlabel="time (h)", yscale="log", ylim=(lowest * 0.9, highest * 1.15))
         axes.yaxis.set_major_formatter("{x:g}")
         axes.yaxis.set_minor_formatter("{x:g}")
@@ -162,14 +163,14 @@ def show_rates(growth: pd.DataFrame) -> Picture:
         rate = part["growth_per_hour"].to_numpy()
         around = [rate - part["low"].to_numpy(), part["high"].to_numpy() - rate]
         axes.errorbar(rate, y, xerr=around, fmt="o", ms=5, capsize=3, color=(TEACHER, STUDENT)[k],
-                      label={"all": "all frames", "before": "before the drug", "after": "with drug"}[phase])
+                      label={"all": "all frames", "before": "before DRUG_FRAME", "after": "from DRUG_FRAME on"}[phase])
         for at, height, doubling in zip(part["high"], y, part["doubling_minutes"], strict=True):
             text = f"  doubles in {doubling:.0f} min" if doubling < 6000 else "  does not double"
             axes.text(at, height, text, va="center", fontsize=8, color=GREY)
     axes.axvline(0, color=GREY, lw=1)
     axes.set_yticks(range(len(units)), [" ".join(unit) for unit in units])
     axes.set(xlabel="growth rate (per hour), with 95 % interval", ylim=(len(units) - 0.4, -0.6))
-    axes.margins(x=0.18)
+    axes.set_xlim(axes.get_xlim()[0], axes.get_xlim()[1] * 1.3)  # room for the words
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
     return figure

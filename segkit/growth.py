@@ -142,9 +142,9 @@ def _compare(treated: pd.DataFrame, reference: pd.DataFrame) -> dict[str, Any]:
     slow, usual = _draws(one, 0), _draws(other, 1)
     least = np.quantile(usual, 0.025)
     row["positions_slowed"] = int((one["high"] < least).sum())
-    row["ratio"] = row["growth_per_hour"] / row["reference_growth_per_hour"]
     if least <= 0:
         return row | {"verdict": f"cannot say: the reference {reference['experiment'].iloc[0]} does not surely grow"}
+    row["ratio"] = row["growth_per_hour"] / row["reference_growth_per_hour"]
     row["low"], row["high"] = np.quantile(slow / usual, (0.025, 0.975))
     return row | {"verdict": _verdict(row["low"], row["high"])}
 

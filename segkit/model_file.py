@@ -76,7 +76,8 @@ def _read_plain_weights(path: Path) -> UNet:
         model = UNet(ModelInfo(norm="batch", outputs=1, align_corners=True, normalisation="minmax",
                                min_area=1))
         model.load_state_dict(renamed)
-    except (OSError, RuntimeError, EOFError, ValueError, AttributeError, KeyError, pickle.UnpicklingError):
+    except (OSError, RuntimeError, EOFError, ValueError, AttributeError, LookupError, TypeError,
+            pickle.UnpicklingError):
         raise SegkitError(f"{path} does not hold the weights of the starting recipe's U-Net: a state dict saved by "
                           "torch.save was needed; is the file whole?") from None
     return model

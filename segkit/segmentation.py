@@ -67,8 +67,8 @@ def _tiled(model: UNet, x: Tensor) -> Tensor:
                             mode="reflect")
             with torch.inference_mode(), autocast(device):
                 output = model.eval()(torch.from_numpy(padded).to(device, memory_format=torch.channels_last))
-            output = output[..., first_row - top:last_row - top, first_column - left:last_column - left].float()
-            output[:, 0].sigmoid_()
+                output = output[..., first_row - top:last_row - top, first_column - left:last_column - left].float()
+                output[:, 0].sigmoid_()
             maps[..., first_row:last_row, first_column:last_column] = output.cpu()
     return maps
 

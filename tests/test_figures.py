@@ -1,7 +1,7 @@
 import numpy as np
 import pandas as pd
 
-from segkit.charts import show_bars, show_history, show_live
+from segkit.charts import show_history, show_live, show_over_time
 from segkit.figures import grey, outlines, overlay, show_pictures, to_png
 from segkit.history import COLUMNS
 from tests.helpers import squares
@@ -35,5 +35,5 @@ def test_every_figure_becomes_a_png_with_and_without_content():
     for table in (pd.DataFrame(rows), pd.DataFrame(columns=list(COLUMNS))):
         for figure in (show_history(table), show_live(table, [(np.zeros((8, 8)),) * 3])):
             assert to_png(figure).startswith(b"\x89PNG")
-    for figure in (show_bars(pd.Series({"a": 1.0}), "x"), show_pictures([np.zeros((8, 9))], ["a"], 0.1)):
+    for figure in (show_over_time(pd.DataFrame({"experiment": ["A"], "position": ["P"], "frame": [0], "x": [1.0]}), "x", "x"), show_pictures([np.zeros((8, 9))], ["a"], 0.1)):
         assert to_png(figure).startswith(b"\x89PNG")

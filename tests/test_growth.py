@@ -1,0 +1,112 @@
+"""Growth put in is measured back out; verdicts follow from made-up growth that one can see through."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from segkit import SegkitError, discover, growth_rates
+from segkit.cells import measure_cells
+from segkit.data import Frame, read_pair
+from segkit.growth import areas_over_time, compare_growth, find_reference, measure_growth
+from segkit.settings import Settings, parse_settings
+from tests.helpers import FIXTURE
+
+
+def cells_of(experiment, position, areas, first=0):
+    """One cell a frame, of these areas (pixels)."""
+    return pd.DataFrame({"experiment": experiment, "position": position, "frame": first + np.arange(len(areas)),
+                         "label": 1, "area_px": areas})
+
+
+def exponential(per_hour, frames=12, minutes=10, start=1000.0):
+    return start * np.exp(per_hour * np.arange(frames) * minutes / 60)
+
+
+def test_a_rate_put_in_comes_out_with_its_doubling_time():
+    growth = growth_rates(cells_of("REF", "Pos1", exponential(0.6)), minutes_per_frame=10, drug_frame=6)
+    assert growth["phase"].tolist() == ["all", "before", "after"]
+    assert growth["growth_per_hour"].tolist() == pytest.approx([0.6] * 3)
+    assert growth["doubling_minutes"].tolist() == pytest.approx([60 * np.log(2) / 0.6] * 3)
+    assert growth["frames"].tolist() == [12, 6, 6]
+
+
+def test_a_bad_frame_does_not_move_the_rate():
+    areas = exponential(0.6)
+    areas[4] *= 3
+    table = growth_rates(cells_of("REF", "Pos1", areas), minutes_per_frame=10, drug_frame=None)
+    assert table.loc[0, "growth_per_hour"] == pytest.approx(0.6, rel=0.02)
+    assert table.loc[0, "low"] <= 0.6 <= table.loc[0, "high"]
+
+
+def test_the_drug_frame_counts_from_the_positions_first_frame_also_if_that_one_is_empty(tmp_path):
+    cells = cells_of("RIF", "Pos1", exponential(0.6, 11), first=21)
+    frames = [Frame(tmp_path / "x", None, "RIF", "Pos1", k) for k in range(20, 32)]
+    growth = growth_rates(cells, frames, minutes_per_frame=10, drug_frame=6).set_index("phase")
+    assert growth.loc["before", ["frames", "empty_frames"]].tolist() == [6, 1]
+    assert growth.loc["after", "frames"] == 6
+    assert areas_over_time(cells, frames)["cells"].tolist() == [0] + [1] * 11
+
+
+def test_too_few_frames_give_no_rate_and_a_shrinking_area_no_doubling():
+    growth = growth_rates(cells_of("A", "P", [5, 6, 7]), drug_frame=-1)
+    assert growth["growth_per_hour"].isna().all()
+    assert growth_rates(cells_of("A", "P", exponential(-0.2)), minutes_per_frame=10).loc[0, "doubling_minutes"] == np.inf
+
+
+def test_a_table_that_is_none_of_cells_is_refused():
+    with pytest.raises(SegkitError, match="area_px"):
+        growth_rates(pd.DataFrame({"experiment": [], "position": [], "frame": []}))
+    assert growth_rates(cells_of("A", "P", [])).empty
+
+
+def test_the_fixtures_growth_is_measured_within_5_percent():
+    truth = json.loads((FIXTURE / "truth.json").read_text())
+    pairs = discover(FIXTURE).pairs
+    cells = pd.concat([measure_cells(read_pair(f)[1], f) for f in pairs])
+    growth = growth_rates(cells, pairs, minutes_per_frame=truth["minutes_per_frame"], drug_frame=truth["drug_frame"])
+    reference = np.mean([p["growth_per_minute_before"] for p in truth["positions"].values()])
+    for row in growth[growth["phase"] != "all"].itertuples():
+        put_in = truth["positions"][f"{row.experiment}/{row.position}"][f"growth_per_minute_{row.phase}"]
+        assert abs(row.growth_per_hour / 60 - put_in) < 0.05 * reference, (row.experiment, row.position, row.phase)
+
+
+@pytest.mark.parametrize(("treated", "verdict"), [
+    ((0.05, 0.06, 0.04), "stopped"), ((0.30, 0.32, 0.28), "slowed"), ((0.60, 0.57, 0.62), "grows"),
+    ((0.0, 0.9, 0.4), "cannot say: the interval is too wide, more positions are needed")])
+def test_the_verdict_follows_the_interval(treated, verdict):
+    rates = {"REF": (0.60, 0.58, 0.61, 0.62), "RIF10": treated}
+    rng = np.random.default_rng(0)
+    cells = pd.concat([cells_of(e, f"Pos{k}", exponential(rate) * rng.normal(1, 0.004, 12))
+                       for e, all_rates in rates.items() for k, rate in enumerate(all_rates)])
+    comparison = compare_growth(growth_rates(cells, minutes_per_frame=10, drug_frame=6))
+    assert comparison[["experiment", "reference"]].iloc[0].tolist() == ["RIF10", "REF"]
+    assert comparison.loc[0, "verdict"] == verdict
+    assert comparison.loc[0, "ratio"] == pytest.approx(np.mean(treated) / np.mean(rates["REF"]), abs=0.03)
+
+
+def test_too_few_cells_or_a_reference_that_does_not_grow_say_so():
+    lonely = pd.concat([cells_of("REF", "P", exponential(0.6)), cells_of("RIF", "P", exponential(0.1))])
+    assert compare_growth(growth_rates(lonely, minutes_per_frame=10)).loc[0, "verdict"] == "too few cells to say"
+    still = pd.concat([cells_of(e, f"P{k}", exponential(0.0)) for e in ("REF", "RIF") for k in range(4)])
+    assert "does not surely grow" in compare_growth(growth_rates(still, minutes_per_frame=10)).loc[0, "verdict"]
+
+
+@pytest.mark.parametrize(("experiment", "names", "found"), [
+    ("RIF10", ["REF", "RIF10"], "REF"), ("HR_RIF10", ["HR_REF", "HR_RIF10", "REF", "RIF10"], "HR_REF"),
+    ("RIF10", ["HR_REF", "REF", "RIF10"], "REF"), ("HR_REF", ["HR_REF", "REF"], None), ("RIF10", ["RIF10"], None)])
+def test_the_reference_is_the_one_that_is_named_alike(experiment, names, found):
+    assert find_reference(experiment, names, "REF") == found
+
+
+def test_experiments_may_differ_in_time_and_reference(tmp_path):
+    settings = parse_settings({"EXPERIMENTS": "RIF.MINUTES_PER_FRAME=5,RIF.DRUG_FRAME=-1,RIF.REFERENCE=free",
+                               "MINUTES_PER_FRAME": 10}, Settings(root=tmp_path))
+    cells = pd.concat([cells_of("free", f"P{k}", exponential(0.6)) for k in range(3)]
+                      + [cells_of("RIF", f"P{k}", exponential(0.6, minutes=5)) for k in range(3)])
+    growth, comparison = measure_growth(cells, [], settings, tmp_path)
+    assert growth["growth_per_hour"].dropna().tolist() == pytest.approx([0.6] * growth["growth_per_hour"].count())
+    assert comparison[["experiment", "reference", "phase"]].values.tolist() == [["RIF", "free", "all"]]
+    assert pd.read_csv(tmp_path / "growth.csv").shape == growth.shape
+    assert (tmp_path / "comparison.csv").is_file()

@@ -1,0 +1,143 @@
+"""A whole dataset: tiles, scale, going on where it stopped, and what comes back in."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import tifffile
+import torch
+
+from segkit import SegkitError, UNet, dice, discover, read_image, read_labels, segment, segment_dataset
+from segkit import outputs as outputs_module
+from segkit import segmentation as segmentation_module
+from segkit.model import ModelInfo
+from segkit.outputs import width_complaint
+from segkit.segmentation import _spans
+from tests.helpers import FIXTURE
+
+
+@pytest.fixture(scope="module")
+def model():
+    """Untaught but deterministic: some pixels are cells, most are not."""
+    torch.manual_seed(1)
+    return UNet(ModelInfo(threshold=0.5)).eval()
+
+
+@pytest.fixture(scope="module")
+def frames():
+    return discover(FIXTURE).frames[:4]
+
+
+@pytest.mark.parametrize("size", [1, 15, 16, 100, 1024, 1025, 1500, 3000])
+@pytest.mark.parametrize("align_corners", [False, True])
+def test_tiles_answer_every_pixel_once_and_see_beyond_what_they_answer(size, align_corners):
+    spans = _spans(size, align_corners)
+    assert [(s[2], s[3]) for s in spans][0][0] == 0
+    assert spans[-1][3] == size
+    assert all(a[3] == b[2] for a, b in zip(spans, spans[1:], strict=False))
+    for start, stop, first, last in spans:
+        assert 0 <= start <= first < last <= stop <= size
+        if not align_corners:
+            assert stop - start <= 1024
+            assert first - start >= 128 or first == 0
+            assert stop - last >= 128 or last == size
+
+
+def test_a_tiled_batch_norm_answer_is_the_whole_ones(monkeypatch):
+    """Without statistics of the picture itself only the margin matters."""
+    torch.manual_seed(0)
+    model = UNet(ModelInfo(norm="batch")).eval()
+    image = np.random.default_rng(0).random((400, 300))
+    whole = segment(model, image)
+    monkeypatch.setattr(segmentation_module, "TILE", 320)
+    monkeypatch.setattr(segmentation_module, "MARGIN", 112)
+    np.testing.assert_allclose(segment(model, image).probability, whole.probability, atol=0.02)
+
+
+def test_scale_and_flips_keep_the_images_size(model):
+    image = read_image(discover(FIXTURE).frames[0].image)
+    for options in ({"scale": 0.5}, {"scale": 1.7}, {"flips": True}):
+        assert segment(model, image, **options).labels.shape == image.shape
+
+
+def test_flip_averaging_does_not_depend_on_which_way_the_image_lies(model):
+    image = read_image(discover(FIXTURE).frames[0].image)
+    straight, mirrored = (segment(model, picture, flips=True).probability for picture in (image, image[::-1]))
+    np.testing.assert_allclose(mirrored[::-1], straight, atol=2e-2)
+
+
+def test_it_goes_on_where_it_stopped_and_ends_the_same(model, frames, tmp_path, monkeypatch):
+    whole = pd.read_csv(segment_dataset(model, frames, tmp_path / "whole"))
+    calls = []
+    real = outputs_module.predict
+
+    def interrupted(*arguments, **options):
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(outputs_module, "predict", interrupted)
+    with pytest.raises(SegkitError, match="run this again to go on"):
+        segment_dataset(model, frames, tmp_path / "parts")
+    calls[:] = [1] * 10
+    resumed = pd.read_csv(segment_dataset(model, frames, tmp_path / "parts"))
+    assert len(calls) - 10 == 2  # of four frames, two were done before
+    pd.testing.assert_frame_equal(resumed, whole)
+    segment_dataset(model, frames, tmp_path / "parts")
+    assert len(calls) - 10 == 2
+    segment_dataset(model, frames, tmp_path / "parts", flips=True)  # another way of segmenting: all anew
+    assert len(calls) - 10 == 6
+
+
+def test_an_image_that_changed_is_segmented_anew(model, tmp_path):
+    raw = tmp_path / "data" / "A_raw_data" / "Pos1"
+    raw.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for k in range(2):
+        tifffile.imwrite(raw / f"img_{k}.tif", rng.integers(0, 255, (40, 40)).astype(np.uint8))
+    first = pd.read_csv(segment_dataset(model, discover(tmp_path / "data").frames, tmp_path / "out"))
+    tifffile.imwrite(raw / "img_1.tif", rng.integers(0, 60000, (40, 44)).astype(np.uint16))
+    segment_dataset(model, discover(tmp_path / "data").frames, tmp_path / "out")
+    assert read_labels(next((tmp_path / "out").rglob("MASK_img_1.tif"))).shape == (40, 44)
+    assert len(first) >= 0
+
+
+def test_the_labels_come_back_as_a_dataset_with_their_pixel_size(model, frames, tmp_path):
+    segment_dataset(model, frames, tmp_path, pixel_size_um={"REF": 0.05})
+    again = discover(FIXTURE, tmp_path / "masks")
+    assert [f.name for f in again.pairs] == [f.name for f in frames]
+    for frame in again.pairs:
+        image = read_image(frame.image)
+        assert dice(read_labels(frame.masks), segment(model, image).labels) == 1.0
+        with tifffile.TiffFile(frame.masks) as tif:
+            numerator, denominator = tif.pages.first.tags["XResolution"].value
+            assert numerator / denominator == pytest.approx(1e4 / 0.05, rel=1e-3)  # pixels per cm
+    cells = pd.read_csv(tmp_path / "cells.csv")
+    np.testing.assert_allclose(cells["area_um2"], cells["area_px"] * 0.0025, rtol=1e-4)
+
+
+def test_one_unreadable_frame_is_listed_and_the_rest_done(model, frames, tmp_path):
+    import dataclasses
+    broken = tmp_path / "broken.tif"
+    broken.write_bytes(b"no picture")
+    mixed = [frames[0], dataclasses.replace(frames[1], image=broken, masks=None), frames[2]]
+    segment_dataset(model, mixed, tmp_path / "out")
+    skipped = pd.read_csv(tmp_path / "out" / "skipped.csv")
+    assert skipped["frame"].tolist() == [frames[1].name]
+    assert len(pd.read_csv(tmp_path / "out" / "scores.csv")) == 2
+    with pytest.raises(SegkitError, match="none of 1 frames"):
+        segment_dataset(model, mixed[1:2], tmp_path / "none")
+
+
+def test_an_output_folder_that_cannot_be_written_gives_a_sentence(model, frames, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(SegkitError, match="cannot write"):
+        segment_dataset(model, frames[:1], tmp_path / "file" / "out")
+
+
+def test_cells_of_another_width_are_complained_of():
+    model = UNet(ModelInfo(cell_width=8.0))
+    assert width_complaint(model, np.full(9, 9.0)) == ""
+    assert "try SCALE=0.50" in width_complaint(model, np.full(9, 16.0))
+    assert width_complaint(model, np.full(9, 16.0), scale=0.5) == ""
+    assert width_complaint(model, np.zeros(0)) == ""
