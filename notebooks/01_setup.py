@@ -99,16 +99,27 @@ ArrangeForm(settings)
 # *Validation* positions are kept apart: the student never learns from them, so they show what it can really do.
 
 # %%
-from segkit.widgets import SettingsForm, dataset_verdict
+from segkit.advice import dataset_verdict
+from segkit.widgets import SettingsForm
 
 form = SettingsForm(settings, verdict=dataset_verdict, save=True)
 form
 
 # %% [markdown]
+# Do your experiments differ, in magnification, in the time between frames, in when the drug came? Write it into their
+# rows; an empty field means: as in the form. Then press **Save** above. (A file `experiments.csv` in the dataset's
+# folder, with the columns `experiment` and any of these names in lower case, says the same for good.)
+
+# %%
+from segkit.widgets import ExperimentsForm
+
+ExperimentsForm(form)
+
+# %% [markdown]
 # The same as plain text (it is also what a reader without Jupyter sees):
 
 # %%
-from segkit.widgets import settings_table
+from segkit.advice import settings_table
 
 settings_table(settings)[["value", "unit"]]
 

@@ -21,19 +21,22 @@ DATASET_PATH = None  # None: what the form in 01_setup saved, else the bundled d
 RUN = None
 
 # %%
+import pandas as pd
 from IPython.display import display
 
 from segkit import discover
-from segkit.data import exclude, read_pair, split_by_position
+from segkit.data import Split, exclude, read_pair, read_sound, split_by_position
 from segkit.figures import overlay, show_pictures
 from segkit.sources import load_settings
 
+pd.set_option("display.max_colwidth", None, "display.max_rows", 500)  # reasons in full
 settings = load_settings(globals())
 dataset = discover(settings.dataset_path, settings.masks_path)
-first = [f for f in dataset.pairs if f.unit == dataset.pairs[0].unit]
-strip = first[:: -(-len(first) // 6)]
-show_pictures([overlay(*read_pair(f)) for f in strip], [f"frame {f.frame}" for f in strip],
-              settings.pixel_size_um, columns=6, size=2)
+frames = dataset.pairs or dataset.frames
+first = [f for f in frames if f.unit == frames[0].unit]
+strip = read_sound(first[:: -(-len(first) // 3)], 3)
+show_pictures([overlay(image, labels) for _, image, labels in strip], [f"frame {f.frame}" for f, _, _ in strip],
+              settings.pixel_size_um, columns=3, size=3.6) if strip else None
 
 # %% [markdown]
 # A film strip of the first position, with the teacher's outlines in orange. Do the outlines sit on the cells? If they
@@ -55,6 +58,8 @@ dataset
 lost = sum(problem.frames_lost for problem in dataset.problems)
 print(f"{len(dataset.frames)} images, {len(dataset.pairs)} of them with masks")
 print(f"{len(dataset.problems)} problems, {lost} frames lost")
+if not dataset.pairs:
+    print("no masks: these images can be segmented with a student trained elsewhere (MODEL), not learnt from")
 
 # %% [markdown]
 # Every file that cannot be used is listed here with its reason, the costliest first. The rest is used all the same.
@@ -90,26 +95,23 @@ browser(dataset, draw, outlines=ipywidgets.Checkbox(True, description="outlines"
 # %% [markdown]
 # ## 3. How large are the cells?
 #
-# One frame per position is measured.
+# One frame per position is measured, the middle one.
 
 # %%
-import pandas as pd
-
 from segkit.cells import measure_cells
 from segkit.charts import show_histograms
 
-units = sorted({f.unit for f in dataset.pairs})
-by_unit = {unit: [f for f in dataset.pairs if f.unit == unit] for unit in units}
-middle = [frames[len(frames) // 2] for frames in by_unit.values()]
-cells = pd.concat([measure_cells(read_pair(f)[1], f, settings.pixel_size_um) for f in middle])
+by_unit = {unit: [f for f in frames if f.unit == unit] for unit in sorted({f.unit for f in frames})}
+middle = [pair for unit in by_unit.values() for pair in read_sound(unit[len(unit) // 2:], 1)]
+cells = pd.concat([measure_cells(labels, f, settings.pixel_size_um) for f, _, labels in middle])
 lengths = {name: group["length_px"].to_numpy() for name, group in cells.groupby("experiment")}
-show_histograms(lengths, "cell length (pixels)", bins=20)
+show_histograms(lengths, "cell length (pixels)", bins=20) if lengths else None
 
 # %%
 from segkit.devices import pick_device
 from segkit.layout import FIELD_OF_VIEW, choose_crop
 
-crop = choose_crop(settings, pick_device(settings.device), read_pair(middle[0])[1].shape)
+crop = choose_crop(settings, pick_device(settings.device), middle[0][1].shape)
 longest = cells["length_px"].quantile(0.95)
 print(f"95 % of the cells are shorter than the crop's shorter side: {longest < min(crop)}")
 print(f"95 % of the cells are shorter than the network's field of view (about {FIELD_OF_VIEW} pixels): "
@@ -123,12 +125,13 @@ print(f"95 % of the cells are shorter than the network's field of view (about {F
 # %%
 from segkit.targets import normalise
 
-seen = {" ".join(f.unit): normalise(read_image(f.image, f.page)).ravel() for f in middle[:4]}
+seen = {" ".join(f.unit): normalise(image).ravel() for f, image, _ in middle[:5]}
 show_histograms(seen, "intensity, each frame's 0.5 and 99.5 percentiles at 0 and 1")
 
 # %% [markdown]
-# However bright a frame is, and whether its file has 8 or 16 bits: every frame is brought to the same range before the
-# student sees it. A curve with another shape than the others' is worth a look in the browser above.
+# (The first five positions.) However bright a frame is, and whether its file has 8 or 16 bits: every frame is brought
+# to the same range before the student sees it. A curve with another shape than the others' is worth a look in the
+# browser above.
 
 # %% [markdown]
 # ## 4. Can the teacher be trusted?
@@ -146,15 +149,17 @@ flagged[["experiment", "position", "frame", "cells", "flags"]]
 
 # %%
 by_name = {(f.experiment, f.position, f.frame): f for f in dataset.pairs}
-look = [by_name[row.experiment, row.position, row.frame] for row in flagged.head(6).itertuples()]
-if look:
-    display(show_pictures([overlay(*read_pair(f)) for f in look], [f.name for f in look], columns=6, size=2))
-print("to leave them out, EXCLUDE =", ",".join(f.name for f in look) or "(nothing)")
+look = [by_name[row.experiment, row.position, row.frame] for row in flagged.itertuples()]
+shown = read_sound(look, 6)
+if shown:
+    display(show_pictures([overlay(image, labels) for _, image, labels in shown], [f.name for f, _, _ in shown],
+                          columns=3, size=3.6))
+print("to leave out all that are flagged, EXCLUDE =", ",".join(f.name for f in look) or "(nothing)")
 
 # %%
 from segkit.charts import show_over_time
 
-show_over_time(review, "foreground", "share of the frame inside cells")
+show_over_time(review, "foreground", "share of the frame inside cells") if len(review) else None
 
 # %% [markdown]
 # One line per position. Growth bends the lines upwards; a drug flattens them; a jump is a frame to look at.
@@ -167,8 +172,8 @@ show_over_time(review, "foreground", "share of the frame inside cells")
 # %%
 from segkit.charts import show_split
 
-kept, excluded = exclude(dataset.pairs, settings.exclude)
-split = split_by_position(kept, settings.validation)
+kept, excluded = exclude(frames, settings.exclude)
+split = split_by_position(kept, settings.validation) if dataset.pairs else Split((), ())
 show_split(dataset, split)
 
 # %%

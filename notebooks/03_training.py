@@ -48,7 +48,8 @@ print(f"{model.count_parameters():,} parameters")
 # Change the values if you like, then go on; there is no need to save. If a training was interrupted, tick RESUME.
 
 # %%
-from segkit.widgets import SettingsForm, training_estimate
+from segkit.advice import training_estimate
+from segkit.widgets import SettingsForm
 
 form = SettingsForm(settings, {"Training": ("EPOCHS", "LEARNING_RATE", "BATCH_SIZE", "CROP", "RESUME")},
                     verdict=training_estimate)

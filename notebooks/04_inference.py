@@ -105,7 +105,8 @@ judged = validated if len(validated) else scores
 means = judged.groupby("experiment").mean(numeric_only=True) if len(scores) else pd.DataFrame()
 Facts({f"{name}, {'validation' if len(validated) else 'all'} frames":
        f"Dice {row.dice:.3f}, panoptic quality {row.panoptic_quality:.3f}, AP {row.ap50:.3f} / {row.ap75:.3f} / "
-       f"{row.ap90:.3f}, {row.cells:.1f} cells a frame (teacher {row.teacher_cells:.1f})" for name, row in means.iterrows()})
+       f"{row.ap90:.3f}, {row.cells:.1f} cells a frame (teacher {row.teacher_cells:.1f})"
+       for name, row in means.iterrows()})
 
 # %%
 if len(validated):
@@ -129,7 +130,7 @@ by_name = {(f.experiment, f.position, f.frame): f for f in dataset.pairs}
 ranked = judged.sort_values("panoptic_quality", ascending=False) if len(judged) else judged
 chosen = ranked.iloc[[0, len(ranked) // 2, -1]] if len(ranked) else ranked
 pictures, titles = [], []
-for rank, row in zip(("best", "middle", "worst"), chosen.itertuples()):
+for rank, row in zip(("best", "middle", "worst"), chosen.itertuples(), strict=False):
     pair = by_name[row.experiment, row.position, row.frame]
     image, teacher = read_pair(pair)
     student = segment(model, image, scale=settings.scale, flips=settings.flips).labels

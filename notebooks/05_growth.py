@@ -112,8 +112,8 @@ print("growth.csv written:", (settings.run_dir / "growth.csv").is_file())
 # ## 4. Does the drug stop them?
 #
 # Each treated experiment is compared with its reference over the same phase. The interval comes from the differences
-# between positions: three positions are few, ten are better. *Stopped*: surely under a quarter of the reference's growth.
-# *Slowed*: surely slower. *Grows*: no slowing is seen. Otherwise it says why nothing can be said.
+# between positions: three positions are few, ten are better. *Stopped*: surely under a quarter of the reference's
+# growth. *Slowed*: surely slower. *Grows*: no slowing is seen. Otherwise it says why nothing can be said.
 
 # %%
 from IPython.display import display
@@ -177,12 +177,12 @@ if truth_file.is_file():  # the synthetic demo knows the growth that was put in
 # %% [markdown]
 # ## Summary
 #
-# `growth.csv` has a row per position and phase: growth rate, doubling time, 95 % interval. `comparison.csv` has a row per
-# treated experiment: the ratio to its reference, its interval and the verdict.
+# `growth.csv` has a row per position and phase: growth rate, doubling time, 95 % interval. `comparison.csv` has a row
+# per treated experiment: the ratio to its reference, its interval and the verdict.
 #
 # The interval of one position knows only the scatter between frames, taken as independent; trust the spread between
 # positions more. Cells are not followed through time: this is growth of all the cells in view together.
 #
 # **On your own**
 # - Set DRUG_FRAME two frames later in `01_setup`. Which phase changes more, before or after, and why?
-# - Use `count`: does the number of cells in `areas` tell the same story as their area?
+# - Does the number of cells (`areas["cells"]`) tell the same story as their area?

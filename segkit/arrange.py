@@ -5,32 +5,30 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import unicodedata
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 import pandas as pd
 from tqdm.auto import tqdm
 
+from .archives import EXPERIMENT, Entry, file_crc, is_mask_folder, list_images
 from .data import Problem
 from .errors import SegkitError
 from .files import replacing
-from .images import IMAGE_SUFFIXES
 
-_JUNK = re.compile(r"^(__MACOSX|\.DS_Store|Thumbs\.db|desktop\.ini|\._.*|\..*)$", re.IGNORECASE)
-_EXPERIMENT = re.compile(r"raw_data|masks", re.IGNORECASE)
+_COPY = re.compile(r"( \(\d+\)|\.zip| - copy| copy( \d+)?|-\d{8}T\d{6}Z(-\d+)*(-\d{3})?)+$", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
 class Move:
-    """One file to be arranged: from a folder (archive None) or out of an archive, to a place in the layout."""
+    """One file to be arranged, and its place in the layout."""
 
-    source: str  # path, or name inside the archive
-    archive: Path | None
+    entry: Entry
     target: Path
-    size: int  # bytes
 
 
 @dataclass
@@ -40,11 +38,12 @@ class Plan:
     dataset_path: Path
     moves: list[Move] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
+    there_already: int = 0  # files that `arrange` found in their place
 
     def table(self) -> pd.DataFrame:
         """One row per source and target folder: files and megabytes."""
-        rows = [(str(m.archive.name if m.archive else Path(m.source).parent),
-                 str(m.target.parent.relative_to(self.dataset_path)), m.size / 1e6) for m in self.moves]
+        rows = [(m.entry.where,
+                 str(m.target.parent.relative_to(self.dataset_path)), m.entry.size / 1e6) for m in self.moves]
         table = pd.DataFrame(rows, columns=["from", "to", "MB"])
         return table.groupby(["from", "to"], as_index=False).agg(files=("MB", "size"), MB=("MB", "sum")).round(1)
 
@@ -52,7 +51,9 @@ class Plan:
         return pd.DataFrame([(str(p.path), p.reason) for p in self.problems], columns=["path", "reason"])
 
     def _repr_html_(self) -> str:
-        return self.table().to_html(index=False) + (self.problem_table().to_html(index=False) if self.problems else "")
+        with pd.option_context("display.max_colwidth", None, "display.max_rows", None):
+            problems = f"<b>{len(self.problems)} problem(s)</b>{self.problem_table().to_html(index=False)}"
+            return (problems if self.problems else "") + self.table().to_html(index=False)
 
 
 def plan_arrangement(source: str | Path, dataset_path: str | Path) -> Plan:
@@ -65,23 +66,30 @@ def plan_arrangement(source: str | Path, dataset_path: str | Path) -> Plan:
     if not source.exists():
         raise SegkitError(f"{source} is not there: give the folder of downloads, or one archive")
     plan = Plan(root)
-    targets: dict[Path, int] = {}
-    for name, archive, entry, size in _entries(source, root, plan):
-        place = _place(name)
+    targets: dict[Path, Move] = {}
+    left: Counter[str] = Counter()
+    for entry in list_images(source, root, plan.problems):
+        place = _place(entry.name)
         if place is None:
+            left[entry.where] += 1
             continue
-        target = root.joinpath(*place)
-        if target in targets:
-            if targets[target] != size:
-                plan.problems.append(Problem(Path(name), f"a second file of another size for {'/'.join(place)}: "
-                                                         "the first is used; look which one is right", 1))
-            continue
-        targets[target] = size
-        plan.moves.append(Move(entry, archive, target, size))
+        job = Move(entry, root.joinpath(*place))
+        first = targets.setdefault(job.target, job)
+        if first is job:
+            plan.moves.append(job)
+        elif (first.entry.size, first.entry.crc) != (entry.size, entry.crc):
+            other = first.entry.where
+            plan.problems.append(Problem(Path(entry.name), f"{entry.where} and {other} hold different files for "
+                                                           f"{'/'.join(place)}: that of {other} is used; look which "
+                                                           "one is right", 1))
+    for where, count in left.items():
+        plan.problems.append(Problem(Path(where), f"{count} image(s) of {where} belong to no experiment and position: "
+                                                  "expected HR_REF_raw_data/Pos101/... in their path; rename the "
+                                                  "folders", count))
     if not plan.moves:
-        first = f"; the first problem: {plan.problems[0].reason}" if plan.problems else ""
+        why = f"; the first problem: {plan.problems[0].reason}" if plan.problems else ""
         raise SegkitError(f"{source} holds nothing to arrange: expected archives or folders named like HR_REF_raw_data "
-                          f"and HR_REF_masks, with PosXXX folders in them{first}")
+                          f"and HR_REF_masks, with PosXXX folders in them{why}")
     return plan
 
 
@@ -99,10 +107,13 @@ def arrange(source: str | Path, dataset_path: str | Path, *, move: bool = False)
     for job in plan.moves:
         if not job.target.exists():
             todo.append(job)
-        elif job.target.stat().st_size != job.size:
-            plan.problems.append(Problem(job.target, "is there already with another size and was left as it is: remove "
-                                                     "it and arrange again if the new one is right", 1))
-    needed = sum(job.size for job in todo if not (move and job.archive is None))
+        elif not _is_there(job):
+            plan.problems.append(Problem(job.target, f"is there already, {job.entry.where} holds another content, and "
+                                                     "it was left as it is: remove it and arrange again if the new one "
+                                                     "is right", 1))
+        else:
+            plan.there_already += 1
+    needed = sum(job.entry.size for job in todo if not (move and job.entry.archive is None))
     existing = next(p for p in (plan.dataset_path, *plan.dataset_path.absolute().parents) if p.exists())
     free = shutil.disk_usage(existing).free
     if needed * 1.02 > free:
@@ -114,9 +125,11 @@ def arrange(source: str | Path, dataset_path: str | Path, *, move: bool = False)
             try:
                 _carry_out(job, opened, move)
             except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError) as error:
-                place = f"{job.archive.name}: " if job.archive else ""
-                plan.problems.append(Problem(Path(job.source), f"{place}{job.source} is damaged ({error}): "
-                                                               "download the archive again", 1))
+                locked = "password" in str(error)
+                what = "is locked with a password: unpack it by hand" if locked else (
+                    f"is damaged ({error}): download the archive again")
+                plan.problems.append(Problem(Path(job.entry.source),
+                                             f"{job.entry.where}: {job.entry.source} {what}", 1))
     finally:
         for archive in opened.values():
             archive.close()
@@ -124,71 +137,33 @@ def arrange(source: str | Path, dataset_path: str | Path, *, move: bool = False)
 
 
 def _carry_out(job: Move, opened: dict[Path, zipfile.ZipFile], move: bool) -> None:
-    if job.archive is None and move:
+    if job.entry.archive is None and move:
         job.target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.move(job.source, job.target)
+        shutil.move(job.entry.source, job.target)
         return
+    if job.entry.archive is None and not os.access(job.entry.source, os.R_OK):
+        raise RuntimeError("it may not be read")
     with replacing(job.target) as temporary:
-        if job.archive is None:
-            shutil.copy2(job.source, temporary)
+        if job.entry.archive is None:
+            shutil.copy2(job.entry.source, temporary)
         else:
-            archive = opened.setdefault(job.archive, zipfile.ZipFile(job.archive))
-            with archive.open(job.source) as packed, open(temporary, "wb") as file:
+            archive = opened.setdefault(job.entry.archive, zipfile.ZipFile(job.entry.archive))
+            with archive.open(job.entry.source) as packed, open(temporary, "wb") as file:
                 shutil.copyfileobj(packed, file, 1 << 20)
 
 
-def _entries(source: Path, root: Path, plan: Plan) -> Iterator[tuple[str, Path | None, str, int]]:
-    """(path as seen from outside, archive or None, name to open, bytes) of every file; archives are looked into."""
-    if source.is_file():
-        yield from _archive_entries(source, plan)
-        return
-    for folder, subfolders, files in os.walk(source):
-        subfolders[:] = sorted(s for s in subfolders if not _JUNK.match(s)
-                               and (Path(folder) / s).resolve() != root.resolve())
-        for name in sorted(files):
-            path = Path(folder) / name
-            if _JUNK.match(name) or not path.is_file():
-                continue
-            if path.suffix.lower() in IMAGE_SUFFIXES:
-                inside = path.relative_to(source.parent if _EXPERIMENT.search(source.name) else source)
-                yield inside.as_posix(), None, str(path), path.stat().st_size
-            elif zipfile.is_zipfile(path) or path.suffix.lower() == ".zip":
-                yield from _archive_entries(path, plan)
-
-
-def _archive_entries(path: Path, plan: Plan) -> Iterator[tuple[str, Path | None, str, int]]:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            infos = archive.infolist()
-    except (zipfile.BadZipFile, OSError) as error:
-        plan.problems.append(Problem(path, f"{path.name} is no sound zip archive ({error}): download it again"))
-        return
-    stem = path.stem if path.suffix.lower() == ".zip" else path.name
-    for info in infos:
-        parts = PurePosixPath(info.filename.replace("\\", "/")).parts
-        if info.is_dir() or any(_JUNK.match(part) for part in parts if part != ".."):
-            continue
-        if ".." in parts or info.filename.startswith(("/", "\\")) or re.match(r"[A-Za-z]:", info.filename):
-            plan.problems.append(Problem(path, f"{path.name} holds {info.filename}, which would land outside the "
-                                               "dataset: left out"))
-            continue
-        if PurePosixPath(info.filename).suffix.lower() not in IMAGE_SUFFIXES:
-            continue
-        named = any(_EXPERIMENT.search(part) for part in parts[:-1] if not _is_mask_folder(part))
-        yield "/".join(parts if named else (stem, *parts)), path, info.filename, info.file_size
-
-
-def _is_mask_folder(part: str) -> bool:
-    return part.casefold() == "preprocessedphasemasks"
+def _is_there(job: Move) -> bool:
+    """Whether the target holds this content already."""
+    return job.target.stat().st_size == job.entry.size and file_crc(job.target) == job.entry.crc
 
 
 def _place(name: str) -> tuple[str, ...] | None:
     """Where a file belongs: (experiment folder, PosXXX, ..., file), or None for what is in no experiment."""
     parts = PurePosixPath(name).parts
-    experiments = [i for i, part in enumerate(parts[:-1]) if _EXPERIMENT.search(part) and not _is_mask_folder(part)]
-    positions = [i for i, part in enumerate(parts[:-1]) if re.match(r"pos[_ ]?\d", part, re.IGNORECASE)]
+    experiments = [i for i, part in enumerate(parts[:-1]) if EXPERIMENT.search(part) and not is_mask_folder(part)]
+    positions = [i for i, part in enumerate(parts[:-1]) if re.match(r"pos(ition)?[_ ]?\d", part, re.IGNORECASE)]
     before = [i for i in experiments if not positions or i < positions[0]]
     if not before or not positions:
         return None
-    experiment = re.sub(r"( \(\d+\)|\.zip)+$", "", parts[before[-1]], flags=re.IGNORECASE)  # "REF_masks (1)" is a copy
-    return experiment, *parts[positions[0]:]
+    experiment = _COPY.sub("", parts[before[-1]])  # "REF_masks (1)", "REF_masks-20241122T101112Z-001": as REF_masks
+    return tuple(unicodedata.normalize("NFC", part) for part in (experiment, *parts[positions[0]:]))

@@ -85,8 +85,10 @@ def show_histograms(values: dict[str, np.ndarray], xlabel: str, bins: int = 40) 
     """One outlined histogram per name, on shared axes."""
     figure, grid = new_figure(6.5, 3)
     edges = np.histogram_bin_edges(np.concatenate(list(values.values())), bins)
-    for (name, data), colour in zip(values.items(), (TEACHER, STUDENT, ACCENT, GREY, "black"), strict=False):
-        grid[0, 0].hist(data, edges, histtype="step", lw=2, color=colour, label=name)
+    colours = (TEACHER, STUDENT, ACCENT, GREY, "black")
+    for k, (name, data) in enumerate(values.items()):
+        grid[0, 0].hist(data, edges, histtype="step", lw=2, color=colours[k % 5], ls=("-", "--", ":")[k // 5 % 3],
+                        label=name)
     grid[0, 0].set(xlabel=xlabel, ylabel="count")
     grid[0, 0].spines[["top", "right"]].set_visible(False)
     grid[0, 0].legend(frameon=False)
@@ -129,10 +131,9 @@ def show_growth(curves: dict[str, pd.DataFrame], minutes_per_frame: dict[str, fl
     minutes_per_frame, drug_frame (negative: none): by experiment.
     """
     names = sorted({e for table in curves.values() for e in table["experiment"]})
-    figure, grid = new_figure(max(4.5, min(4.2 * len(names), 13)), 3.4, 1, len(names))
-    highest = max((table["area"].max() for table in curves.values() if len(table)), default=1)
-    lowest = min((table["area"][table["area"] > 0].min() for table in curves.values() if len(table)), default=1)
-    for axes, experiment in zip(grid[0], names, strict=True):
+    figure, grid = new_figure(max(4.5, min(4.2 * len(names), 13)), 3.4, 1, max(len(names), 1))
+    areas = [area for table in curves.values() for area in table["area"] if area > 0] or [1.0]
+    for axes, experiment in zip(grid[0], names, strict=False):
         hours = minutes_per_frame[experiment] / 60
         for (who, table), colour, style in zip(curves.items(), (STUDENT, TEACHER), ("-", ":"), strict=False):
             for k, (_, line) in enumerate(table[table["experiment"] == experiment].groupby("position")):
@@ -141,7 +142,7 @@ def show_growth(curves: dict[str, pd.DataFrame], minutes_per_frame: dict[str, fl
                           label=None if k else who)
         if drug_frame[experiment] >= 0:
             axes.axvline(drug_frame[experiment] * hours, color=GREY, ls="--", lw=1, label="DRUG_FRAME")
-        axes.set(title=experiment, xlabel="time (h)", yscale="log", ylim=(lowest * 0.9, highest * 1.15))
+        axes.set(title=experiment, xlabel="time (h)", yscale="log", ylim=(min(areas) * 0.9, max(areas) * 1.15))
         axes.yaxis.set_major_formatter("{x:g}")
         axes.yaxis.set_minor_formatter("{x:g}")
         axes.spines[["top", "right"]].set_visible(False)

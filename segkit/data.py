@@ -114,8 +114,11 @@ def split_by_position(pairs: Iterable[Frame],
     kept = tuple(f for f in pairs if not (endings and f.position.endswith(endings)))
     positions = ", ".join(sorted({f.position for f in pairs})[:8]) or "none"
     if not pairs:
-        raise SegkitError("no pair of an image and a masks file: training needs both; "
-                          "see the problems listed for this dataset")
+        raise SegkitError("no pair of an image and a masks file: training needs both (images without masks can be "
+                          "segmented with a trained student, by make segment); 02_data_exploration lists the problems")
+    if len({f.unit for f in pairs}) == 1:
+        raise SegkitError(f"the only position with masks is {' '.join(pairs[0].unit)}: training needs two at least, "
+                          "one to learn from and one to judge by")
     if not held_out:
         raise SegkitError(f"no validation position: VALIDATION is {', '.join(endings) or 'empty'}, the positions are "
                           f"{positions}; set VALIDATION to the ending of a position to judge by")
@@ -152,10 +155,30 @@ def read_pair(frame: Frame) -> tuple[np.ndarray, np.ndarray]:
     """
     if frame.masks is None:
         raise SegkitError(f"{frame.name} has no masks file: a pair was needed")
-    image, labels = read_image(frame.image, frame.page), read_labels(frame.masks, frame.page)
+    try:
+        image, labels = read_image(frame.image, frame.page), read_labels(frame.masks, frame.page)
+    except SegkitError as error:
+        raise SegkitError(f"{frame.name}: {error}") from None
     check_sizes(frame.image.name, image.shape, labels.shape)
     height, width = (min(a, b) for a, b in zip(image.shape, labels.shape, strict=True))
     return image[:height, :width], labels[:height, :width]
+
+
+def read_sound(frames: Iterable[Frame], at_most: int) -> list[tuple[Frame, np.ndarray, np.ndarray]]:
+    """The first frames that can be read: frame, image and labels (no cells without a masks file), as `read_pair`."""
+    sound: list[tuple[Frame, np.ndarray, np.ndarray]] = []
+    for frame in frames:
+        if len(sound) == at_most:
+            break
+        try:
+            if frame.masks:
+                sound.append((frame, *read_pair(frame)))
+            else:
+                image = read_image(frame.image, frame.page)
+                sound.append((frame, image, np.zeros(image.shape, np.int32)))
+        except SegkitError:
+            continue  # discover or review_teacher names it
+    return sound
 
 
 def check_sizes(name: str, image: tuple[int, ...], masks: tuple[int, ...]) -> None:

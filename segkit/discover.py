@@ -2,37 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections import Counter, defaultdict
 from pathlib import Path
-from typing import NamedTuple
 
 from .data import Dataset, Frame, Problem, check_sizes, masks_folder_name
 from .errors import SegkitError
-from .images import IMAGE_SUFFIXES, Header, read_header
+from .images import Header, read_header
+from .names import MASK_NAME, Key, files_in, folders_below, folders_in, images_in, name_key, same_name
 
 IMAGE_FOLDERS = ("aphase", "preprocessedphase", "")  # "": directly in PosXXX; the first that holds images is used
 MASK_FOLDERS = ("preprocessedphasemasks", "")
-_MASK_NAME = re.compile(r"^mask_(?P<a>.+)$|^(?P<b>.+?)_(?:cp_)?masks?$|^(?P<c>.+?)_labels$", re.IGNORECASE)
-_BY_PRODUCT = re.compile(r"_(flows|cp_output|cp_outlines|outlines|dP|probability)$", re.IGNORECASE)
-
-
-class Key(NamedTuple):
-    """What a file's name says: everything but the last number, and that number (-1 without one)."""
-
-    text: str
-    number: int
-
-
-def name_key(stem: str) -> Key:
-    """Read the key of an image's or masks file's stem: `MASK_img_007`, `img_7` and `img_7_cp_masks` have one key."""
-    match = _MASK_NAME.match(stem)
-    stem = next(filter(None, match.groups())) if match else stem
-    parts = re.match(r"^(.*?)(\d+)(\D*)$", stem)
-    if not parts:
-        return Key(stem.casefold(), -1)
-    return Key(f"{parts[1]}#{parts[3]}".casefold(), int(parts[2]))
 
 
 def discover(dataset_path: str | Path, masks_path: str | Path | None = None) -> Dataset:
@@ -50,17 +30,18 @@ def discover(dataset_path: str | Path, masks_path: str | Path | None = None) -> 
         raise SegkitError(f"DATASET_PATH {root} is {found}: give the folder that holds the *_raw_data folders")
     masks_root = Path(masks_path).expanduser() if masks_path else root
     if not masks_root.is_dir():
-        raise SegkitError(f"MASKS_PATH {masks_root} is not there: give the folder that holds the *_masks folders")
+        found = "a file, not a folder" if masks_root.exists() else "not there"
+        raise SegkitError(f"MASKS_PATH {masks_root} is {found}: give the folder that holds the *_masks folders")
     scan = _Scan(masks_root)
-    raw_folders = [folder for folder in _folders(root) if "raw_data" in folder.name.lower()]
+    raw_folders = [folder for folder in scan.listed(root) if "raw_data" in folder.name.lower()]
     for folder in raw_folders:
         scan.experiment(folder)
     if not raw_folders:
         scan.plain_folder(root)
     if not scan.frames:
         why = f"; the first problem: {scan.problems[0].reason}" if scan.problems else ""
-        raise SegkitError(f"DATASET_PATH {root} holds no experiment with a usable image: expected folders such as "
-                          f"HR_REF_raw_data/Pos101/aphase with .tif, .tiff or .png files{why}")
+        raise SegkitError(f"DATASET_PATH {root} holds no experiment with a usable image: {_guess(root)}expected "
+                          f"folders such as HR_REF_raw_data/Pos101/aphase with .tif, .tiff or .png files{why}")
     frames = sorted(scan.frames, key=lambda f: (f.experiment, f.position, f.frame, f.page))
     problems = sorted(scan.problems, key=lambda p: (-p.frames_lost, str(p.path), p.reason))
     return Dataset(root, tuple(frames), tuple(problems))
@@ -80,54 +61,71 @@ class _Scan:
     def experiment(self, raw: Path) -> None:
         name = re.sub("_?raw_data", "", raw.name, flags=re.IGNORECASE) or raw.name
         wanted = masks_folder_name(raw.name)
-        masks = next((f for f in _folders(self.masks_root) if f.name.casefold() == wanted.casefold()), None)
+        masks = next((f for f in self.listed(self.masks_root) if same_name(f.name, wanted)), None)
         positions = []
-        for folder in _folders(raw):
+        for folder in self.listed(raw):
             if re.match(r"pos", folder.name, re.IGNORECASE):
                 positions.append(folder)
-            elif lost := sum(len(_images(sub)) for sub in _folders_below(folder)):
+            elif lost := sum(len(images_in(sub)) for sub in folders_below(folder)):
                 self.problem(folder, f"{folder.name} is no PosXXX folder: its images are left out; rename it, or run "
                                      "segkit.arrange where it is a second folder of the same name", lost)
-        if loose := _images(raw):
+        if loose := images_in(raw):
             self.problem(raw, f"{len(loose)} image(s) lie outside any PosXXX folder: move them into one", len(loose))
         if not positions:
             self.problem(raw, f"{raw.name} holds no PosXXX folder: expected Pos101 or the like")
         before = len(self.frames)
+        mask_positions = self.listed(masks) if masks else []
         for folder in positions:
-            mask_position = next((f for f in _folders(masks) if f.name.casefold() == folder.name.casefold()),
-                                 None) if masks else None
-            self.position(folder, mask_position, name, without_masks=masks is None)
-        if masks is None and len(self.frames) > before:
+            mask_position = next((f for f in mask_positions if same_name(f.name, folder.name)), None)
+            try:
+                self.position(folder, mask_position, name, without_masks=masks is None)
+            except OSError as error:
+                self.unreadable(folder, error)
+        unpaired = sum(frame.masks is None for frame in self.frames[before:])
+        if masks is None and unpaired:
             self.problem(raw, f"no masks folder beside {raw.name}: expected {wanted}; rename it or run segkit.arrange",
-                         len(self.frames) - before)
+                         unpaired)
+
+    def listed(self, folder: Path) -> list[Path]:
+        """The folders in a folder; one that may not be read is a problem, and empty."""
+        try:
+            return folders_in(folder)
+        except OSError as error:
+            self.unreadable(folder, error)
+            return []
+
+    def unreadable(self, folder: Path, error: OSError) -> None:
+        self.problem(folder, f"{folder.name} cannot be read ({error.strerror}): give yourself the right to read it")
 
     def position(self, folder: Path, mask_folder: Path | None, experiment: str, without_masks: bool) -> None:
+        before = len(self.problems)
         source, images = self._pick(folder, IMAGE_FOLDERS)
-        if not images:
+        if not images and len(self.problems) == before:
             self.problem(folder, f"no image in {folder.name}: expected .tif, .tiff or .png files in aphase, "
                                  "PreprocessedPhase or the folder itself")
+        if not images:
             return
         _, masks = self._pick(mask_folder, MASK_FOLDERS) if mask_folder else (folder, [])
-        beside = [f for f in _files(source) if _MASK_NAME.match(f.stem)]
+        beside = [f for f in files_in(source) if MASK_NAME.match(f.stem)]
         self.pair(images, masks + beside, experiment, folder.name, folder,
                   quiet=without_masks and not beside)
 
     def plain_folder(self, folder: Path) -> None:
-        masks = [f for f in _files(folder) if _MASK_NAME.match(f.stem)]
+        masks = [f for f in files_in(folder) if MASK_NAME.match(f.stem)]
         if self.masks_root != folder:
-            masks += [f for sub in _folders_below(self.masks_root) for f in _files(sub)]
-        if images := _images(folder):
+            masks += [f for sub in folders_below(self.masks_root) for f in files_in(sub)]
+        if images := images_in(folder):
             self.pair(images, masks, folder.resolve().name, "Pos0", folder, quiet=not masks)
 
     def _pick(self, folder: Path, names: tuple[str, ...]) -> tuple[Path, list[Path]]:
         """The first of the named subfolders that holds images; others that do are a problem."""
-        by_name = {sub.name.casefold(): sub for sub in _folders(folder)} | {"": folder}
-        listed = _images if names is IMAGE_FOLDERS else _files
+        by_name = {sub.name.casefold(): sub for sub in folders_in(folder)} | {"": folder}
+        listed = images_in if names is IMAGE_FOLDERS else files_in
         found = [(by_name[name], files) for name in names if name in by_name and (files := listed(by_name[name]))]
         for sub, files in found[1:]:
             self.problem(sub, f"{len(files)} file(s) in {sub.name} are not used: those in {found[0][0].name} are")
         for name, sub in by_name.items():
-            if name not in names and not found and (files := _images(sub)):
+            if name not in names and not found and (files := images_in(sub)):
                 self.problem(sub, f"{len(files)} image(s) in {sub.name} are left out: expected a folder named "
                                   f"{'aphase' if names is IMAGE_FOLDERS else 'PreprocessedPhaseMasks'}", len(files))
         return found[0] if found else (folder, [])
@@ -201,24 +199,20 @@ class _Scan:
         return header[1:] != other[1:], masks
 
 
-def _folders(folder: Path | None) -> list[Path]:
-    if folder is None:
-        return []
-    with os.scandir(folder) as entries:
-        return sorted(folder / e.name for e in entries if e.is_dir() and not e.name.startswith((".", "__MACOSX")))
-
-
-def _files(folder: Path) -> list[Path]:
-    with os.scandir(folder) as entries:
-        return sorted(folder / e.name for e in entries if e.name.lower().endswith(IMAGE_SUFFIXES)
-                      and not e.name.startswith(".") and e.is_file())
-
-
-def _images(folder: Path) -> list[Path]:
-    """The picture files of a folder that are neither masks nor other output of a segmentation."""
-    return [f for f in _files(folder) if not _MASK_NAME.match(f.stem) and not _BY_PRODUCT.search(f.stem)]
-
-
-def _folders_below(folder: Path) -> list[Path]:
-    """The folder itself and every one below it."""
-    return [Path(sub) for sub, _, _ in os.walk(folder)]
+def _guess(root: Path) -> str:
+    """What a folder without experiments seems to be instead, with what to give."""
+    above = next((p for p in root.resolve().parents if "raw_data" in p.name.lower()), None)
+    if "raw_data" in root.name.lower() or above:
+        return f"it is part of an experiment itself, give {(above or root.resolve()).parent}; "
+    try:
+        inside = [sub for sub in folders_in(root) if any("raw_data" in f.name.lower() for f in folders_in(sub))]
+        pictures = [sub for sub in folders_below(root) if sub != root and images_in(sub)]
+        if inside:
+            return f"give one of the folders in it, such as {inside[0]}; "
+        if any(MASK_NAME.match(f.stem) for sub in folders_below(root) for f in files_in(sub)) and not pictures:
+            return "there are masks in it and no images; "
+        if pictures:
+            return f"images lie in {pictures[0].relative_to(root)}; "
+    except OSError as error:
+        return f"it cannot be read ({error.strerror}); "
+    return ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import threading
@@ -63,6 +64,7 @@ def run_notebooks(names: Sequence[str], values: dict[str, str]) -> Settings:
         if values.get(name) and (caller / values[name]).exists():
             values[name] = os.path.normpath(caller / values[name])
     parse_settings(values)  # an unknown name is an error
+    logging.getLogger("papermill").setLevel(logging.ERROR)  # it warns of every setting that a notebook does not list
     settings = load_settings(values)
     values["RUN"] = settings.run
     folder = settings.run_dir / "notebooks"

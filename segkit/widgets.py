@@ -1,28 +1,23 @@
-"""Forms, sliders and the live picture: what the notebooks show that can be moved. Only this file knows ipywidgets."""
+"""Forms, sliders and the live picture: what can be moved in the notebooks. Only this file knows ipywidgets."""
 
 from __future__ import annotations
 
 import html
-import os
 from collections.abc import Callable, Sequence
-from functools import cache
 from typing import Any
 
 import ipywidgets as w
-import pandas as pd
 
+from .advice import shown_value
 from .arrange import Plan, arrange, plan_arrangement
 from .charts import show_live
-from .data import Dataset, exclude, split_by_position
-from .devices import pick_device
+from .data import Dataset
 from .discover import discover
 from .errors import SegkitError
 from .figures import to_png
 from .history import History
-from .images import read_header
-from .layout import choose_crop, covering
-from .machine import measure_speed
-from .settings import Settings, parse_settings, public_fields
+from .images import read_metadata
+from .settings import CONDITIONS, Settings, parse_settings, public_fields
 from .sources import FORM_FILE, load_settings, save_form
 
 FORM_GROUPS = {
@@ -91,6 +86,10 @@ class SettingsForm(w.VBox):
         note = f"{html.escape(spec.metadata['help'])}{f' ({unit})' if unit else ''}"
         return w.HBox([field, w.HTML(f'<span style="opacity:.7;font-size:90%">{note}</span>')])
 
+    def field(self, name: str) -> w.ValueWidget:
+        """The widget of one setting, by its upper-case name."""
+        return self._fields[name]
+
     @property
     def settings(self) -> Settings:
         moved = {name: field.value for name, field in self._fields.items()
@@ -125,29 +124,46 @@ class SettingsForm(w.VBox):
         self._judge()
 
 
-def dataset_verdict(settings: Settings) -> str:
-    """What is in DATASET_PATH, in a sentence; raises SegkitError with what is wrong with it."""
-    dataset = discover(settings.dataset_path, settings.masks_path)
-    kept, excluded = exclude(dataset.pairs, settings.exclude)
-    split = split_by_position(kept, settings.validation)
-    lost = sum(problem.frames_lost for problem in dataset.problems)
-    found = f"; {len(dataset.problems)} problem(s), {lost} frame(s) lost: {'; '.join(dataset.problem_summary(1))}"
-    problems = found if dataset.problems else ""
-    return (f"{len(dataset.frames)} images, {len(dataset.pairs)} with masks, {len(split.train)} to learn from, "
-            f"{len(split.validation)} to judge by, {len(excluded)} excluded{problems}")
+class ExperimentsForm(w.VBox):
+    """A table of what may differ by experiment, beside a SettingsForm that it writes EXPERIMENTS into.
 
+    An empty field means: as in the form. What the TIFFs themselves say is shown as a hint.
+    """
 
-def shown_value(settings: Settings, name: str) -> Any:
-    """A setting's value as a form shows it: paths inside the project relative to it, nothing as empty text."""
-    value = settings.as_dict()[name]
-    return value.removeprefix(f"{settings.root}{os.sep}") if isinstance(value, str) else "" if value is None else value
+    def __init__(self, form: SettingsForm) -> None:
+        self._form = form
+        self.cells: dict[str, w.Text] = {}  # by EXPERIMENT.SETTING
+        super().__init__([])
+        form.field("DATASET_PATH").observe(lambda change: self._list(), "value")
+        self._list()
 
+    __repr__ = _quiet_repr
 
-def settings_table(settings: Settings) -> pd.DataFrame:
-    """The settings as plain text, readable without a kernel; paths inside the project are shown relative to it."""
-    rows = [(f.name.upper(), str(shown_value(settings, f.name.upper())), f.metadata["unit"], f.metadata["help"])
-            for f in public_fields()]
-    return pd.DataFrame(rows, columns=["setting", "value", "unit", "meaning"]).set_index("setting")
+    def _list(self) -> None:
+        """A row for each experiment of the dataset that the form names now."""
+        try:
+            settings = self._form.settings
+            frames = {f.experiment: f for f in reversed(discover(settings.dataset_path).frames)}
+        except SegkitError:
+            self.children = [w.HTML("the table appears when DATASET_PATH above is right")]
+            return
+        head = [w.HTML(f"<b>{name}</b>", layout=w.Layout(width="170px")) for name in ("", *CONDITIONS)]
+        rows, self.cells = [w.HBox(head)], {}
+        for experiment, frame in sorted(frames.items()):
+            said = dict(token.split("=", 1) for token in settings.experiments)
+            fields = [w.Text(said.get(f"{experiment}.{name}", ""), placeholder=str(settings.as_dict()[name]),
+                             layout=w.Layout(width="170px"), continuous_update=False) for name in CONDITIONS]
+            for name, field in zip(CONDITIONS, fields, strict=True):
+                self.cells[f"{experiment}.{name}"] = field
+                field.observe(lambda change: self._write(), "value")
+            hints = ", ".join(f"{name} {value:g}" for name, value in read_metadata(frame.image).items())
+            rows.append(w.HBox([w.Label(experiment, layout=w.Layout(width="170px")), *fields,
+                                w.HTML(f"the file says: {html.escape(hints)}" if hints else "")]))
+        self.children = rows
+
+    def _write(self) -> None:
+        self._form.field("EXPERIMENTS").value = ",".join(
+            f"{place}={field.value.strip()}" for place, field in self.cells.items() if field.value.strip())
 
 
 class Facts(w.HTML):
@@ -158,25 +174,6 @@ class Facts(w.HTML):
         super().__init__("<br>".join(lines))
 
     __repr__ = _quiet_repr
-
-
-def training_estimate(settings: Settings) -> str:
-    """How long the training will take on this device, about, from a measured speed."""
-    pairs = split_by_position(exclude(discover(settings.dataset_path, settings.masks_path).pairs,
-                                      settings.exclude)[0], settings.validation)
-    height, width = read_header(pairs.train[0].image)[1:]
-    speed = _speed(str(pick_device(settings.device)))
-    crop = choose_crop(settings, pick_device(settings.device), (height, width))
-    crops = settings.crops_per_epoch or covering(len(pairs.train) * height * width, crop)
-    pixels = crops * crop[0] * crop[1] + 0.35 * len(pairs.validation) * height * width
-    seconds = settings.epochs * pixels / speed / 1e6
-    return f"{crops} crops of {crop[0]} x {crop[1]} an epoch; about {seconds / 60:.0f} min on this device" if (
-        seconds >= 90) else f"{crops} crops of {crop[0]} x {crop[1]} an epoch; about {seconds:.0f} s on this device"
-
-
-@cache
-def _speed(device: str) -> float:
-    return measure_speed(pick_device(device))
 
 
 class LivePicture(w.Image):
@@ -209,20 +206,34 @@ class ArrangeForm(w.VBox):
 
     __repr__ = _quiet_repr
 
+    def _paths(self) -> tuple[str, str]:
+        found = tuple(field.value.strip().strip("'\"") for field in (self.source, self.target))
+        for path, what in zip(found, ("the folder of downloads", "the new DATASET_PATH"), strict=True):
+            if not path:
+                raise SegkitError(f"{what} is empty: give a folder")
+        return found[0], found[1]
+
     def _preview(self) -> None:
-        self._report(lambda: plan_arrangement(self.source.value, self.target.value), "will be copied or extracted")
+        self._report(lambda: plan_arrangement(*self._paths()), lambda plan: "to be copied or extracted")
 
     def _arrange(self) -> None:
-        self._report(lambda: arrange(self.source.value, self.target.value), "arranged; set DATASET_PATH below")
+        self.button.disabled = True
+        self.message.value = "arranging ..."
+        self._report(lambda: arrange(*self._paths()), lambda plan: (
+            f"arranged ({plan.there_already} were there already); set DATASET_PATH below"))
 
-    def _report(self, make: Callable[[], Plan], done: str) -> None:
+    def _report(self, make: Callable[[], Plan], words: Callable[[Plan], str]) -> None:
         try:
             plan = make()
-            self.message.value = _say(f"{len(plan.moves)} files {done}", True) + plan._repr_html_()
+            lost = f", {len(plan.problems)} problem(s): see below" if plan.problems else ""
+            self.message.value = _say(f"{len(plan.moves)} files {words(plan)}{lost}", not lost) + plan._repr_html_()
             self.button.disabled = False
         except (SegkitError, OSError) as error:
             self.message.value = _say(str(error), False)
             self.button.disabled = True
+        except KeyboardInterrupt:
+            self.message.value = _say("interrupted: press Arrange again to go on", False)
+            self.button.disabled = False
 
 
 class Browser(w.VBox):
@@ -247,7 +258,7 @@ def browser(dataset: Dataset, draw: Callable[..., bytes], **options: w.ValueWidg
             picture.value = draw(frame.value, **{name: option.value for name, option in options.items()})
             message.value = ""
         except SegkitError as error:
-            message.value = _say(str(error), False)
+            message.value, picture.value = _say(str(error), False), b""
 
     def change_position(change: Any) -> None:
         frame.options = _frame_options(by_unit[position.value])

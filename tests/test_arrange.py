@@ -118,7 +118,7 @@ def test_the_form_shows_the_plan_before_it_acts(downloads, tmp_path):
     assert "not there" in form.message.value
     assert form.button.disabled
     form.source.value = str(downloads)
-    assert "8 files will be copied" in form.message.value
+    assert "8 files to be copied" in form.message.value
     assert not (tmp_path / "dataset").exists()
     form.button.click()
     assert len(discover(tmp_path / "dataset").pairs) == 4
@@ -128,3 +128,52 @@ def test_the_fixture_survives_the_round_trip(tmp_path):
     zipped(FIXTURE, tmp_path / "all.zip", "course/dataset/")
     arrange(tmp_path / "all.zip", tmp_path / "dataset")
     assert names(discover(tmp_path / "dataset")) == names(discover(FIXTURE))
+
+
+def sound_zip(path, content=b"x" * 50, inside="REF_raw_data/Pos101/img_1.tif"):
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr(inside, content)
+    return path
+
+
+def reasons(plan):
+    return " | ".join(p.reason for p in plan.problems)
+
+
+def test_what_cannot_be_unpacked_or_placed_is_named(tmp_path):
+    source = tmp_path / "in"
+    source.mkdir()
+    sound_zip(source / "good.zip")
+    whole = sound_zip(source / "REF_masks", b"y" * 5000, "REF_masks/Pos101/MASK_img_1.tif").read_bytes()
+    (source / "REF_masks").write_bytes(whole[:3000])  # cut short, and without its ending
+    (source / "HR_masks").write_bytes(b"")
+    (source / "B_masks.tar.gz").write_bytes(b"\x1f\x8b")
+    sound_zip(source / "TREAT raw.zip", inside="Pos1/img_1.tif")
+    sound_zip(source / "nested.zip", inside="REF_masks.zip")
+    said = reasons(arrange(source, tmp_path / "out"))
+    for name in ("REF_masks is no sound", "HR_masks is no sound", "B_masks.tar.gz is no zip", "TREAT raw.zip belong to",
+                 "nested.zip holds the archive"):
+        assert name in said, name
+
+
+def test_two_files_of_one_size_for_one_place_are_compared(tmp_path):
+    source = tmp_path / "in"
+    source.mkdir()
+    sound_zip(source / "REF_raw_data.zip", b"a" * 50)
+    sound_zip(source / "REF_raw_data (1).zip", b"a" * 50)
+    assert arrange(source, tmp_path / "same").problems == []
+    sound_zip(source / "REF_raw_data (1).zip", b"b" * 50)
+    assert "different files" in reasons(arrange(source, tmp_path / "different"))
+    again = arrange(source / "REF_raw_data.zip", tmp_path / "same")
+    assert (again.problems, again.there_already) == ([], 1)
+    other = arrange(sound_zip(tmp_path / "new.zip", b"c" * 50), tmp_path / "same")
+    assert "another content" in reasons(other)
+
+
+@pytest.mark.parametrize("name", ["HR_masks-20241122T101112Z-001.zip", "HR_masks - Copy.zip", "HR_masks copy 2.zip"])
+def test_tails_that_browsers_and_drives_add_are_no_experiments_of_their_own(tmp_path, name):
+    source = tmp_path / "in"
+    source.mkdir()
+    sound_zip(source / name, inside="Position 3/MASK_img_1.tif")
+    arrange(source, tmp_path / "out")
+    assert (tmp_path / "out" / "HR_masks" / "Position 3" / "MASK_img_1.tif").is_file()

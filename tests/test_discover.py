@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from segkit import SegkitError, discover, split_by_position
-from segkit.data import exclude, read_pair
+from segkit.data import exclude, read_pair, read_sound
 from segkit.discover import name_key
 from tests.helpers import FIXTURE, write
 
@@ -42,6 +42,7 @@ def test_omniposes_own_naming_beside_the_images(tmp_path):
     write(tmp_path / "A_raw_data/Pos101/img_1_cp_masks.tif", np.zeros((20, 20), np.uint8))
     dataset = discover(tmp_path)
     assert len(dataset.frames) == len(dataset.pairs) == 1
+    assert dataset.problems == ()
 
 
 def test_a_plain_folder_of_images_is_a_dataset_without_experiments(tmp_path):
@@ -137,3 +138,30 @@ def test_exclude_takes_frames_and_positions_and_refuses_what_matches_nothing(tin
     assert len(excluded) == 3
     with pytest.raises(SegkitError, match="REF/Pos10"):
         exclude(pairs, ["REF/Pos10"])
+
+
+def test_an_accent_written_in_two_ways_is_one_name(tiny):
+    (tiny / "REF_raw_data").rename(tiny / "Bu\u0308_raw_data")
+    (tiny / "REF_masks").rename(tiny / "B\u00fc_masks")
+    assert len(discover(tiny).pairs) == 4
+
+
+@pytest.mark.parametrize(("make", "words"), [
+    (lambda p: p / "REF_raw_data", "part of an experiment"), (lambda p: p / "REF_raw_data" / "Pos101", "part of"),
+    (lambda p: p / "REF_masks", "masks in it and no images"), (lambda p: p.parent, "give one of the folders in it")])
+def test_one_folder_too_high_or_too_low_says_which_to_give(tiny, make, words):
+    with pytest.raises(SegkitError, match=words):
+        discover(make(tiny))
+
+
+def test_one_position_alone_cannot_train(tiny):
+    with pytest.raises(SegkitError, match="needs two at least"):
+        split_by_position([f for f in discover(tiny).pairs if f.position == "Pos101"])
+
+
+def test_frames_that_cannot_be_decoded_are_passed_over_and_named_with_their_position(tiny):
+    pairs = discover(tiny).pairs
+    pairs[0].masks.write_bytes(pairs[0].masks.read_bytes()[:-30])
+    assert [f.name for f, _, _ in read_sound(pairs, 2)] == [f.name for f in pairs[1:3]]
+    with pytest.raises(SegkitError, match=r"^REF/Pos101/0: MASK_img"):
+        read_pair(pairs[0])

@@ -35,5 +35,6 @@ def test_every_figure_becomes_a_png_with_and_without_content():
     for table in (pd.DataFrame(rows), pd.DataFrame(columns=list(COLUMNS))):
         for figure in (show_history(table), show_live(table, [(np.zeros((8, 8)),) * 3])):
             assert to_png(figure).startswith(b"\x89PNG")
-    for figure in (show_over_time(pd.DataFrame({"experiment": ["A"], "position": ["P"], "frame": [0], "x": [1.0]}), "x", "x"), show_pictures([np.zeros((8, 9))], ["a"], 0.1)):
+    line = pd.DataFrame({"experiment": ["A"], "position": ["P"], "frame": [0], "x": [1.0]})
+    for figure in (show_over_time(line, "x", "x"), show_pictures([np.zeros((8, 9))], ["a"], 0.1)):
         assert to_png(figure).startswith(b"\x89PNG")

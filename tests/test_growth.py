@@ -52,7 +52,8 @@ def test_the_drug_frame_counts_from_the_positions_first_frame_also_if_that_one_i
 def test_too_few_frames_give_no_rate_and_a_shrinking_area_no_doubling():
     growth = growth_rates(cells_of("A", "P", [5, 6, 7]), drug_frame=-1)
     assert growth["growth_per_hour"].isna().all()
-    assert growth_rates(cells_of("A", "P", exponential(-0.2)), minutes_per_frame=10).loc[0, "doubling_minutes"] == np.inf
+    shrinking = growth_rates(cells_of("A", "P", exponential(-0.2)), minutes_per_frame=10)
+    assert shrinking.loc[0, "doubling_minutes"] == np.inf
 
 
 def test_a_table_that_is_none_of_cells_is_refused():

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from segkit import SegkitError, discover, split_by_position
+from segkit.advice import dataset_verdict, settings_table
 from segkit.headless import main
 from segkit.settings import Settings, parse_settings
-from segkit.widgets import Browser, SettingsForm, dataset_verdict, settings_table
+from segkit.widgets import Browser, SettingsForm
 from tests.helpers import write
 from tests.notebook_settings import SETTINGS
 

@@ -1,5 +1,7 @@
 """A whole dataset: tiles, scale, going on where it stopped, and what comes back in."""
 
+from itertools import pairwise
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -31,9 +33,9 @@ def frames():
 @pytest.mark.parametrize("align_corners", [False, True])
 def test_tiles_answer_every_pixel_once_and_see_beyond_what_they_answer(size, align_corners):
     spans = _spans(size, align_corners)
-    assert [(s[2], s[3]) for s in spans][0][0] == 0
+    assert spans[0][2] == 0
     assert spans[-1][3] == size
-    assert all(a[3] == b[2] for a, b in zip(spans, spans[1:], strict=False))
+    assert all(a[3] == b[2] for a, b in pairwise(spans))
     for start, stop, first, last in spans:
         assert 0 <= start <= first < last <= stop <= size
         if not align_corners:

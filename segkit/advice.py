@@ -1,0 +1,61 @@
+"""What the forms say in words: what is in the dataset, how long a training takes, what the settings are."""
+
+from __future__ import annotations
+
+import os
+from functools import cache
+from typing import Any
+
+import pandas as pd
+
+from .data import exclude, split_by_position
+from .devices import pick_device
+from .discover import discover
+from .images import read_header
+from .layout import choose_crop, covering
+from .machine import measure_speed
+from .settings import Settings, public_fields
+
+
+def dataset_verdict(settings: Settings) -> str:
+    """What is in DATASET_PATH, in a sentence; raises SegkitError with what is wrong with it."""
+    dataset = discover(settings.dataset_path, settings.masks_path)
+    kept, excluded = exclude(dataset.pairs, settings.exclude)
+    split = split_by_position(kept, settings.validation)
+    lost = sum(problem.frames_lost for problem in dataset.problems)
+    found = f"; {len(dataset.problems)} problem(s), {lost} frame(s) lost: {'; '.join(dataset.problem_summary(1))}"
+    problems = found if dataset.problems else ""
+    return (f"{len(dataset.frames)} images, {len(dataset.pairs)} with masks, {len(split.train)} to learn from, "
+            f"{len(split.validation)} to judge by, {len(excluded)} excluded{problems}")
+
+
+def shown_value(settings: Settings, name: str) -> Any:
+    """A setting's value as a form shows it: paths inside the project relative to it, nothing as empty text."""
+    value = settings.as_dict()[name]
+    return value.removeprefix(f"{settings.root}{os.sep}") if isinstance(value, str) else "" if value is None else value
+
+
+def settings_table(settings: Settings) -> pd.DataFrame:
+    """The settings as plain text, readable without a kernel; paths inside the project are shown relative to it."""
+    rows = [(f.name.upper(), str(shown_value(settings, f.name.upper())), f.metadata["unit"], f.metadata["help"])
+            for f in public_fields()]
+    return pd.DataFrame(rows, columns=["setting", "value", "unit", "meaning"]).set_index("setting")
+
+
+def training_estimate(settings: Settings) -> str:
+    """How long the training will take on this device, about, from a measured speed."""
+    pairs = split_by_position(exclude(discover(settings.dataset_path, settings.masks_path).pairs,
+                                      settings.exclude)[0], settings.validation)
+    height, width = read_header(pairs.train[0].image)[1:]
+    speed = _speed(str(pick_device(settings.device)))
+    crop = choose_crop(settings, pick_device(settings.device), (height, width))
+    crops = settings.crops_per_epoch or covering(len(pairs.train) * height * width, crop)
+    pixels = crops * crop[0] * crop[1] + 0.35 * len(pairs.validation) * height * width
+    seconds = settings.epochs * pixels / speed / 1e6
+    return f"{crops} crops of {crop[0]} x {crop[1]} an epoch; about {seconds / 60:.0f} min on this device" if (
+        seconds >= 90) else f"{crops} crops of {crop[0]} x {crop[1]} an epoch; about {seconds:.0f} s on this device"
+
+
+@cache
+def _speed(device: str) -> float:
+    return measure_speed(pick_device(device))
