@@ -34,7 +34,8 @@ notebooks: install
 	$(BIN)/python -m tests.build_notebooks
 
 bench: install
-	$(BIN)/python benchmarks/plain_recipe.py $(SETTINGS)
+	$(BIN)/python benchmarks/speed.py $(SETTINGS)
+	$(BIN)/python benchmarks/convergence.py $(SETTINGS)
 
 install: $(READY)
 

@@ -1,16 +1,13 @@
-"""How fast segkit trains beside the starting recipe, in one run on one machine: `make bench`.
+"""The starting recipe, written afresh from its description, to compare with.
 
-The starting recipe, written afresh from its description: every crop decoded from TIFF again, in the main process,
-min-max normalised by itself, flipped, turned by up to 15 degrees and zoomed by 0.9 to 1.1, each with probability 0.5;
-batch norm; float32, contiguous; BCE on a sigmoid; AdamW, learning rate 1e-4. Crops are made to fit the frames.
+Every crop decoded from TIFF again, in the main process, min-max normalised by itself, flipped, turned by up to 15
+degrees and zoomed by 0.9 to 1.1, each with probability 0.5; batch norm; float32, contiguous; BCE on a sigmoid; AdamW,
+learning rate 1e-4, no schedule. Crops are made to fit the frames. Cells are connected components of the mask.
 """
 
 from __future__ import annotations
 
-import sys
-import tempfile
-import time
-from pathlib import Path
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -18,17 +15,8 @@ import torch.nn.functional as F
 from scipy import ndimage
 
 import segkit
-from segkit.crops import cut_crops, draw_crops
 from segkit.data import Frame, read_pair
-from segkit.decode import build_store
-from segkit.devices import autocast, describe_device, pick_device
-from segkit.layout import choose_crop
-from segkit.losses import student_loss
 from segkit.model import ModelInfo
-from segkit.settings import parse_settings
-from segkit.sources import load_settings
-
-SECONDS = 20.0  # for each of the three
 
 
 def plain_crop(frame: Frame, size: tuple[int, int], rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
@@ -49,64 +37,25 @@ def plain_crop(frame: Frame, size: tuple[int, int], rng: np.random.Generator) ->
     return np.ascontiguousarray(image), np.ascontiguousarray(mask)
 
 
-def crops_per_second(step, batch: int) -> float:
-    """Repeat a training step for SECONDS, after one to warm up."""
-    step()
-    began, count = time.perf_counter(), 0
-    while time.perf_counter() - began < SECONDS:
-        step()
-        count += batch
-    return count / (time.perf_counter() - began)
+class PlainTraining:
+    """The starting recipe's training: `step()` sees one more batch; `network` can be given to `segkit.segment`."""
 
+    def __init__(self, frames: Sequence[Frame], crop: tuple[int, int], batch: int, device: torch.device,
+                 seed: int = 0) -> None:
+        torch.manual_seed(seed)
+        self.frames, self.crop, self.batch, self.device = frames, crop, batch, device
+        self.rng = np.random.default_rng(seed)
+        self.network = segkit.UNet(ModelInfo(norm="batch", outputs=1, align_corners=True, normalisation="minmax",
+                                             min_area=1)).to(device)
+        self.optimiser = torch.optim.AdamW(self.network.parameters(), lr=1e-4, weight_decay=1e-2)
 
-def main(arguments: list[str]) -> None:
-    settings = parse_settings(dict(a.split("=", 1) for a in arguments), load_settings())
-    device = pick_device(settings.device)
-    split = segkit.split_by_position(segkit.discover(settings.dataset_path).pairs, settings.validation)
-    with tempfile.TemporaryDirectory() as cache:
-        store, _ = build_store(split.train, device, Path(cache))
-    crop = choose_crop(settings, device, (int(store.height.min()), int(store.width.min())))
-    batch, rng, source = settings.batch_size, np.random.default_rng(0), torch.Generator().manual_seed(0)
-
-    plain = segkit.UNet(ModelInfo(norm="batch", outputs=1, align_corners=True)).to(device)
-    plain_optimiser = torch.optim.AdamW(plain.parameters(), lr=1e-4, weight_decay=1e-2)
-
-    def plain_step() -> None:
-        drawn = [plain_crop(split.train[rng.integers(len(split.train))], crop, rng) for _ in range(batch)]
-        images, masks = (torch.from_numpy(np.stack(a))[:, None].to(device) for a in zip(*drawn, strict=True))
-        loss = F.binary_cross_entropy(plain(images).sigmoid(), masks.clamp(0, 1))
-        plain_optimiser.zero_grad()
+    def step(self) -> None:
+        self.network.train()
+        drawn = [plain_crop(self.frames[self.rng.integers(len(self.frames))], self.crop, self.rng)
+                 for _ in range(self.batch)]
+        images, masks = (torch.from_numpy(np.stack(a))[:, None].to(self.device) for a in zip(*drawn, strict=True))
+        loss = F.binary_cross_entropy(self.network(images).sigmoid(), masks.clamp(0, 1))
+        self.optimiser.zero_grad()
         loss.backward()
-        plain_optimiser.step()
-        float(loss.detach())
-
-    student = segkit.UNet().to(device).to(memory_format=torch.channels_last)
-    optimiser = torch.optim.AdamW(student.parameters(), lr=1e-3)
-
-    def student_step(images: torch.Tensor, targets: torch.Tensor) -> None:
-        optimiser.zero_grad(set_to_none=True)
-        with autocast(device):
-            output = student(images.contiguous(memory_format=torch.channels_last))
-        loss = student_loss(output, targets)
-        loss.backward()
-        optimiser.step()
-        float(loss.detach())
-
-    def cut() -> tuple[torch.Tensor, torch.Tensor]:
-        return cut_crops(store, draw_crops(store, batch, crop, source), crop)
-
-    fixed = cut()
-    rates = {"plain recipe": crops_per_second(plain_step, batch),
-             "segkit": crops_per_second(lambda: student_step(*cut()), batch),
-             "segkit, one fixed batch (ceiling)": crops_per_second(lambda: student_step(*fixed), batch)}
-    print(f"{settings.dataset_path.name}, crops of {crop[0]} x {crop[1]}, batch {batch}; {describe_device(device)}; "
-          f"torch {torch.__version__}\n")
-    print("| training | crops/s | times the plain recipe | share of the ceiling |\n| --- | --- | --- | --- |")
-    ceiling = rates["segkit, one fixed batch (ceiling)"]
-    for name, rate in rates.items():
-        share = f"{rate / ceiling:.0%}" if name != "plain recipe" else ""
-        print(f"| {name} | {rate:.1f} | {rate / rates['plain recipe']:.2f} | {share} |")
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])
+        self.optimiser.step()
+        float(loss.detach())  # waits for the device

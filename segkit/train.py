@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import cast
@@ -33,6 +34,7 @@ AVERAGING = 0.98  # share of the old weights in the running average that is judg
 WEIGHT_DECAY, CLIP = 1e-2, 1.0
 TRIES = 3  # how often a broken-down training is set right before it gives up
 PREVIEWS = 2
+CALIBRATION = 4  # batches on which batch norm's statistics are measured for the averaged weights
 KEPT = ("epoch", "tries", "rate_scale", "best_dice", "least_loss")  # plain values that a checkpoint holds
 
 
@@ -50,6 +52,24 @@ def fit(model: UNet, split: Split, settings: Settings, on_epoch: Callable[[Histo
         except SegkitError as error:
             log.info("stopped: %s", error)
             raise
+
+
+@torch.no_grad()
+def _calibrate(model: nn.Module, batches: Sequence[Tensor], device: torch.device) -> None:
+    """Measure batch norm's statistics anew, on these batches of images: averaged weights have no others of their own.
+
+    Without this, averaged weights are judged with the statistics of other weights, and for the first hundred steps
+    answer all background (figures in benchmarks/README.md).
+    """
+    layers = [layer for layer in model.modules() if isinstance(layer, nn.BatchNorm2d)]
+    for layer in layers:
+        layer.reset_running_stats()
+        layer.momentum = None  # a plain mean over the batches
+    model.train()
+    with autocast(device):
+        for images in batches if layers else ():
+            model(images.contiguous(memory_format=torch.channels_last))
+    model.eval()
 
 
 @torch.no_grad()
@@ -95,7 +115,7 @@ class _Training:
             raise SegkitError(f"START_FROM {start_from} is a model of the starting recipe, with masks only: start "
                               "from a model that segkit trained")
         self.model.load_state_dict(fresh.state_dict())
-        self.average = AveragedModel(self.model, multi_avg_fn=_average_weights, use_buffers=True)
+        self.average = AveragedModel(self.model, multi_avg_fn=_average_weights)
         self.optimiser = torch.optim.AdamW(self.model.parameters(), weight_decay=WEIGHT_DECAY,
                                            fused=self.device.type == "cuda" or None)
 
@@ -162,6 +182,7 @@ class _Training:
         source = torch.Generator().manual_seed(
             (self.settings.seed * 1_000_003 + self.epoch * 101 + self.tries) % 2**63)
         self.model.train()
+        self.newest: deque[Tensor] = deque(maxlen=CALIBRATION)
         total = torch.zeros(2, device=self.device)
         for step in range(self.steps):
             progress = (self.epoch * self.steps + step) / (self.settings.epochs * self.steps)
@@ -169,8 +190,10 @@ class _Training:
                 group["lr"] = learning_rate_at(progress, self.settings.learning_rate) * self.rate_scale
             plan = draw_crops(self.train, self.settings.batch_size, self.crop, source)
             images, targets = cut_crops(self.train, plan, self.crop)
-            total += self._step(images.to(self.device), targets.to(self.device))
+            self.newest.append(images.to(self.device))
+            total += self._step(self.newest[-1], targets.to(self.device))
             bar.update()
+        _calibrate(self.average.module, self.newest, self.device)
         loss, train_dice = (total / self.steps).tolist()
         return loss, train_dice
 
