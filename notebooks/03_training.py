@@ -105,6 +105,14 @@ kept = ("model.safetensors", "MODEL_CARD.md", "report.json", "history.csv", "las
 {name: (settings.run_dir / name).is_file() for name in kept}
 
 # %% [markdown]
+# All runs of this project so far, the newest first, to compare them:
+
+# %%
+from segkit.report import table_of_runs
+
+Facts(table_of_runs(settings.run_dir.parent))
+
+# %% [markdown]
 # ## Summary
 #
 # `model.safetensors` is the student; `history.csv` holds the curves; `last.pt` lets RESUME go on. Go on with

@@ -16,8 +16,10 @@ BLUR_RADIUS = 3  # pixels
 def draw_crops(store: Store, count: int, size: tuple[int, int], generator: torch.Generator) -> dict[str, Tensor]:
     """Choose `count` crops of size (height, width) and how each is varied: small tensors on the CPU.
 
-    Half of the crops are centred near a cell, so that nearly empty frames teach too; three quarters are turned by
-    any angle, zoomed by 0.7 to 1.4 and shifted by parts of a pixel, the others only turned by quarters or mirrored.
+    Where cells are rare, up to half of the crops are centred near one, so that nearly empty frames teach too; where
+    they cover a tenth of the frames or more, crops lie anywhere, and teach the surroundings as well. Three quarters
+    are turned by any angle, zoomed by 0.7 to 1.4 and shifted by parts of a pixel, the others only turned by quarters
+    or mirrored.
     """
     def uniform(low: float, high: float, n: int = count) -> Tensor:
         return torch.rand(n, generator=generator) * (high - low) + low
@@ -31,7 +33,7 @@ def draw_crops(store: Store, count: int, size: tuple[int, int], generator: torch
     half = torch.tensor(size) / 2
     anywhere = half + torch.rand(count, 2, generator=generator) * (extent - 2 * half).clamp(min=0)
     near = point + (torch.rand(count, 2, generator=generator) - 0.5) * half
-    centre = torch.where((sometimes(0.5) & (point[:, 0] >= 0))[:, None], near, anywhere)
+    centre = torch.where((sometimes(max(0.0, 0.5 - store.foreground / 0.2)) & (point[:, 0] >= 0))[:, None], near, anywhere)
     centre = torch.minimum(torch.maximum(centre, half), (extent - half).clamp(min=0)).floor()
     free = sometimes(0.75)
     quarter = torch.randint(4, (count,), generator=generator) * (math.pi / 2)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from .discover import discover
 from .errors import SegkitError
+from .report import write_report
 from .settings import DEMO, Settings, parse_settings
 from .sources import load_settings
 
@@ -84,6 +85,7 @@ def run_notebooks(names: Sequence[str], values: dict[str, str]) -> Settings:
                     print("\n".join(error.traceback), file=sys.stderr)
                 raise SegkitError(f"{name}: {error.evalue or error.ename}") from None
         print(f"{name} done in {time.perf_counter() - began:.0f} s", flush=True)
+    write_report(settings.run_dir)
     dataset = discover(settings.dataset_path, settings.masks_path)
     for line in dataset.problem_summary():
         print(f"left out: {line}")

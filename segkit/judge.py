@@ -16,21 +16,22 @@ from .scores import dice, match_instances
 from .segmentation import predict, segment
 from .targets import label_cells
 
-MARKERS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
-MARKER_FRAMES = 20  # at most so many frames are looked at to choose the marker
+PROMINENCES = (0.1, 0.15, 0.2, 0.25, 0.3, 0.4)
+CHOICE_FRAMES = 20  # at most so many frames are looked at to choose among them
 
 
-def choose_marker(model: UNet, frames: Sequence[Frame]) -> ModelInfo:
-    """The model's info with the distance above which a pixel is a cell's core: best panoptic quality on frames."""
-    chosen = frames[::max(1, -(-len(frames) // MARKER_FRAMES))]
-    quality = np.zeros(len(MARKERS))
+def choose_prominence(model: UNet, frames: Sequence[Frame]) -> ModelInfo:
+    """The model's info with the prominence (`label_cells`) that gives the best panoptic quality on frames."""
+    chosen = frames[::max(1, -(-len(frames) // CHOICE_FRAMES))]
+    quality = np.zeros(len(PROMINENCES))
     for frame in chosen:
         image, teacher = read_pair(frame)
         maps = predict(model, [image])[0]
-        for k, marker in enumerate(MARKERS):
-            labels = label_cells(maps.probability, maps.distance, model.info.threshold, marker, model.info.min_area)
+        for k, prominence in enumerate(PROMINENCES):
+            labels = label_cells(maps.probability, maps.distance, model.info.threshold, prominence,
+                                 model.info.min_area)
             quality[k] += match_instances(labels, teacher).panoptic_quality
-    return replace(model.info, marker=MARKERS[int(quality.argmax())])
+    return replace(model.info, prominence=PROMINENCES[int(quality.argmax())])
 
 
 def score_frame(frame: Frame, labels: np.ndarray) -> dict[str, Any]:

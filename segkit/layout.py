@@ -10,6 +10,7 @@ from .model import STRIDE
 from .settings import Settings
 
 GPU_CROP, CPU_CROP = (768, 448), (128, 128)  # CROP=auto, (height, width) pixels
+LEAST_CROP = 2 * STRIDE  # pixels; the deepest level needs more than one value per channel
 FIELD_OF_VIEW = 200  # pixels, about: what one answer can depend on (five levels of two 3 x 3 convolutions)
 WARM_UP = 0.2  # share of the training during which the learning rate rises
 
@@ -22,7 +23,7 @@ def choose_crop(settings: Settings, device: torch.device, smallest: tuple[int, i
         wanted = min(CPU_CROP[0], smallest[0] // 2), min(CPU_CROP[1], smallest[1] // 2)
     else:
         wanted = GPU_CROP
-    height, width = (max(STRIDE, min(w, s) // STRIDE * STRIDE) for w, s in zip(wanted, smallest, strict=True))
+    height, width = (max(LEAST_CROP, min(w, s) // STRIDE * STRIDE) for w, s in zip(wanted, smallest, strict=True))
     return height, width
 
 

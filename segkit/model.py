@@ -17,12 +17,12 @@ STRIDE = 2 ** (len(WIDTHS) - 1)  # height and width of the input must be multipl
 class ModelInfo:
     """What a model's file says besides its weights: how to build it and how to use it."""
 
-    norm: str = "group"  # group | batch | instance
+    norm: str = "batch"  # batch | group | instance
     outputs: int = 2  # foreground logits, and the normalised distance to the cell's edge
     align_corners: bool = False
     normalisation: str = "percentile"  # see segkit.normalise
     threshold: float = 0.5  # foreground probability above which a pixel belongs to a cell
-    marker: float = 0.5  # distance above which a pixel is a cell's core
+    prominence: float = 0.2  # how far the distance falls between two cells that touch
     min_area: int = 12  # pixels; smaller cells are specks
     cell_width: float = 0.0  # median of the training cells, pixels; 0: unknown
     scores: dict[str, Any] = field(default_factory=dict)

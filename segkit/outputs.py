@@ -173,7 +173,7 @@ def _finish(model: UNet, read: _Read, maps: Maps | None, um: float | None, width
 def _fingerprint(model: UNet, scale: float, flips: bool) -> str:
     """A short name of everything but the image that labels depend on."""
     info = model.info
-    how = (info.normalisation, info.align_corners, info.threshold, info.marker, info.min_area, scale, flips)
+    how = (info.normalisation, info.align_corners, info.threshold, info.prominence, info.min_area, scale, flips)
     digest = hashlib.sha256(repr(how).encode())
     for tensor in model.state_dict().values():
         digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())

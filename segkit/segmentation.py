@@ -107,5 +107,5 @@ def segment(model: UNet, image: ArrayLike, *, scale: float = 1.0, flips: bool = 
 def label(model: UNet, maps: Maps) -> Segmentation:
     """Cut the network's answer into cells, by the thresholds that were chosen for this model."""
     info = model.info
-    labels = label_cells(maps.probability, maps.distance, info.threshold, info.marker, info.min_area)
+    labels = label_cells(maps.probability, maps.distance, info.threshold, info.prominence, info.min_area)
     return Segmentation(maps.probability, labels > 0, labels)

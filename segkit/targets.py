@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 from scipy import ndimage
 from skimage.segmentation import watershed
 
 PERCENTILES = (0.5, 99.5)
+LEVELS = np.arange(0.35, 1.0, 0.05)  # of the distance, at which cells are looked for; below the first there is none
+SMOOTHING = 0.7  # pixels
+EIGHT = np.ones((3, 3), bool)  # neighbourhood
 SCALE = 254  # the target's distance is stored as 1 + round(254 * distance), 0 = background
 
 
@@ -53,29 +58,53 @@ def distance_target(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return target, np.array(widths, np.float32)
 
 
-def label_cells(probability: np.ndarray, distance: np.ndarray | None, threshold: float = 0.5, marker: float = 0.5,
+def label_cells(probability: np.ndarray, distance: np.ndarray | None, threshold: float = 0.5, prominence: float = 0.2,
                 min_area: int = 12) -> np.ndarray:
-    """Cut the foreground into cells: watershed from the cells' cores (distance above `marker`).
+    """Cut the foreground into cells: watershed from the distance's prominent peaks, one for each cell.
 
-    probability, distance: float (H, W); distance None: connected components (8-neighbourhood).
+    probability, distance: float (H, W); distance None: connected components (8-neighbourhood). prominence: how far the
+    distance must fall between two peaks for them to be two cells.
     Holes smaller than min_area are filled, cells smaller than min_area (pixels) dropped; a piece of foreground
-    without a core is one cell. Returns int32 (H, W), 0 = background, numbered from 1 without gaps.
+    without a peak is one cell. Returns int32 (H, W), 0 = background, numbered from 1 without gaps.
     """
     foreground = probability > threshold
-    eight = np.ones((3, 3), bool)
     holes, count = ndimage.label(~foreground)
     if count > 1:
         small = np.bincount(holes.ravel()) < min_area
         small[0] = False
         foreground |= small[holes]
-    labels, count = ndimage.label(foreground, structure=eight)
+    labels, count = ndimage.label(foreground, structure=EIGHT)
     if distance is not None and count:
-        cores, core_count = ndimage.label((distance > marker) & foreground, structure=eight)
-        cored = np.unique(labels[cores > 0])
-        coreless = foreground & ~np.isin(labels, cored)
-        markers = np.where(coreless, labels + core_count, cores)
-        labels = watershed(-distance, markers, mask=foreground)
+        smooth = np.where(foreground, ndimage.gaussian_filter(distance, SMOOTHING), 0)
+        peaks, peak_count = _prominent_peaks(smooth, prominence)
+        without = foreground & ~np.isin(labels, np.unique(labels[peaks > 0]))
+        labels = watershed(-smooth, np.where(without, labels + peak_count, peaks), mask=foreground)
     areas = np.bincount(labels.ravel())
     keep = areas >= min_area
     keep[0] = False
     return np.where(keep, np.cumsum(keep), 0)[labels].astype(np.int32)
+
+
+def _prominent_peaks(height: np.ndarray, prominence: float) -> tuple[np.ndarray, int]:
+    """Regions around the peaks that stand out by `prominence` (h-maxima, Soille 2003), found level by level.
+
+    A region is split where, one level up, two parts of it or more rise by the prominence. Returns labels and count.
+    """
+    regions, count = ndimage.label(height > LEVELS[0], structure=EIGHT)
+    at = np.flatnonzero(regions)
+    heights, owner = height.ravel()[at], regions.ravel()[at]
+    for below, level in pairwise(LEVELS):
+        labelled, parts = ndimage.label(height > level, structure=EIGHT)
+        if parts == 0:
+            break
+        part, numbers = labelled.ravel()[at], np.arange(1, parts + 1)
+        belongs = ndimage.maximum(owner, part, numbers).astype(int)
+        rises = (ndimage.maximum(heights, part, numbers) - below >= prominence) & (belongs > 0)
+        split = np.bincount(belongs[rises], minlength=count + 1) >= 2
+        new = rises & split[belongs]
+        renamed = np.zeros(parts + 1, int)
+        renamed[1:][new] = count + 1 + np.arange(new.sum())
+        owner = np.where(split[owner], renamed[part], owner)
+        count += int(new.sum())
+    regions.ravel()[at] = owner
+    return regions, count

@@ -21,7 +21,7 @@ from .decode import build_store
 from .devices import autocast, describe_device, pick_device
 from .errors import SegkitError
 from .history import History, log, logging_to
-from .judge import choose_marker, judge
+from .judge import choose_prominence, judge
 from .layout import choose_crop, covering, learning_rate_at
 from .losses import batch_dice, student_loss
 from .model import STRIDE, UNet
@@ -138,7 +138,7 @@ class _Training:
         self.model.load_state_dict(best.state_dict())
         self.model.eval()
         self.model.info = best.info
-        self.model.info = choose_marker(self.model, self.validation.frames)
+        self.model.info = choose_prominence(self.model, self.validation.frames)
         finish_run(self.model, judge(self.model, self.validation.frames), self.history, self.settings,
                    describe_device(self.device))
         return self.history

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import ipywidgets as w
+import pandas as pd
 
 from .advice import shown_value
 from .arrange import Plan, arrange, plan_arrangement
@@ -169,9 +170,12 @@ class ExperimentsForm(w.VBox):
 class Facts(w.HTML):
     """Facts of this machine or run, as a widget: they are seen, and not compared with another machine's."""
 
-    def __init__(self, rows: dict[str, str]) -> None:
-        lines = (f"<b>{html.escape(name)}</b>: {html.escape(value)}" for name, value in rows.items())
-        super().__init__("<br>".join(lines))
+    def __init__(self, rows: dict[str, str] | pd.DataFrame) -> None:
+        if isinstance(rows, pd.DataFrame):
+            super().__init__(rows.to_html(index=False, float_format="{:.3g}".format))
+        else:
+            lines = (f"<b>{html.escape(name)}</b>: {html.escape(value)}" for name, value in rows.items())
+            super().__init__("<br>".join(lines))
 
     __repr__ = _quiet_repr
 

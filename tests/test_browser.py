@@ -33,7 +33,7 @@ def lab(tmp_path_factory):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    environment = os.environ | SETTINGS | {"JUPYTER_CONFIG_DIR": str(folder / "config"),
+    environment = os.environ | SETTINGS | {"SEGKIT_EPOCHS": "3", "JUPYTER_CONFIG_DIR": str(folder / "config"),
                                            "JUPYTER_RUNTIME_DIR": str(folder / "runtime")}
     server = subprocess.Popen(
         [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ip=127.0.0.1", f"--port={port}",
@@ -104,3 +104,96 @@ def test_setup_runs_to_its_end_and_its_form_answers(lab, page):
     keep_screenshot(page, "01_saved")
     assert (folder / "segkit.json").is_file()
     (folder / "segkit.json").unlink()
+
+
+ERRORS = ".jp-OutputArea-output[data-mime-type='application/vnd.jupyter.stderr'], " \
+         ".jp-OutputArea-output[data-mime-type='application/vnd.jupyter.error']"
+
+
+def cell_with(page, text):
+    """The code cell whose source holds this text."""
+    return page.locator(".jp-CodeCell", has=page.locator(".jp-InputArea-editor", has_text=text)).first
+
+
+def picture_of(page, cell):
+    """What the picture of a widget shows now: its blob's content as a number that changes with it."""
+    image = cell.locator("img").last
+    image.scroll_into_view_if_needed()
+    return image.evaluate("""async image => {
+        const bytes = new Uint8Array(await (await fetch(image.src)).arrayBuffer());
+        return bytes.reduce((sum, byte, i) => (sum * 31 + byte) % 1000000007, 7);
+    }""")
+
+
+def wait_for_another_picture(page, cell, before, seconds=60):
+    for _ in range(seconds * 4):
+        if picture_of(page, cell) != before:
+            return
+        page.wait_for_timeout(250)
+    pytest.fail("the picture did not change")
+
+
+def run_cell(page, cell):
+    cell.locator(".jp-InputArea-editor").click()
+    page.keyboard.press("Shift+Enter")
+
+
+@pytest.mark.parametrize("name", ["02_data_exploration", "04_inference"])
+def test_its_sliders_change_the_picture(lab, page, name):
+    url, _ = lab
+    if name == "04_inference":
+        run_all(page, url, "03_training")
+        assert page.locator(ERRORS).count() == 0
+    run_all(page, url, name)
+    assert page.locator(ERRORS).count() == 0
+    cell = cell_with(page, "browser(dataset")
+    before = picture_of(page, cell)
+    handle = cell.locator(".noUi-handle").first
+    handle.focus()
+    page.keyboard.press("ArrowRight")
+    wait_for_another_picture(page, cell, before)
+    before = picture_of(page, cell)
+    cell.locator("input[type=checkbox]").first.click()
+    wait_for_another_picture(page, cell, before)
+    keep_screenshot(page, f"{name[:2]}_browser")
+
+
+def test_growth_runs_to_its_end(lab, page):
+    url, _ = lab
+    run_all(page, url, "05_growth")
+    assert page.locator(ERRORS).count() == 0
+    cell_with(page, "show_rates(growth)").scroll_into_view_if_needed()
+    keep_screenshot(page, "05_run")
+
+
+def test_a_training_is_watched_interrupted_and_resumed(lab, page):
+    url, folder = lab
+    run_all(page, url, "03_training")
+    form, training = cell_with(page, "form = SettingsForm"), cell_with(page, "history = fit(")
+    epochs = form.locator("input[type=number]").first
+    epochs.fill("60")
+    epochs.press("Enter")
+    page.wait_for_timeout(500)
+    run_cell(page, training)
+    page.wait_for_timeout(6000)
+    before = picture_of(page, training)
+    wait_for_another_picture(page, training, before)
+    keep_screenshot(page, "03_live")
+    page.click(".lm-MenuBar-itemLabel:text-is('Kernel')")
+    page.click("li[data-command='kernelmenu:interrupt']")
+    said = training.locator("text=/of 60 epochs are saved/")
+    said.wait_for(timeout=60_000)
+    keep_screenshot(page, "03_interrupted")
+    saved = int(said.inner_text().split("interrupted: ")[1].split(" of")[0])
+    assert saved >= 1
+    epochs.fill(str(saved + 2))
+    epochs.press("Enter")
+    form.locator("input[type=checkbox]").first.check()  # RESUME
+    page.wait_for_timeout(500)
+    run_cell(page, training)
+    page.wait_for_selector(".jp-Notebook-ExecutionIndicator[data-status=idle]", state="attached", timeout=120_000)
+    page.wait_for_timeout(2000)
+    assert page.locator(ERRORS).count() == 0
+    log = (folder / "runs" / "demo" / "run.log").read_text()
+    assert f"resumed after epoch {saved}" in log
+    assert "finished: validation Dice" in log

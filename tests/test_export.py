@@ -17,7 +17,7 @@ from segkit.model_file import save_model
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):
     torch.manual_seed(0)
-    model = UNet(ModelInfo(marker=0.6)).eval()
+    model = UNet(ModelInfo(prominence=0.3)).eval()
     return model, export_onnx(model, tmp_path_factory.mktemp("onnx") / "model.onnx")
 
 
@@ -36,7 +36,7 @@ def test_onnx_answers_as_torch_does_at_any_size(exported, shape):
 def test_onnx_says_how_it_is_used(exported):
     import onnx
     properties = {p.key: p.value for p in onnx.load(exported[1]).metadata_props}
-    assert json.loads(properties["segkit"])["marker"] == 0.6
+    assert json.loads(properties["segkit"])["prominence"] == 0.3
 
 
 class Recipe(nn.Module):

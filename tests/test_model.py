@@ -23,7 +23,7 @@ def test_a_size_that_does_not_fit_says_what_would():
 
 
 def test_saved_and_loaded_is_the_same(tmp_path):
-    model = UNet(ModelInfo(marker=0.6, cell_width=9.5)).eval()
+    model = UNet(ModelInfo(prominence=0.3, cell_width=9.5)).eval()
     save_model(model, tmp_path / "model.safetensors")
     loaded = load_model(tmp_path, "cpu")
     assert loaded.info == model.info

@@ -47,6 +47,22 @@ def test_a_piece_without_a_core_is_one_cell():
     assert label_cells(probability, np.zeros_like(probability)).max() == 1
 
 
+@pytest.mark.parametrize(("valley", "cells"), [(0.9, 1), (0.7, 1), (0.3, 2)])
+def test_two_peaks_are_two_cells_where_the_distance_falls_far_enough_between_them(valley, cells):
+    distance = np.zeros((20, 40))
+    distance[5:15, 5:35] = valley
+    distance[5:15, 5:15] = distance[5:15, 25:35] = 1.0
+    assert label_cells((distance > 0).astype(float), distance, prominence=0.4).max() == cells
+
+
+def test_a_small_bump_on_a_cell_is_no_cell_of_its_own():
+    distance = np.zeros((20, 40))
+    distance[5:15, 5:35] = 0.6
+    distance[8:12, 8:12] = 1.0
+    distance[8:12, 28:32] = 0.7
+    assert label_cells((distance > 0).astype(float), distance, prominence=0.2).max() == 1
+
+
 def test_no_foreground_gives_no_cells():
     assert label_cells(np.zeros((8, 8)), np.zeros((8, 8))).max() == 0
 

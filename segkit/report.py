@@ -1,0 +1,61 @@
+"""A run as a page that can be mailed, and all runs side by side."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pandas as pd
+
+from .errors import SegkitError
+from .files import write_text
+
+REPORTED = ("02_data_exploration", "03_training", "04_inference", "05_growth")
+
+
+def write_report(run_dir: str | Path) -> Path:
+    """Write run_dir/report.html: the run's executed notebooks one after the other, without code; returns its path.
+
+    Raises SegkitError where no executed notebook is there.
+    """
+    import nbformat
+    from nbconvert import HTMLExporter
+
+    run_dir = Path(run_dir)
+    files = [file for name in REPORTED if (file := run_dir / "notebooks" / f"{name}.ipynb").is_file()]
+    if not files:
+        raise SegkitError(f"no executed notebook in {run_dir / 'notebooks'}: make run and make segment leave them "
+                          "there")
+    page = nbformat.v4.new_notebook()
+    for file in files:
+        for cell in nbformat.read(file, as_version=4).cells:
+            if cell.cell_type == "code":
+                cell.outputs = [o for o in cell.outputs if o.output_type in ("stream", "display_data", "execute_result")
+                                and o.get("name") != "stderr"
+                                and "application/vnd.jupyter.widget-view+json" not in o.get("data", {})]
+            if cell.cell_type == "markdown" or cell.get("outputs"):
+                page.cells.append(cell)
+    exporter = HTMLExporter(exclude_input=True, exclude_input_prompt=True, exclude_output_prompt=True,
+                            mathjax_url="", require_js_url="")
+    html, _ = exporter.from_notebook_node(page, {"metadata": {"name": f"segkit: {run_dir.name}"}})
+    write_text(run_dir / "report.html", html)
+    return run_dir / "report.html"
+
+
+def table_of_runs(runs_dir: str | Path) -> pd.DataFrame:
+    """One row per finished training under runs_dir, the newest first: data, main settings, scores, time, device."""
+    rows = []
+    for file in Path(runs_dir).glob("*/report.json"):
+        try:
+            report = json.loads(file.read_text(encoding="utf-8"))
+            settings = json.loads((file.parent / "settings.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue  # a run that is being written, or was damaged: it is no row, and stays as it is
+        rows.append({"run": file.parent.name, "dataset": Path(settings.get("DATASET_PATH", "")).name,
+                     "epochs": report.get("epochs"), "learning rate": settings.get("LEARNING_RATE"),
+                     "crop": settings.get("CROP"), "Dice": report.get("val_dice"),
+                     "panoptic quality": report.get("val_panoptic_quality"), "minutes": report.get("seconds", 0) / 60,
+                     "device": report.get("device"), "when": pd.Timestamp(file.stat().st_mtime, unit="s").round("min")})
+    columns = ["run", "dataset", "epochs", "learning rate", "crop", "Dice", "panoptic quality", "minutes", "device",
+               "when"]
+    return pd.DataFrame(rows, columns=columns).sort_values("when", ascending=False, ignore_index=True)

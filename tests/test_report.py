@@ -1,0 +1,41 @@
+"""The page that can be mailed, and the table of runs."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from segkit import SegkitError
+from segkit.report import table_of_runs, write_report
+
+NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
+
+
+def test_the_report_shows_results_without_code(tmp_path):
+    (tmp_path / "notebooks").mkdir()
+    for file in NOTEBOOKS.glob("0[45]*.ipynb"):
+        shutil.copy(file, tmp_path / "notebooks")
+    page = write_report(tmp_path).read_text(encoding="utf-8")
+    assert page.count("data:image/png;base64,") >= 7
+    assert "Measure growth" in page
+    assert "segment_dataset(model" not in page
+    assert "run the notebook to see it" not in page
+
+
+def test_no_notebooks_no_report(tmp_path):
+    with pytest.raises(SegkitError, match="no executed notebook"):
+        write_report(tmp_path)
+
+
+def test_runs_stand_side_by_side_and_a_damaged_one_is_left_out(tmp_path):
+    for name, dice in (("a", 0.9), ("b", 0.8)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "report.json").write_text(json.dumps({"val_dice": dice, "epochs": 5, "seconds": 60}))
+        (tmp_path / name / "settings.json").write_text(json.dumps({"DATASET_PATH": "/data/x"}))
+    (tmp_path / "c").mkdir()
+    (tmp_path / "c" / "report.json").write_text("{")
+    table = table_of_runs(tmp_path)
+    assert dict(zip(table["run"], table["Dice"], strict=True)) == {"a": 0.9, "b": 0.8}
+    assert table["dataset"].unique().tolist() == ["x"]
+    assert table_of_runs(tmp_path / "none").empty
