@@ -34,6 +34,8 @@ if not (settings.run_dir / "cells.csv").is_file():
     raise SegkitError(f"no cells.csv in runs/{settings.run}: run 04_inference first")
 cells = pd.read_csv(settings.run_dir / "cells.csv")
 dataset = discover(settings.dataset_path, settings.masks_path)
+
+# %%
 units = sorted({f.unit for f in dataset.frames})
 pictures, titles = [], []
 for unit in (units[0], units[-1]):

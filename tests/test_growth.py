@@ -111,3 +111,13 @@ def test_experiments_may_differ_in_time_and_reference(tmp_path):
     assert comparison[["experiment", "reference", "phase"]].values.tolist() == [["RIF", "free", "all"]]
     assert pd.read_csv(tmp_path / "growth.csv").shape == growth.shape
     assert (tmp_path / "comparison.csv").is_file()
+
+
+def test_a_dataset_without_any_cell_gives_rows_and_no_rates(tmp_path):
+    (tmp_path / "cells.csv").write_text("experiment,position,frame,label,area_px,area_um2\n")
+    cells = pd.read_csv(tmp_path / "cells.csv")
+    frames = [Frame(tmp_path / "x", None, e, "Pos1", k) for e in ("REF", "RIF") for k in range(6)]
+    growth, comparison = measure_growth(cells, frames, Settings(root=tmp_path), tmp_path)
+    assert growth["growth_per_hour"].isna().all()
+    assert growth["empty_frames"].sum() == 24  # in all and in before
+    assert comparison["verdict"].tolist() == ["too few cells to say"]

@@ -21,7 +21,7 @@ from tests.helpers import FIXTURE
 def model():
     """Untaught but deterministic: some pixels are cells, most are not."""
     torch.manual_seed(1)
-    return UNet(ModelInfo(threshold=0.5)).eval()
+    return UNet(ModelInfo(norm="group")).eval()
 
 
 @pytest.fixture(scope="module")
