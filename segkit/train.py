@@ -34,7 +34,7 @@ AVERAGING = 0.98  # share of the old weights in the running average that is judg
 WEIGHT_DECAY, CLIP = 1e-2, 1.0
 TRIES = 3  # how often a broken-down training is set right before it gives up
 PREVIEWS = 2
-CALIBRATION = 4  # batches on which batch norm's statistics are measured for the averaged weights
+CALIBRATION = (2, 8)  # at least and at most so many batches measure batch norm's statistics for the averaged weights
 KEPT = ("epoch", "tries", "rate_scale", "best_dice", "least_loss")  # plain values that a checkpoint holds
 
 
@@ -182,7 +182,7 @@ class _Training:
         source = torch.Generator().manual_seed(
             (self.settings.seed * 1_000_003 + self.epoch * 101 + self.tries) % 2**63)
         self.model.train()
-        self.newest: deque[Tensor] = deque(maxlen=CALIBRATION)
+        self.newest: deque[Tensor] = deque(maxlen=min(max(self.steps // 8, CALIBRATION[0]), CALIBRATION[1]))
         total = torch.zeros(2, device=self.device)
         for step in range(self.steps):
             progress = (self.epoch * self.steps + step) / (self.settings.epochs * self.steps)
