@@ -33,7 +33,8 @@ def draw_crops(store: Store, count: int, size: tuple[int, int], generator: torch
     half = torch.tensor(size) / 2
     anywhere = half + torch.rand(count, 2, generator=generator) * (extent - 2 * half).clamp(min=0)
     near = point + (torch.rand(count, 2, generator=generator) - 0.5) * half
-    centre = torch.where((sometimes(max(0.0, 0.5 - store.foreground / 0.2)) & (point[:, 0] >= 0))[:, None], near, anywhere)
+    seek = sometimes(max(0.0, 0.5 - store.foreground / 0.2)) & (point[:, 0] >= 0)
+    centre = torch.where(seek[:, None], near, anywhere)
     centre = torch.minimum(torch.maximum(centre, half), (extent - half).clamp(min=0)).floor()
     free = sometimes(0.75)
     quarter = torch.randint(4, (count,), generator=generator) * (math.pi / 2)
