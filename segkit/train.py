@@ -33,6 +33,7 @@ from .store import Store
 AVERAGING = 0.98  # share of the old weights in the running average that is judged and kept
 WEIGHT_DECAY, CLIP = 1e-2, 1.0
 TRIES = 3  # how often a broken-down training is set right before it gives up
+LEARNT = 0.5  # validation Dice from which on a fall to half is a breakdown; below it a student still wavers
 PREVIEWS = 2
 CALIBRATION = (2, 8)  # at least and at most so many batches measure batch norm's statistics for the averaged weights
 KEPT = ("epoch", "tries", "rate_scale", "best_dice", "least_loss")  # plain values that a checkpoint holds
@@ -254,7 +255,7 @@ class _Training:
         """Why this epoch cannot stand, or nothing: a loss without value, a fall, a student that answers nothing."""
         if not math.isfinite(loss + val_loss):
             return f"loss is {loss}, on validation {val_loss}"
-        if self.best_dice > 0.2 and val_dice < 0.5 * self.best_dice:
+        if self.best_dice > LEARNT and val_dice < 0.5 * self.best_dice:
             return f"validation Dice fell from {self.best_dice:.2f} to {val_dice:.2f}"
         trained = (self.epoch + 1) * self.steps
         if trained >= 200 and self.epoch >= 4 and self.best_dice < 0.05 and val_dice < 0.05:

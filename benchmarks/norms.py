@@ -1,0 +1,52 @@
+"""Batch, group or instance norm? `python benchmarks/norms.py FOLDER... [SEEDS=3] [STEPS=100] [BATCH_SIZE=8]`.
+
+Trains the student with each on every dataset and seed, the same number of steps, and prints validation Dice and
+panoptic quality (mean and least over seeds), how many epochs broke down, and seconds of training per step.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+
+import segkit
+from segkit.judge import judge
+from segkit.model import ModelInfo
+from segkit.settings import parse_settings
+from segkit.sources import load_settings
+
+EPOCHS = 5
+
+
+def main(arguments: list[str]) -> None:
+    values = dict(a.split("=", 1) for a in arguments if "=" in a)
+    seeds, steps = int(values.pop("SEEDS", "3")), int(values.pop("STEPS", "100"))
+    print("| dataset | norm | Dice | least Dice | panoptic quality | least | epochs repeated | s a step |\n"
+          "| --- | --- | --- | --- | --- | --- | --- | --- |", flush=True)
+    for name in (a for a in arguments if "=" not in a):
+        for norm in ("batch", "group", "instance"):
+            rows = []
+            for seed in range(seeds):
+                settings = parse_settings({"BATCH_SIZE": 8, "EPOCHS": EPOCHS, **values, "DATASET_PATH": name,
+                                           "SEED": seed, "RUN": "norms"}, load_settings())
+                split = segkit.split_by_position(segkit.discover(settings.dataset_path).pairs, settings.validation)
+                with tempfile.TemporaryDirectory() as folder:
+                    settings = replace(settings, root=Path(folder),
+                                       crops_per_epoch=settings.batch_size * steps // settings.epochs)
+                    model = segkit.UNet(ModelInfo(norm=norm))
+                    history = segkit.fit(model, split, settings)
+                scores = judge(model, split.validation)[["dice", "panoptic_quality"]].mean()
+                speed = settings.batch_size / history.table()["crops_per_second"].median()
+                rows.append({**scores, "events": len(history.events), "step": speed})
+            table = pd.DataFrame(rows)
+            print(f"| {Path(name).name} | {norm} | {table['dice'].mean():.3f} | {table['dice'].min():.3f} | "
+                  f"{table['panoptic_quality'].mean():.3f} | {table['panoptic_quality'].min():.3f} | "
+                  f"{table['events'].sum()} | {table['step'].median():.2f} |", flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
