@@ -137,3 +137,11 @@ dataset_verdict(settings)
 # **On your own**
 # - Type a folder that does not exist. What does the line below it say?
 # - What changes in the verdict when VALIDATION is `01` instead of `09,10,19,20`?
+#
+# <details><summary>Answers</summary>
+#
+# - It names the folder, says that it is not there, and what to give instead. Nothing is saved until it is right.
+# - The positions ending in 01 (Pos101, Pos201) judge, and all others are learnt from: other pictures on both sides,
+#   still no position on both.
+#
+# </details>

@@ -189,3 +189,12 @@ print(f"positions shared between training and validation: {split.shared_position
 # - Find a frame whose outlines you do not believe, and leave it out: write its name (EXPERIMENT/PosXXX/frame) into
 #   EXCLUDE in `01_setup`.
 # - Which position has the most crowded last frame?
+#
+# <details><summary>Answers</summary>
+#
+# - The next run of this notebook counts it among the excluded ones, and training leaves it out; `split.json` in the
+#   run's folder keeps the list. The file itself stays as it is.
+# - The line that ends highest in *share of the frame inside cells* belongs to it; in the demo one of the REF positions,
+#   since those go on growing.
+#
+# </details>

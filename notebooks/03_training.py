@@ -121,3 +121,11 @@ Facts(table_of_runs(settings.run_dir.parent))
 # **On your own**
 # - Tick RESUME, double EPOCHS and run again. Does the Dice still rise?
 # - Set another RUN in `01_setup` and train with half the LEARNING_RATE. Which curve is higher after five epochs?
+#
+# <details><summary>Answers</summary>
+#
+# - A little, as a rule, while the learning rate falls once more. If the validation loss rises instead, the student
+#   learns by heart; the weights of the lowest validation loss are kept in any case.
+# - The one with the higher rate is usually ahead early; a lower rate catches up when the training is long enough.
+#
+# </details>

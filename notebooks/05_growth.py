@@ -188,3 +188,10 @@ if truth_file.is_file():  # the synthetic demo knows the growth that was put in
 # **On your own**
 # - Set DRUG_FRAME two frames later in `01_setup`. Which phase changes more, before or after, and why?
 # - Does the number of cells (`areas["cells"]`) tell the same story as their area?
+#
+# <details><summary>Answers</summary>
+#
+# - *Before*: it now holds two frames that already grow slowly, which bends its line; *after* only loses two frames.
+# - On average; but it goes up in steps, when several cells divide at once, and needs many cells to be smooth.
+#
+# </details>

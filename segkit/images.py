@@ -18,7 +18,7 @@ from .errors import SegkitError
 
 IMAGE_SUFFIXES = (".tif", ".tiff", ".png")
 _DAMAGE = (OSError, ValueError, KeyError, IndexError, TypeError, RuntimeError, EOFError, ArithmeticError,
-           SyntaxError, MemoryError, AttributeError, struct.error, tifffile.TiffFileError)
+           SyntaxError, MemoryError, AttributeError, struct.error, tifffile.TiffFileError, Image.DecompressionBombError)
 logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what it warns of becomes our own error
 
 
@@ -152,15 +152,14 @@ def _read_plane(path: Path, page: int) -> np.ndarray:
     if plane.ndim == 3 and plane.shape[0] in (3, 4) and plane.shape[-1] not in (3, 4):
         plane = np.moveaxis(plane, 0, -1)  # planar RGB
     if plane.ndim < 2:
-        plane = plane.reshape(*_plane_shape_of_small(path, page))
+        header = read_header(path)
+        if plane.size != header.height * header.width:
+            raise SegkitError(f"{path.name} holds {plane.size} of {header.height * header.width} pixels: it is "
+                              "damaged; copy or export it again")
+        plane = plane.reshape(header.height, header.width)
     if plane.ndim != 2 and not (plane.ndim == 3 and plane.shape[-1] in (2, 3, 4)):
         raise SegkitError(f"{path.name} has shape {plane.shape}: a picture of height x width was needed")
     return plane
-
-
-def _plane_shape_of_small(path: Path, page: int) -> tuple[int, int]:
-    header = read_header(path)
-    return header.height, header.width
 
 
 def read_image(path: str | Path, page: int = 0) -> np.ndarray:
