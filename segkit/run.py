@@ -126,9 +126,9 @@ panoptic quality at IoU 0.5 {report['val_panoptic_quality']:.4f}.
 {positions}
 
 **Use**: `segkit.load_model` and `segkit.segment`. Images are normalised by their {PERCENTILES[0]} and {PERCENTILES[1]}
-percentiles; foreground above {info.threshold}, cells told apart where the distance
-falls by {info.prominence}, of at least {info.min_area} pixels. The
-training cells were {info.cell_width:.1f} pixels wide (median); other magnifications need scaling first.
+percentiles; foreground above {info.threshold}, cells told apart where the distance falls by {info.prominence}, of at
+least {info.min_area} pixels. The training cells were {info.cell_width:.1f} pixels wide (median); for another
+magnification, SCALE brings the cells to that width.
 
 **Limits**: the scores are agreement with the teacher that drew the masks, not with the truth, on images of the same
 kind as the training's. Other organisms, optics or growth conditions were not tried.

@@ -4,7 +4,7 @@ import tifffile
 from PIL import Image
 
 from segkit import SegkitError, read_image, read_labels
-from segkit.images import read_header
+from segkit.images import read_header, read_metadata
 
 RAMP = np.arange(20 * 24, dtype=np.uint16).reshape(20, 24) * 100
 
@@ -92,3 +92,20 @@ def test_a_file_cut_short_is_noticed_without_decoding(tmp_path):
     path.write_bytes(path.read_bytes()[:-200])
     with pytest.raises(SegkitError, match="cut short"):
         read_header(path)
+
+
+@pytest.mark.parametrize(("options", "found"), [
+    ({"imagej": True, "resolution": (1 / 0.065, 1 / 0.065), "metadata": {"unit": "um", "finterval": 120}},
+     {"PIXEL_SIZE_UM": 0.065, "MINUTES_PER_FRAME": 2.0}),
+    ({"ome": True, "metadata": {"axes": "YX", "PhysicalSizeX": 0.1, "PhysicalSizeXUnit": "µm"}},
+     {"PIXEL_SIZE_UM": 0.1}),
+    ({"resolution": (1e4 / 0.0733, 1e4 / 0.0733), "resolutionunit": "CENTIMETER"}, {"PIXEL_SIZE_UM": 0.0733}),
+    ({"resolution": (72, 72), "resolutionunit": "INCH"}, {}), ({}, {})])
+def test_metadata_offers_pixel_size_and_time_where_they_are_plausible(tmp_path, options, found):
+    tifffile.imwrite(tmp_path / "a.tif", np.zeros((8, 9), np.uint16), **options)
+    assert read_metadata(tmp_path / "a.tif") == pytest.approx(found, rel=1e-3)
+
+
+def test_metadata_of_what_is_no_tiff_are_none(tmp_path):
+    (tmp_path / "a.tif").write_bytes(b"II*\x00rubbish")
+    assert read_metadata(tmp_path / "a.tif") == read_metadata(tmp_path / "missing.tif") == {}

@@ -72,3 +72,60 @@ def test_a_damaged_form_gives_one_sentence(tmp_path):
     (tmp_path / "segkit.json").write_text("{")
     with pytest.raises(SegkitError, match="saved form"):
         load_settings(root=tmp_path)
+
+
+def with_conditions(folder, text="experiment,drug_frame,minutes_per_frame\nREF,6,10\nRIF,7,\n"):
+    folder.mkdir(exist_ok=True)
+    (folder / "experiments.csv").write_text(text)
+    return folder
+
+
+def test_what_a_dataset_says_of_itself_yields_to_what_is_set(tmp_path):
+    data = with_conditions(tmp_path / "data")
+    settings = load_settings({"DATASET_PATH": data}, tmp_path)
+    assert [settings.for_experiment(e).drug_frame for e in ("REF", "RIF", "other")] == [6, 7, 30]
+    assert [settings.for_experiment(e).minutes_per_frame for e in ("REF", "RIF")] == [10, 2]
+    settings = load_settings({"DATASET_PATH": data, "DRUG_FRAME": 4}, tmp_path)
+    assert [settings.for_experiment(e).drug_frame for e in ("REF", "RIF")] == [4, 4]
+    assert settings.for_experiment("REF").minutes_per_frame == 10
+    settings = load_settings({"DATASET_PATH": data, "EXPERIMENTS": "RIF.DRUG_FRAME=9"}, tmp_path)
+    assert [settings.for_experiment(e).drug_frame for e in ("REF", "RIF")] == [30, 9]
+
+
+def test_a_cleared_table_stays_cleared_and_another_dataset_does_not_inherit_it(tmp_path):
+    data = with_conditions(tmp_path / "data")
+    save_form(parse_settings({"DATASET_PATH": data, "EXPERIMENTS": "", "EXCLUDE": "A/Pos1", "EPOCHS": 3},
+                             Settings(root=tmp_path)))
+    assert load_settings(root=tmp_path).experiments == ()
+    other = load_settings({"DATASET_PATH": tmp_path / "other"}, tmp_path)
+    assert (other.exclude, other.epochs) == ((), 3)
+
+
+@pytest.mark.parametrize(("text", "words"), [("a,b\n1,2\n", "experiment and any of"),
+                                             ("experiment,speed\nA,3\n", "speed"),
+                                             ("experiment,drug_frame\n,3\n", "a name in every row"),
+                                             ("experiment,drug_frame\nA,many\n", "a whole number")])
+def test_a_conditions_table_that_cannot_be_meant_is_named(tmp_path, text, words):
+    with pytest.raises(SegkitError, match=words):
+        load_settings({"DATASET_PATH": with_conditions(tmp_path / "data", text)}, tmp_path)
+
+
+@pytest.mark.parametrize("text", ["RIF", "RIF.EPOCHS=3", "DRUG_FRAME=3", "RIF.DRUG_FRAME"])
+def test_experiments_names_an_experiment_and_a_setting_that_may_differ(text):
+    with pytest.raises(SegkitError, match="EXPERIMENTS holds"):
+        parse_settings({"EXPERIMENTS": text})
+
+
+def test_the_table_of_experiments_writes_into_the_form(tmp_path):
+    from segkit.widgets import ExperimentsForm, SettingsForm
+    from tests.helpers import FIXTURE
+    form = SettingsForm(load_settings({"DATASET_PATH": FIXTURE}, tmp_path))
+    table = ExperimentsForm(form)
+    assert table.cells["RIF10.DRUG_FRAME"].value == "6"  # the fixture's own experiments.csv
+    table.cells["RIF10.DRUG_FRAME"].value = "8"
+    assert form.settings.for_experiment("RIF10").drug_frame == 8
+    assert form.settings.for_experiment("REF").drug_frame == 6
+    table.cells["RIF10.DRUG_FRAME"].value = "many"
+    assert "a whole number was needed" in form.message.value
+    form.field("DATASET_PATH").value = "/nowhere"
+    assert "appears when DATASET_PATH" in table.children[0].value
