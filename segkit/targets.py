@@ -65,15 +65,10 @@ def label_cells(probability: np.ndarray, distance: np.ndarray | None, threshold:
 
     probability, distance: float (H, W); distance None: connected components (8-neighbourhood). prominence: how far the
     distance must fall between two peaks for them to be two cells.
-    Holes smaller than min_area are filled, cells smaller than min_area (pixels) dropped; a piece of foreground
-    without a peak is one cell. Returns int32 (H, W), 0 = background, numbered from 1 without gaps.
+    Cells smaller than min_area (pixels) are dropped, holes smaller than that inside one cell filled (gaps between cells
+    stay); a piece of foreground without a peak is one cell. Returns int32 (H, W), 0 = background, numbered from 1 without gaps.
     """
     foreground = probability > threshold
-    holes, count = ndimage.label(~foreground)
-    if count > 1:
-        small = np.bincount(holes.ravel()) < min_area
-        small[0] = False
-        foreground |= small[holes]
     labels, count = ndimage.label(foreground, structure=EIGHT)
     if distance is not None and count:
         smooth = np.where(foreground, ndimage.gaussian_filter(distance, SMOOTHING), 0)
@@ -83,7 +78,22 @@ def label_cells(probability: np.ndarray, distance: np.ndarray | None, threshold:
     areas = np.bincount(labels.ravel())
     keep = areas >= min_area
     keep[0] = False
+    labels = _without_holes(labels, min_area)
     return np.where(keep, np.cumsum(keep), 0)[labels].astype(np.int32)
+
+
+def _without_holes(labels: np.ndarray, min_area: int) -> np.ndarray:
+    """Fill the holes of under min_area pixels that a single cell surrounds."""
+    holes, count = ndimage.label(labels == 0)
+    small = np.flatnonzero(np.bincount(holes.ravel()) < min_area)
+    small = small[small > 0]
+    if len(small) == 0:
+        return labels
+    lowest = ndimage.minimum(ndimage.minimum_filter(np.where(labels > 0, labels, labels.max() + 1), 3), holes, small)
+    highest = ndimage.maximum(ndimage.maximum_filter(labels, 3), holes, small)
+    filled_by = np.zeros(count + 1, labels.dtype)
+    filled_by[small] = np.where(lowest == highest, highest, 0)
+    return np.where(labels > 0, labels, filled_by[holes])
 
 
 def _prominent_peaks(height: np.ndarray, prominence: float) -> tuple[np.ndarray, int]:

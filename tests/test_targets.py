@@ -42,6 +42,15 @@ def test_specks_are_dropped_holes_filled_and_numbers_have_no_gaps():
     assert found[35, 40] == 0
 
 
+def test_a_gap_between_two_cells_is_no_hole():
+    labels = squares((5, 5), (5, 15))
+    labels[9:11, 14:16] = 0  # between the two, and only there
+    distance = distance_target(labels)[0] / 255
+    found = label_cells((labels > 0).astype(float), distance)
+    assert found.max() == 2
+    assert (found[9:11, 14:16] == 0).all()
+
+
 def test_a_piece_without_a_core_is_one_cell():
     probability = (squares((5, 5)) > 0).astype(float)
     assert label_cells(probability, np.zeros_like(probability)).max() == 1
