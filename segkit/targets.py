@@ -10,7 +10,7 @@ from skimage.segmentation import watershed
 
 PERCENTILES = (0.5, 99.5)
 LEVELS = np.arange(0.35, 1.0, 0.05)  # of the distance, at which cells are looked for; below the first there is none
-SMOOTHING = 0.7  # pixels
+SMOOTHING = 1.2  # pixels
 EIGHT = np.ones((3, 3), bool)  # neighbourhood
 SCALE = 254  # the target's distance is stored as 1 + round(254 * distance), 0 = background
 
@@ -66,7 +66,8 @@ def label_cells(probability: np.ndarray, distance: np.ndarray | None, threshold:
     probability, distance: float (H, W); distance None: connected components (8-neighbourhood). prominence: how far the
     distance must fall between two peaks for them to be two cells.
     Cells smaller than min_area (pixels) are dropped, holes smaller than that inside one cell filled (gaps between cells
-    stay); a piece of foreground without a peak is one cell. Returns int32 (H, W), 0 = background, numbered from 1 without gaps.
+    stay); a piece of foreground without a peak is one cell.
+    Returns int32 (H, W), 0 = background, numbered from 1 without gaps.
     """
     foreground = probability > threshold
     labels, count = ndimage.label(foreground, structure=EIGHT)

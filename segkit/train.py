@@ -34,8 +34,9 @@ AVERAGING = 0.98  # share of the old weights in the running average that is judg
 WEIGHT_DECAY, CLIP = 1e-2, 1.0
 TRIES = 3  # how often a broken-down training is set right before it gives up
 LEARNT = 0.5  # validation Dice from which on a fall to half is a breakdown; below it a student still wavers
+SPECK = 12  # pixels; nothing smaller is a cell, nor anything smaller than a disc of the training cells' width
 PREVIEWS = 2
-CALIBRATION = (2, 8)  # at least and at most so many batches measure batch norm's statistics for the averaged weights
+CALIBRATION = (4, 8)  # at least and at most so many batches measure batch norm's statistics for the averaged weights
 KEPT = ("epoch", "tries", "rate_scale", "best_dice", "least_loss")  # plain values that a checkpoint holds
 
 
@@ -169,7 +170,8 @@ class _Training:
         if not event and val_loss < self.least_loss:
             self.least_loss = val_loss
             judged = cast(UNet, self.average.module)
-            judged.info = replace(self.model.info, cell_width=round(self.train.cell_width, 2),
+            width = round(self.train.cell_width, 2)
+            judged.info = replace(self.model.info, cell_width=width, min_area=max(SPECK, round(0.75 * width ** 2)),
                                   settings=self.settings.as_dict(), scores={"val_dice": val_dice, "epoch": self.epoch})
             save_model(judged, self.settings.run_dir / "model.safetensors")
         self.history.save(self.settings.run_dir / "history.csv")
