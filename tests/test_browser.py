@@ -191,9 +191,12 @@ def test_a_training_is_watched_interrupted_and_resumed(lab, page):
     form.locator("input[type=checkbox]").first.check()  # RESUME
     page.wait_for_timeout(500)
     run_cell(page, training)
-    page.wait_for_selector(".jp-Notebook-ExecutionIndicator[data-status=idle]", state="attached", timeout=120_000)
-    page.wait_for_timeout(2000)
+    log = folder / "runs" / "demo" / "run.log"
+    for _ in range(240):
+        if "finished: validation Dice" in log.read_text().split(f"resumed after epoch {saved}")[-1]:
+            break
+        page.wait_for_timeout(500)
+    assert f"resumed after epoch {saved}" in log.read_text()
+    assert "finished: validation Dice" in log.read_text().split(f"resumed after epoch {saved}")[-1]
+    page.wait_for_timeout(1000)
     assert page.locator(ERRORS).all_inner_texts() == []
-    log = (folder / "runs" / "demo" / "run.log").read_text()
-    assert f"resumed after epoch {saved}" in log
-    assert "finished: validation Dice" in log
