@@ -83,18 +83,28 @@ def label_cells(probability: np.ndarray, distance: np.ndarray | None, threshold:
     return np.where(keep, np.cumsum(keep), 0)[labels].astype(np.int32)
 
 
+def _largest(values: np.ndarray, group: np.ndarray, groups: int) -> np.ndarray:
+    """The largest value (0 or more) in each of the groups 1..groups."""
+    largest = np.zeros(groups + 1, values.dtype)
+    np.maximum.at(largest, group, values)
+    return largest[1:]
+
+
 def _without_holes(labels: np.ndarray, min_area: int) -> np.ndarray:
     """Fill the holes of under min_area pixels that a single cell surrounds."""
     holes, count = ndimage.label(labels == 0)
-    small = np.flatnonzero(np.bincount(holes.ravel()) < min_area)
-    small = small[small > 0]
-    if len(small) == 0:
+    small = np.bincount(holes.ravel()) < min_area
+    small[0] = False
+    at = np.flatnonzero(small[holes])
+    if len(at) == 0:
         return labels
-    lowest = ndimage.minimum(ndimage.minimum_filter(np.where(labels > 0, labels, labels.max() + 1), 3), holes, small)
-    highest = ndimage.maximum(ndimage.maximum_filter(labels, 3), holes, small)
-    filled_by = np.zeros(count + 1, labels.dtype)
-    filled_by[small] = np.where(lowest == highest, highest, 0)
-    return np.where(labels > 0, labels, filled_by[holes])
+    top = labels.max() + 1
+    hole = holes.ravel()[at]
+    highest = _largest(ndimage.maximum_filter(labels, 3).ravel()[at], hole, count)
+    lowest = top - _largest(ndimage.maximum_filter(np.where(labels > 0, top - labels, 0), 3).ravel()[at], hole, count)
+    filled = labels.copy()
+    filled.ravel()[at] = np.where(lowest == highest, highest, 0)[hole - 1]
+    return filled
 
 
 def _prominent_peaks(height: np.ndarray, prominence: float) -> tuple[np.ndarray, int]:
@@ -109,9 +119,9 @@ def _prominent_peaks(height: np.ndarray, prominence: float) -> tuple[np.ndarray,
         labelled, parts = ndimage.label(height > level, structure=EIGHT)
         if parts == 0:
             break
-        part, numbers = labelled.ravel()[at], np.arange(1, parts + 1)
-        belongs = ndimage.maximum(owner, part, numbers).astype(int)
-        rises = (ndimage.maximum(heights, part, numbers) - below >= prominence) & (belongs > 0)
+        part = labelled.ravel()[at]
+        belongs = _largest(owner, part, parts)
+        rises = (_largest(heights, part, parts) - below >= prominence) & (belongs > 0)
         split = np.bincount(belongs[rises], minlength=count + 1) >= 2
         new = rises & split[belongs]
         renamed = np.zeros(parts + 1, int)
