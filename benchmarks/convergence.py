@@ -88,7 +88,6 @@ def main(arguments: list[str]) -> None:
         for table, colour, who in ((student, STUDENT, "segkit"), (plain, TEACHER, "plain recipe")):
             axes.plot(table[x], table["dice"], color=colour, lw=2, marker=".", label=who)
         axes.set(xlabel=label, ylabel="validation Dice", ylim=(0, 1.02))
-        axes.spines[["top", "right"]].set_visible(False)
     grid[0, 1].legend(frameon=False)
     artefacts = settings.root / "artefacts"
     artefacts.mkdir(exist_ok=True)

@@ -86,8 +86,8 @@ scores = pd.read_csv(scores_csv) if scores_csv.is_file() else pd.DataFrame()
 if len(scores):
     both = areas.merge(scores[["experiment", "position", "frame", "teacher_area_px", "teacher_cells"]])
     curves["teacher"] = both.assign(area=both["teacher_area_px"] * both["experiment"].map(um2))
-show_growth(curves, {name: s.minutes_per_frame for name, s in own.items()},
-            {name: s.drug_frame for name, s in own.items()})
+minutes = {name: s.minutes_per_frame for name, s in own.items()}
+show_growth(curves, minutes, {name: s.drug_frame for name, s in own.items()})
 
 # %% [markdown]
 # Orange is the student, blue dots are the teacher, where there is one: the lines should lie on each other. A line that
@@ -140,9 +140,8 @@ if comparison.empty:
 from segkit.growth import growth_rates
 
 if len(scores):
-    per_hour = {name: s.minutes_per_frame for name, s in own.items()}
     teacher = both.assign(area_px=both["teacher_area_px"]).drop(columns="area_um2")
-    rates = [growth_rates(table, minutes_per_frame=per_hour, drug_frame=None).query("phase == 'all'")
+    rates = [growth_rates(table, minutes_per_frame=minutes, drug_frame=None).query("phase == 'all'")
              for table in (both.drop(columns="area_um2"), teacher)]
     drift = (rates[0]["growth_per_hour"] - rates[1]["growth_per_hour"]).abs()
     usual = rates[1]["growth_per_hour"].abs().max()

@@ -52,8 +52,8 @@ def training_estimate(settings: Settings) -> str:
     crops = settings.crops_per_epoch or covering(len(pairs.train) * height * width, crop)
     pixels = crops * crop[0] * crop[1] + 0.35 * len(pairs.validation) * height * width
     seconds = settings.epochs * pixels / speed / 1e6
-    return f"{crops} crops of {crop[0]} x {crop[1]} an epoch; about {seconds / 60:.0f} min on this device" if (
-        seconds >= 90) else f"{crops} crops of {crop[0]} x {crop[1]} an epoch; about {seconds:.0f} s on this device"
+    duration = f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"
+    return f"{crops} crops of {crop[0]} x {crop[1]} an epoch; about {duration} on this device"
 
 
 @cache

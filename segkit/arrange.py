@@ -98,8 +98,8 @@ def arrange(source: str | Path, dataset_path: str | Path, *, move: bool = False)
 
     source: an archive, an unpacked folder, or a folder of such; dataset_path: made if need be.
     move: move files of unpacked folders instead of copying them (archives are never removed).
-    What is there already with the right size is kept, so that an interrupted call can be repeated. A file there of
-    another size is not overwritten but listed, like damaged archives and entries that would land outside.
+    What is there already with the same content is kept, so that an interrupted call can be repeated. A file there with
+    other content is not overwritten but listed, like damaged archives and entries that would land outside.
     Returns the plan with its problems. Raises SegkitError where nothing can be arranged or the disk is too full.
     """
     plan = plan_arrangement(source, dataset_path)
@@ -147,8 +147,9 @@ def _carry_out(job: Move, opened: dict[Path, zipfile.ZipFile], move: bool) -> No
         if job.entry.archive is None:
             shutil.copy2(job.entry.source, temporary)
         else:
-            archive = opened.setdefault(job.entry.archive, zipfile.ZipFile(job.entry.archive))
-            with archive.open(job.entry.source) as packed, open(temporary, "wb") as file:
+            if job.entry.archive not in opened:
+                opened[job.entry.archive] = zipfile.ZipFile(job.entry.archive)
+            with opened[job.entry.archive].open(job.entry.source) as packed, open(temporary, "wb") as file:
                 shutil.copyfileobj(packed, file, 1 << 20)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from .data import Dataset, Split
-from .figures import ACCENT, GREY, STUDENT, TEACHER, Picture, new_figure
+from .figures import ACCENT, GREY, STUDENT, TEACHER, Picture, bare_axes, new_figure
 
 
 def _curves(axes_pair: np.ndarray, table: pd.DataFrame) -> None:
@@ -19,7 +19,6 @@ def _curves(axes_pair: np.ndarray, table: pd.DataFrame) -> None:
         for epoch in table.loc[table["event"].fillna("") != "", "epoch"]:
             axes.axvline(epoch, color=TEACHER, ls=":", lw=1)
         axes.set(xlabel="epoch", ylabel=label)
-        axes.spines[["top", "right"]].set_visible(False)
     axes_pair[1].set_ylim(0, 1.02)
     axes_pair[1].legend(frameon=False, loc="lower right")
 
@@ -35,7 +34,7 @@ def show_live(table: pd.DataFrame, previews: Sequence[tuple[np.ndarray, np.ndarr
     """The training so far: its curves, and what the student now sees in the same validation frames."""
     figure = Picture(10, 5.4)
     top, bottom = np.asarray(figure.subfigures(2, 1)).tolist()
-    _curves(top.subplots(1, 2), table)
+    _curves(bare_axes(top, 1, 2)[0], table)
     pictures = [(p, t) for image, probability, target in previews
                 for p, t in ((np.clip(image, 0, 1), "image"), (probability, "student's probability"),
                              (target.astype(float), "teacher's mask"))]
@@ -60,7 +59,6 @@ def show_split(dataset: Dataset, split: Split) -> Picture:
                          s=28, label=label)
     axes.set_yticks(range(len(units)), [" ".join(unit) for unit in units])
     axes.set(xlabel="frame", ylim=(len(units) - 0.5, -0.5))
-    axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
     return figure
 
@@ -76,7 +74,6 @@ def show_over_time(table: pd.DataFrame, value: str, ylabel: str, time: str = "fr
             axes.plot(line[time], line[value], color=colour, lw=1.5, marker=".",
                       label=None if k else str(experiment))
     axes.set(xlabel=time.replace("_", " "), ylabel=ylabel, ylim=ylim)
-    axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
     return figure
 
@@ -90,7 +87,6 @@ def show_histograms(values: dict[str, np.ndarray], xlabel: str, bins: int = 40) 
         grid[0, 0].hist(data, edges, histtype="step", lw=2, color=colours[k % 5], ls=("-", "--", ":")[k // 5 % 3],
                         label=name)
     grid[0, 0].set(xlabel=xlabel, ylabel="count")
-    grid[0, 0].spines[["top", "right"]].set_visible(False)
     grid[0, 0].legend(frameon=False)
     return figure
 
@@ -119,7 +115,6 @@ def show_scores(scores: pd.DataFrame, names: Sequence[str]) -> Picture:
     right.set(xlabel="cells per frame, student minus teacher", xlim=(-widest, widest))
     for axes in (left, right):
         axes.set_ylim(len(means) - 0.5, -0.5)
-        axes.spines[["top", "right"]].set_visible(False)
     return figure
 
 
@@ -145,7 +140,6 @@ def show_growth(curves: dict[str, pd.DataFrame], minutes_per_frame: dict[str, fl
         axes.set(title=experiment, xlabel="time (h)", yscale="log", ylim=(min(areas) * 0.9, max(areas) * 1.15))
         axes.yaxis.set_major_formatter("{x:g}")
         axes.yaxis.set_minor_formatter("{x:g}")
-        axes.spines[["top", "right"]].set_visible(False)
     grid[0, 0].set_ylabel(ylabel)
     grid[0, 0].legend(frameon=False)
     return figure
@@ -172,7 +166,6 @@ def show_rates(growth: pd.DataFrame) -> Picture:
     axes.set_yticks(range(len(units)), [" ".join(unit) for unit in units])
     axes.set(xlabel="growth rate (per hour), with 95 % interval", ylim=(len(units) - 0.4, -0.6))
     axes.set_xlim(axes.get_xlim()[0], axes.get_xlim()[1] * 1.3)  # room for the words
-    axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
     return figure
 
@@ -192,5 +185,4 @@ def show_ratios(comparison: pd.DataFrame) -> Picture:
     axes.set_yticks(range(len(names)), names)
     axes.set(xlabel="growth with drug / growth of the reference", ylim=(len(names) - 0.5, -0.5))
     axes.set_xlim(min(-0.1, axes.get_xlim()[0]), max(1.1, axes.get_xlim()[1]))
-    axes.spines[["top", "right"]].set_visible(False)
     return figure

@@ -159,9 +159,7 @@ def read_pair(frame: Frame) -> tuple[np.ndarray, np.ndarray]:
         image, labels = read_image(frame.image, frame.page), read_labels(frame.masks, frame.page)
     except SegkitError as error:
         raise SegkitError(f"{frame.name}: {error}") from None
-    check_sizes(frame.image.name, image.shape, labels.shape)
-    height, width = (min(a, b) for a, b in zip(image.shape, labels.shape, strict=True))
-    return image[:height, :width], labels[:height, :width]
+    return common_area(frame.image.name, image, labels)
 
 
 def read_sound(frames: Iterable[Frame], at_most: int) -> list[tuple[Frame, np.ndarray, np.ndarray]]:
@@ -179,6 +177,13 @@ def read_sound(frames: Iterable[Frame], at_most: int) -> list[tuple[Frame, np.nd
         except SegkitError:
             continue  # discover or review_teacher names it
     return sound
+
+
+def common_area(name: str, image: np.ndarray, masks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Both pictures (H, W) without the 1-2 pixels by which one is larger. Raises SegkitError as `check_sizes`."""
+    check_sizes(name, image.shape, masks.shape)
+    height, width = (min(a, b) for a, b in zip(image.shape, masks.shape, strict=True))
+    return image[:height, :width], masks[:height, :width]
 
 
 def check_sizes(name: str, image: tuple[int, ...], masks: tuple[int, ...]) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, FigureBase
 from torchvision.utils import draw_segmentation_masks
 
 from .targets import normalise
@@ -37,8 +37,17 @@ def to_png(figure: Picture) -> bytes:
 
 
 def new_figure(width: float, height: float, rows: int = 1, columns: int = 1) -> tuple[Picture, np.ndarray]:
+    """A figure and its axes (rows, columns), each with a left and a lower line only."""
     figure = Picture(width, height)
-    return figure, figure.subplots(rows, columns, squeeze=False)
+    return figure, bare_axes(figure, rows, columns)
+
+
+def bare_axes(figure: FigureBase, rows: int, columns: int) -> np.ndarray:
+    """Axes (rows, columns) in a figure or a part of one, each with a left and a lower line only."""
+    grid = figure.subplots(rows, columns, squeeze=False)
+    for axes in grid.flat:
+        axes.spines[["top", "right"]].set_visible(False)
+    return grid
 
 
 def grey(image: np.ndarray, contrast: float = 1.0) -> np.ndarray:

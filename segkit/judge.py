@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from .data import Frame, check_sizes, read_pair
+from .data import Frame, common_area, read_pair
 from .images import read_labels
 from .model import ModelInfo, UNet
 from .scores import dice, match_instances
@@ -40,10 +40,7 @@ def score_frame(frame: Frame, labels: np.ndarray) -> dict[str, Any]:
     Raises SegkitError where the masks file cannot be read or is of another size (2 pixels are cut off).
     """
     assert frame.masks is not None, f"{frame.name} has no masks file"
-    teacher = read_labels(frame.masks, frame.page)
-    check_sizes(frame.image.name, labels.shape, teacher.shape)
-    height, width = (min(a, b) for a, b in zip(labels.shape, teacher.shape, strict=True))
-    labels, teacher = labels[:height, :width], teacher[:height, :width]
+    labels, teacher = common_area(frame.image.name, labels, read_labels(frame.masks, frame.page))
     matched = match_instances(labels, teacher)
     return {"experiment": frame.experiment, "position": frame.position, "frame": frame.frame,
             "dice": dice(labels, teacher), "panoptic_quality": matched.panoptic_quality,

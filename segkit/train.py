@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from typing import cast
 
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 from tqdm.auto import tqdm
 
+from .averaging import average_weights, calibrate, calibration_batches
 from .crops import cut_crops, draw_crops
 from .data import Split
 from .decode import build_store
@@ -30,13 +31,11 @@ from .run import Checkpoint, finish_run, load_checkpoint, open_run, save_checkpo
 from .settings import Settings
 from .store import Store
 
-AVERAGING = 0.98  # share of the old weights in the running average that is judged and kept
 WEIGHT_DECAY, CLIP = 1e-2, 1.0
 TRIES = 3  # how often a broken-down training is set right before it gives up
 LEARNT = 0.5  # validation Dice from which on a fall to half is a breakdown; below it a student still wavers
 SPECK = 12  # pixels; nothing smaller is a cell, nor anything smaller than a disc of the training cells' width
 PREVIEWS = 2
-CALIBRATION = (4, 8)  # at least and at most so many batches measure batch norm's statistics for the averaged weights
 KEPT = ("epoch", "tries", "rate_scale", "best_dice", "least_loss")  # plain values that a checkpoint holds
 
 
@@ -54,31 +53,6 @@ def fit(model: UNet, split: Split, settings: Settings, on_epoch: Callable[[Histo
         except SegkitError as error:
             log.info("stopped: %s", error)
             raise
-
-
-@torch.no_grad()
-def _calibrate(model: nn.Module, batches: Sequence[Tensor], device: torch.device) -> None:
-    """Measure batch norm's statistics anew, on these batches of images: averaged weights have no others of their own.
-
-    Without this, averaged weights are judged with the statistics of other weights, and for the first hundred steps
-    answer all background (figures in benchmarks/README.md).
-    """
-    layers = [layer for layer in model.modules() if isinstance(layer, nn.BatchNorm2d)]
-    for layer in layers:
-        layer.reset_running_stats()
-        layer.momentum = None  # a plain mean over the batches
-    model.train()
-    with autocast(device):
-        for images in batches if layers else ():
-            model(images.contiguous(memory_format=torch.channels_last))
-    model.eval()
-
-
-@torch.no_grad()
-def _average_weights(averaged: Sequence[Tensor], current: Sequence[Tensor], count: Tensor | int) -> None:
-    """Running average of the weights; over few steps it forgets faster, so that it never lags behind."""
-    keep = min(AVERAGING, (1 + int(count)) / (10 + int(count)))
-    torch._foreach_lerp_(list(averaged), list(current), 1 - keep)
 
 
 class _Training:
@@ -117,7 +91,7 @@ class _Training:
             raise SegkitError(f"START_FROM {start_from} is a model of the starting recipe, with masks only: start "
                               "from a model that segkit trained")
         self.model.load_state_dict(fresh.state_dict())
-        self.average = AveragedModel(self.model, multi_avg_fn=_average_weights)
+        self.average = AveragedModel(self.model, multi_avg_fn=average_weights)
         self.optimiser = torch.optim.AdamW(self.model.parameters(), weight_decay=WEIGHT_DECAY,
                                            fused=self.device.type == "cuda" or None)
 
@@ -185,7 +159,7 @@ class _Training:
         source = torch.Generator().manual_seed(
             (self.settings.seed * 1_000_003 + self.epoch * 101 + self.tries) % 2**63)
         self.model.train()
-        self.newest: deque[Tensor] = deque(maxlen=min(max(self.steps // 8, CALIBRATION[0]), CALIBRATION[1]))
+        newest: deque[Tensor] = deque(maxlen=calibration_batches(self.steps))
         total = torch.zeros(2, device=self.device)
         for step in range(self.steps):
             progress = (self.epoch * self.steps + step) / (self.settings.epochs * self.steps)
@@ -193,10 +167,10 @@ class _Training:
                 group["lr"] = learning_rate_at(progress, self.settings.learning_rate) * self.rate_scale
             plan = draw_crops(self.train, self.settings.batch_size, self.crop, source)
             images, targets = cut_crops(self.train, plan, self.crop)
-            self.newest.append(images.to(self.device))
-            total += self._step(self.newest[-1], targets.to(self.device))
+            newest.append(images.to(self.device))
+            total += self._step(newest[-1], targets.to(self.device))
             bar.update()
-        _calibrate(self.average.module, self.newest, self.device)
+        calibrate(self.average.module, newest, self.device)
         loss, train_dice = (total / self.steps).tolist()
         return loss, train_dice
 

@@ -149,10 +149,10 @@ class ExperimentsForm(w.VBox):
             self.children = [w.HTML("the table appears when DATASET_PATH above is right")]
             return
         head = [w.HTML(f"<b>{name}</b>", layout=w.Layout(width="170px")) for name in ("", *CONDITIONS)]
-        rows, self.cells = [w.HBox(head)], {}
+        rows, self.cells, shown = [w.HBox(head)], {}, settings.as_dict()
+        said = dict(token.split("=", 1) for token in settings.experiments)
         for experiment, frame in sorted(frames.items()):
-            said = dict(token.split("=", 1) for token in settings.experiments)
-            fields = [w.Text(said.get(f"{experiment}.{name}", ""), placeholder=str(settings.as_dict()[name]),
+            fields = [w.Text(said.get(f"{experiment}.{name}", ""), placeholder=str(shown[name]),
                              layout=w.Layout(width="170px"), continuous_update=False) for name in CONDITIONS]
             for name, field in zip(CONDITIONS, fields, strict=True):
                 self.cells[f"{experiment}.{name}"] = field

@@ -1,0 +1,43 @@
+"""The running average of the weights, which is judged and kept, and its batch norm statistics."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from .devices import autocast
+
+AVERAGING = 0.98  # share of the old weights in the running average
+CALIBRATION = (4, 8)  # at least and at most so many batches of an epoch measure the statistics
+
+
+@torch.no_grad()
+def average_weights(averaged: Sequence[Tensor], current: Sequence[Tensor], count: Tensor | int) -> None:
+    """Running average of the weights; over few steps it forgets faster, so that it never lags behind."""
+    keep = min(AVERAGING, (1 + int(count)) / (10 + int(count)))
+    torch._foreach_lerp_(list(averaged), list(current), 1 - keep)
+
+
+def calibration_batches(steps: int) -> int:
+    """How many batches of an epoch of `steps` measure the statistics: an eighth, within limits."""
+    return min(max(steps // 8, CALIBRATION[0]), CALIBRATION[1])
+
+
+@torch.no_grad()
+def calibrate(model: nn.Module, batches: Iterable[Tensor], device: torch.device) -> None:
+    """Measure batch norm's statistics anew, on these batches of images: averaged weights have no others of their own.
+
+    Without this, averaged weights are judged with the statistics of other weights, and for the first hundred steps
+    answer all background (figures in benchmarks/README.md).
+    """
+    layers = [layer for layer in model.modules() if isinstance(layer, nn.BatchNorm2d)]
+    for layer in layers:
+        layer.reset_running_stats()
+        layer.momentum = None  # a plain mean over the batches
+    model.train()
+    with autocast(device):
+        for images in batches if layers else ():
+            model(images.contiguous(memory_format=torch.channels_last))
+    model.eval()
