@@ -1,7 +1,8 @@
 """How good the student is after how many crops and seconds, beside the starting recipe: part of `make bench`.
 
-Both train on the same frames with crops of the same size, the starting recipe for as many seconds as segkit took; both
-are judged on the same whole validation frames (not counted in the seconds). Writes a figure into artefacts/.
+`python benchmarks/convergence.py [DATASET_PATH=... EPOCHS=...] [PLAIN_BATCHES=500]`. Both train on the same frames with
+crops of the same size; the starting recipe for as many seconds as segkit took, then on to PLAIN_BATCHES if those are
+more. Both are judged on the same whole validation frames (not counted in the seconds). The figure goes to artefacts/.
 """
 
 from __future__ import annotations
@@ -9,16 +10,19 @@ from __future__ import annotations
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import pandas as pd
+import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 from plain_recipe import PlainTraining
 
 import segkit
-from segkit.data import read_pair
+from segkit.data import Frame, read_pair
 from segkit.devices import describe_device, pick_device
 from segkit.figures import STUDENT, TEACHER, new_figure
 from segkit.images import read_header
@@ -28,40 +32,62 @@ from segkit.scores import dice
 from segkit.settings import Settings, parse_settings
 from segkit.sources import load_settings
 
-JUDGED = 12  # times that the starting recipe is judged
+JUDGED = 12  # times that a training is judged within segkit's seconds
+COLOURS = (TEACHER, "#CC79A7", "#666666")
 
 
-def train_student(split: segkit.Split, settings: Settings) -> tuple[pd.DataFrame, dict[str, float]]:
-    """(crops, seconds, dice) after every epoch, and the kept student's scores; settings say CROPS_PER_EPOCH."""
-    model = segkit.UNet()
+class Course(NamedTuple):
+    """How a training went."""
+
+    curve: pd.DataFrame  # crops, seconds, dice
+    scores: dict[str, float]  # dice and panoptic_quality after the seconds that all had
+
+
+def scores_of(network: segkit.UNet, frames: Sequence[Frame]) -> dict[str, float]:
+    return judge(network, frames)[["dice", "panoptic_quality"]].mean().to_dict()
+
+
+def train_student(model: segkit.UNet, split: segkit.Split, settings: Settings) -> Course:
+    """The student's course, a point after every epoch; settings say CROPS_PER_EPOCH."""
     history = segkit.fit(model, split, settings).table()
     history = history[history["event"] == ""]
     crops = round(settings.crops_per_epoch / settings.batch_size) * settings.batch_size
     seconds = (crops / history["crops_per_second"]).cumsum()
     curve = pd.DataFrame({"crops": crops * history["epoch"], "seconds": seconds, "dice": history["val_dice"]})
-    return curve, judge(model, split.validation)[["dice", "panoptic_quality"]].mean().to_dict()
+    return Course(curve, scores_of(model, split.validation))
 
 
-def train_plain(split: segkit.Split, settings: Settings, crop: tuple[int, int],
-                seconds: float) -> tuple[pd.DataFrame, dict[str, float]]:
-    """The same for the starting recipe; its scores are those of its last state, as its author has them."""
-    training = PlainTraining(split.train, crop, settings.batch_size, pick_device(settings.device), settings.seed)
-    images = [read_pair(frame) for frame in split.validation]
-    spent, crops, rows = 0.0, 0, []
-    while spent < seconds:
+def train_plainly(training: PlainTraining, frames: Sequence[Frame], seconds: float, batches: int = 0) -> Course:
+    """A plain loop's course over so many seconds of steps, or batches if those take longer.
+
+    Its scores are those of its state after the seconds, as its author has them: nothing better is kept.
+    """
+    images = [read_pair(frame) for frame in frames]
+    spent, steps, rows, scores = 0.0, 0, [], None
+    while scores is None or steps < batches:
         began = time.perf_counter()
         training.step()
-        spent, crops = spent + time.perf_counter() - began, crops + settings.batch_size
-        if spent >= seconds * (len(rows) + 1) / JUDGED:
+        spent, steps = spent + time.perf_counter() - began, steps + 1
+        if spent >= seconds * (len(rows) + 1) / JUDGED or steps == batches:
             answers = [segkit.segment(training.network, image).mask for image, _ in images]
-            rows.append((crops, spent, sum(dice(a, labels) for a, (_, labels) in zip(answers, images, strict=True))
-                         / len(images)))
-    curve = pd.DataFrame(rows, columns=["crops", "seconds", "dice"])
-    return curve, judge(training.network, split.validation)[["dice", "panoptic_quality"]].mean().to_dict()
+            rows.append((steps * training.batch, spent,
+                         sum(dice(a, labels) for a, (_, labels) in zip(answers, images, strict=True)) / len(images)))
+        if spent >= seconds and scores is None:
+            scores = scores_of(training.network, frames)
+    return Course(pd.DataFrame(rows, columns=["crops", "seconds", "dice"]), scores)
 
 
-def main(arguments: list[str]) -> None:
-    settings = parse_settings(dict(a.split("=", 1) for a in arguments), load_settings())
+Maker = Callable[[Sequence[Frame], tuple[int, int], int, torch.device, int], PlainTraining]
+
+
+def compare(arguments: list[str], others: Mapping[str, Maker]) -> segkit.UNet:
+    """Train the student, the starting recipe and others for the same seconds; print the table, draw the curves.
+
+    Returns the student.
+    """
+    values = dict(a.split("=", 1) for a in arguments)
+    batches = int(values.pop("PLAIN_BATCHES", "0"))
+    settings = parse_settings(values, load_settings())
     device = pick_device(settings.device)
     split = segkit.split_by_position(segkit.discover(settings.dataset_path).pairs, settings.validation)
     sizes = [read_header(frame.image)[1:] for frame in split.train]
@@ -69,30 +95,51 @@ def main(arguments: list[str]) -> None:
     crops = settings.crops_per_epoch or covering(sum(h * w for h, w in sizes), crop)
     settings = replace(settings, crops_per_epoch=crops)
     with tempfile.TemporaryDirectory() as folder:
-        student, student_scores = train_student(split, replace(settings, root=Path(folder), run="convergence"))
-    plain, plain_scores = train_plain(split, settings, crop, student["seconds"].iloc[-1])
+        model = segkit.UNet()
+        student = train_student(model, split, replace(settings, root=Path(folder), run="convergence"))
+    seconds = float(student.curve["seconds"].iloc[-1])
     name = settings.dataset_path.name
-    print(f"{name}, crops of {crop[0]} x {crop[1]}, batch {settings.batch_size}; {describe_device(device)}\n")
-    print("| training | crops seen | seconds | best Dice on the way | Dice at the end | panoptic quality at the end |\n"
+    print(f"{name}, crops of {crop[0]} x {crop[1]}, batch {settings.batch_size}; {describe_device(device)}; "
+          f"torch {torch.__version__}\n")
+    print(f"| training | crops/s | crops in {seconds:.0f} s | Dice | panoptic quality | best Dice on the way |\n"
           "| --- | --- | --- | --- | --- | --- |")
-    for label, table, scores in (("plain recipe", plain, plain_scores), ("segkit", student, student_scores)):
-        print(f"| {label} | {table['crops'].iloc[-1]} | {table['seconds'].iloc[-1]:.0f} | {table['dice'].max():.3f} | "
-              f"{scores['dice']:.3f} | {scores['panoptic_quality']:.3f} |")
-    reached = student[student["dice"] >= plain["dice"].max()]
-    if len(reached):
-        first, best = reached.iloc[0], plain.loc[plain["dice"].idxmax()]
-        print(f"\nThe plain recipe's best Dice ({best['dice']:.3f}, after {best['crops']:.0f} crops) is reached by "
-              f"segkit after {first['crops']:.0f} crops and {first['seconds']:.0f} s.")
-    figure, grid = new_figure(9, 3.2, 1, 2)
-    for axes, x, label in zip(grid[0], ("crops", "seconds"), ("crops seen", "seconds of training"), strict=True):
-        for table, colour, who in ((student, STUDENT, "segkit"), (plain, TEACHER, "plain recipe")):
-            axes.plot(table[x], table["dice"], color=colour, lw=2, marker=".", label=who)
-        axes.set(xlabel=label, ylabel="validation Dice", ylim=(0, 1.02))
-    grid[0, 1].legend(frameon=False)
-    artefacts = settings.root / "artefacts"
+    courses = {"segkit": student}
+    print(row("segkit", student, seconds), flush=True)
+    for label, make in {"plain recipe": PlainTraining, **others}.items():
+        training = make(split.train, crop, settings.batch_size, device, settings.seed)
+        courses[label] = train_plainly(training, split.validation, seconds, 0 if label in others else batches)
+        print(row(label, courses[label], seconds), flush=True)
+    curve, plain = student.curve, courses["plain recipe"].curve
+    reached, best = curve[curve["dice"] >= plain["dice"].max()], plain.loc[plain["dice"].idxmax()]
+    print(f"\nThe plain recipe's best Dice in {plain['crops'].iloc[-1]} crops is {best['dice']:.3f}, after "
+          f"{best['crops']:.0f} crops and {best['seconds']:.0f} s; segkit " + (
+              f"reaches it after {reached.iloc[0]['crops']:.0f} crops and {reached.iloc[0]['seconds']:.0f} s."
+              if len(reached) else "does not reach it."))
+    artefacts = load_settings().root / "artefacts"
     artefacts.mkdir(exist_ok=True)
-    (artefacts / f"convergence_{name}.png").write_bytes(figure._repr_png_())
+    (artefacts / f"convergence_{name}.png").write_bytes(draw(courses)._repr_png_())
+    return model
+
+
+def row(label: str, course: Course, seconds: float) -> str:
+    within = course.curve[course.curve["seconds"] <= 1.05 * seconds]
+    crops, spent = within[["crops", "seconds"]].iloc[-1]
+    return (f"| {label} | {crops / spent:.1f} | {crops:.0f} | {course.scores['dice']:.3f} | "
+            f"{course.scores['panoptic_quality']:.3f} | {within['dice'].max():.3f} |")
+
+
+def draw(courses: Mapping[str, Course]):
+    """Validation Dice against crops seen, and against seconds."""
+    figure, grid = new_figure(9, 3.2, 1, 2)
+    colours = iter(COLOURS)
+    for who, course in courses.items():
+        colour = STUDENT if who == "segkit" else next(colours)
+        for axes, x, label in zip(grid[0], ("crops", "seconds"), ("crops seen", "seconds of training"), strict=True):
+            axes.plot(course.curve[x], course.curve["dice"], color=colour, lw=2, marker=".", label=who)
+            axes.set(xlabel=label, ylabel="validation Dice", ylim=(0, 1.02))
+    grid[0, 1].legend(frameon=False)
+    return figure
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    compare(sys.argv[1:], {})

@@ -29,6 +29,12 @@ def seconds(action: Callable[[], object]) -> float:
     return time.perf_counter() - began
 
 
+def synthetic_frames(folder: Path, count: int) -> list[segkit.Frame]:
+    """Frames of 768 x 448 with 38 cells and more."""
+    return segkit.discover(segkit.make_demo_dataset(folder, shape=(768, 448), frames=count, cells=38,
+                                                    positions={"REF": (101,)}, doubling_minutes=2000)).frames
+
+
 def main(arguments: list[str]) -> None:
     settings = parse_settings(dict(a.split("=", 1) for a in arguments), load_settings())
     device = pick_device(settings.device)
@@ -36,9 +42,7 @@ def main(arguments: list[str]) -> None:
     plain = segkit.UNet(model.info).to(device).eval()
     plain.load_state_dict(model.state_dict())
     with tempfile.TemporaryDirectory() as folder:
-        data = segkit.make_demo_dataset(Path(folder) / "data", shape=(768, 448), frames=FRAMES, cells=38,
-                                        positions={"REF": (101,)}, doubling_minutes=2000)
-        frames = segkit.discover(data).frames
+        frames = synthetic_frames(Path(folder) / "data", FRAMES)
         image = segkit.read_image(frames[0].image)
         cells = segkit.segment(model, image).labels.max()
         x = torch.rand(1, 1, 768, 448, device=device)

@@ -13,18 +13,20 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from scipy import ndimage
+from torch import Tensor, nn
 
 import segkit
 from segkit.data import Frame, read_pair
 from segkit.model import ModelInfo
 
 
-def plain_crop(frame: Frame, size: tuple[int, int], rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+def plain_crop(image: np.ndarray, labels: np.ndarray, size: tuple[int, int], rng: np.random.Generator,
+               normalise_crop: bool = True) -> tuple[np.ndarray, np.ndarray]:
     """One crop of the starting recipe: image and mask, float32 (h, w)."""
-    image, labels = read_pair(frame)
     y, x = (rng.integers(0, extent - s + 1) for extent, s in zip(image.shape, size, strict=True))
     image, mask = image[y:y + size[0], x:x + size[1]], (labels[y:y + size[0], x:x + size[1]] > 0).astype(np.float32)
-    image = (image - image.min()) / max(float(image.max() - image.min()), 1e-6)
+    if normalise_crop:
+        image = (image - image.min()) / max(float(image.max() - image.min()), 1e-6)
     for axis in (0, 1):
         if rng.random() < 0.5:
             image, mask = np.flip(image, axis), np.flip(mask, axis)
@@ -45,16 +47,22 @@ class PlainTraining:
         torch.manual_seed(seed)
         self.frames, self.crop, self.batch, self.device = frames, crop, batch, device
         self.rng = np.random.default_rng(seed)
-        self.network = segkit.UNet(ModelInfo(norm="batch", outputs=1, align_corners=True, normalisation="minmax",
-                                             min_area=1)).to(device)
+        self.network: nn.Module = segkit.UNet(ModelInfo(norm="batch", outputs=1, align_corners=True,
+                                                        normalisation="minmax", min_area=1)).to(device)
         self.optimiser = torch.optim.AdamW(self.network.parameters(), lr=1e-4, weight_decay=1e-2)
+
+    def draw(self) -> tuple[np.ndarray, np.ndarray]:
+        """One crop: image and mask (h, w)."""
+        return plain_crop(*read_pair(self.frames[self.rng.integers(len(self.frames))]), self.crop, self.rng)
+
+    def loss(self, output: Tensor, masks: Tensor) -> Tensor:
+        return F.binary_cross_entropy(output.sigmoid(), masks)
 
     def step(self) -> None:
         self.network.train()
-        drawn = [plain_crop(self.frames[self.rng.integers(len(self.frames))], self.crop, self.rng)
-                 for _ in range(self.batch)]
+        drawn = [self.draw() for _ in range(self.batch)]
         images, masks = (torch.from_numpy(np.stack(a))[:, None].to(self.device) for a in zip(*drawn, strict=True))
-        loss = F.binary_cross_entropy(self.network(images).sigmoid(), masks.clamp(0, 1))
+        loss = self.loss(self.network(images), masks.clamp(0, 1))
         self.optimiser.zero_grad()
         loss.backward()
         self.optimiser.step()

@@ -63,7 +63,7 @@ from segkit import segment_dataset
 
 pixel_size = {f.experiment: settings.for_experiment(f.experiment).pixel_size_um for f in dataset.frames}
 cells_csv = segment_dataset(model, dataset.frames, settings.run_dir, pixel_size_um=pixel_size,
-                            scale=settings.scale, flips=settings.flips)
+                            scale=settings.scale, flips=settings.flips, cluster=settings.cluster)
 cells = pd.read_csv(cells_csv)
 written = sum(1 for _ in (settings.run_dir / "masks").rglob("MASK_*.tif"))
 print(f"{len(dataset.frames)} frames, {written} label files")

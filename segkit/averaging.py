@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -26,11 +27,12 @@ def calibration_batches(steps: int) -> int:
 
 
 @torch.no_grad()
-def calibrate(model: nn.Module, batches: Iterable[Tensor], device: torch.device) -> None:
+def calibrate(model: nn.Module, batches: Iterable[Tensor], device: torch.device,
+              mean: Callable[[Tensor], Tensor] | None = None) -> None:
     """Measure batch norm's statistics anew, on these batches of images: averaged weights have no others of their own.
 
     Without this, averaged weights are judged with the statistics of other weights, and for the first hundred steps
-    answer all background (figures in benchmarks/README.md).
+    answer all background (figures in benchmarks/README.md). mean: averages a tensor over the processes of a team.
     """
     layers = [layer for layer in model.modules() if isinstance(layer, nn.BatchNorm2d)]
     for layer in layers:
@@ -40,4 +42,10 @@ def calibrate(model: nn.Module, batches: Iterable[Tensor], device: torch.device)
     with autocast(device):
         for images in batches if layers else ():
             model(images.contiguous(memory_format=torch.channels_last))
+    if mean:
+        for layer in layers:
+            centre, variance = cast(Tensor, layer.running_mean), cast(Tensor, layer.running_var)
+            square = mean(variance + centre ** 2)
+            centre.copy_(mean(centre))
+            variance.copy_(square - centre ** 2)
     model.eval()

@@ -6,10 +6,11 @@ import re
 from collections import Counter, defaultdict
 from pathlib import Path
 
-from .data import Dataset, Frame, Problem, check_sizes, masks_folder_name
+from .data import Dataset, Frame, Problem, Split, check_sizes, exclude, masks_folder_name, split_by_position
 from .errors import SegkitError
 from .images import Header, read_header
 from .names import MASK_NAME, Key, files_in, folders_below, folders_in, images_in, name_key, same_name
+from .settings import Settings
 
 IMAGE_FOLDERS = ("aphase", "preprocessedphase", "")  # "": directly in PosXXX; the first that holds images is used
 MASK_FOLDERS = ("preprocessedphasemasks", "")
@@ -216,3 +217,9 @@ def _guess(root: Path) -> str:
     except OSError as error:
         return f"it cannot be read ({error.strerror}); "
     return ""
+
+
+def discover_split(settings: Settings) -> Split:
+    """What the settings say to learn from and to judge by: DATASET_PATH, MASKS_PATH, EXCLUDE, VALIDATION."""
+    pairs, _ = exclude(discover(settings.dataset_path, settings.masks_path).pairs, settings.exclude)
+    return split_by_position(pairs, settings.validation)

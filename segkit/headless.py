@@ -27,7 +27,7 @@ def main(arguments: Sequence[str]) -> int:
     """
     try:
         names = MEASURE if arguments[:1] == ["segment"] else TRAIN_AND_MEASURE
-        values = dict(_name_and_value(a) for a in arguments if a != "segment")
+        values = dict(name_and_value(a) for a in arguments if a != "segment")
         run_notebooks(names, values)
     except SegkitError as error:
         print(f"\nsegkit stopped: {error}", file=sys.stderr)
@@ -38,7 +38,7 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _name_and_value(argument: str) -> tuple[str, str]:
+def name_and_value(argument: str) -> tuple[str, str]:
     name, equals, value = argument.partition("=")
     if not equals:
         raise SegkitError(f"{argument} is no setting: NAME=value was needed, such as EPOCHS=20")

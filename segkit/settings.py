@@ -41,6 +41,8 @@ class Settings:
     learning_rate: float = _setting(2e-3, "highest learning rate of the schedule", 1e-7, 1.0)
     seed: int = _setting(0, "start of every random choice", 0, 2**31 - 1)
     device: str = _setting("auto", "auto, cpu, cuda or mps")
+    processes: int = _setting(1, "processes of this machine that train together, such as one for each GPU (needs pip "
+                                 "install 'segkit[cluster]')", 1, 1024)
     validation: tuple[str, ...] = _setting(("09", "10", "19", "20"), "endings of the positions to judge by")
     exclude: tuple[str, ...] = _setting((), "pairs not to use: EXPERIMENT/PosXXX/frame, or EXPERIMENT/PosXXX")
     resume: bool = _setting(False, "go on with an interrupted run, or with a finished one for more EPOCHS")
@@ -49,6 +51,8 @@ class Settings:
     memory_limit: float = _setting(0.0, "memory for decoded frames; 0: half of what is free", 0, 1e6, "GB")
     scale: float = _setting(1.0, "factor that brings other cells to the width of the model's training cells", 0.02, 50)
     flips: bool = _setting(False, "average the answers for four mirror images: slower, a little better")
+    cluster: str = _setting("", "where to segment: empty: in this process; local:4: 4 processes of this machine; else "
+                                "the address of a Dask scheduler (needs pip install 'segkit[cluster]')")
     onnx: bool = _setting(False, "write the student as model.onnx too (needs pip install 'segkit[onnx]')")
     pixel_size_um: float = _setting(0.0733, "size of a pixel", 1e-4, 1e3, "um")
     minutes_per_frame: float = _setting(2.0, "time between frames", 1e-4, 1e5, "min")

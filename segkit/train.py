@@ -4,38 +4,34 @@ from __future__ import annotations
 
 import math
 import time
-from collections import deque
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import cast
 
 import numpy as np
+import pandas as pd
 import torch
-from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
 from tqdm.auto import tqdm
 
-from .averaging import average_weights, calibrate, calibration_batches
-from .crops import cut_crops, draw_crops
 from .data import Split
 from .decode import build_store
-from .devices import autocast, describe_device, pick_device
+from .devices import describe_device
+from .discover import discover_split
 from .errors import SegkitError
 from .history import History, log, logging_to
 from .judge import choose_prominence, judge
 from .layout import choose_crop, covering, learning_rate_at
-from .losses import batch_dice, student_loss
-from .model import STRIDE, UNet
+from .learner import Learner
+from .model import UNet
 from .model_file import load_model, save_model
 from .run import Checkpoint, finish_run, load_checkpoint, open_run, save_checkpoint
 from .settings import Settings
-from .store import Store
+from .team import Team, launch, launched
 
-WEIGHT_DECAY, CLIP = 1e-2, 1.0
 TRIES = 3  # how often a broken-down training is set right before it gives up
 LEARNT = 0.5  # validation Dice from which on a fall to half is a breakdown; below it a student still wavers
 SPECK = 12  # pixels; nothing smaller is a cell, nor anything smaller than a disc of the training cells' width
-PREVIEWS = 2
 KEPT = ("epoch", "tries", "rate_scale", "best_dice", "least_loss")  # plain values that a checkpoint holds
 
 
@@ -44,80 +40,111 @@ def fit(model: UNet, split: Split, settings: Settings, on_epoch: Callable[[Histo
 
     model: changed in place; holds the best weights at the end. on_epoch: called with the history after every epoch.
     Returns the history. The run folder gets what DESIGN's table lists; RESUME goes on from its last.pt.
+    With PROCESSES over 1, or started by torchrun, the frames are shared out among the processes; one of them writes.
     Raises SegkitError where the run exists already, nothing can be decoded, the training breaks down
     more than 3 times, a file cannot be written, or the kernel is interrupted (nothing is lost then).
     """
-    with logging_to(open_run(split, settings) / "run.log"):
+    if settings.processes > 1 and not launched():
+        if split != discover_split(settings):
+            raise SegkitError("PROCESSES trains on the split that the settings give, and another one was handed over: "
+                              "say it by VALIDATION and EXCLUDE, or set PROCESSES=1")
+        history = launch(settings, on_epoch)
+        _take_best(model, settings)
+        return history
+    team = Team(settings.device)
+    if team.first:
+        open_run(split, settings)
+    team.wait()
+    with logging_to(settings.run_dir / "run.log") if team.first else nullcontext():
+        log.disabled = not team.first
         try:
-            return _Training(model, split, settings).run(on_epoch)
+            return _Training(model, split, settings, team).run(on_epoch if team.first else None)
         except SegkitError as error:
             log.info("stopped: %s", error)
             raise
+        finally:
+            log.disabled = False
+
+
+def _take_best(model: UNet, settings: Settings) -> None:
+    """The weights that the run has kept, and what its file says of them."""
+    best = load_model(settings.run_dir, str(next(model.parameters()).device))
+    model.load_state_dict(best.state_dict())
+    model.info = best.info
+    model.eval()
 
 
 class _Training:
-    """The state of one training: what a checkpoint holds, and what the steps need."""
+    """The course of one training: what a checkpoint holds beside the weights, and what to do after every epoch."""
 
-    def __init__(self, model: UNet, split: Split, settings: Settings) -> None:
-        self.settings = settings
-        self.device = pick_device(settings.device)
+    def __init__(self, model: UNet, split: Split, settings: Settings, team: Team) -> None:
+        self.settings, self.team, self.validation_frames = settings, team, split.validation
+        self.learner = Learner(model, team, settings)
         cache = settings.run_dir.parent / ".cache"
-        self.train, problems = build_store(split.train, self.device, cache, settings.memory_limit)
-        self.validation, more = build_store(split.validation, self.device, cache, settings.memory_limit)
-        for problem in problems + more:
-            log.info("left out %s: %s", problem.path, problem.reason)
-        self.crop = choose_crop(settings, self.device, (int(self.train.height.min()), int(self.train.width.min())))
-        crops = settings.crops_per_epoch or covering(int((self.train.height * self.train.width).sum()), self.crop)
+        stores = []
+        for frames, what in ((split.train, "training frames"), (split.validation, "validation frames")):
+            store, problems = build_store(team.share(frames, what), team.device, cache, settings.memory_limit)
+            for problem in team.gather(problems):
+                log.info("left out %s: %s", problem.path, problem.reason)
+            stores.append(store)
+        self.train, self.validation = stores
+        shares = pd.DataFrame(team.gather([{
+            "height": int(self.train.height.min()), "width": int(self.train.width.min()),
+            "area": int((self.train.height * self.train.width).sum()), "foreground": self.train.foreground,
+            "cell_width": self.train.cell_width, "train": len(self.train.frames),
+            "validation": len(self.validation.frames)}]))
+        self.foreground = float(np.average(shares["foreground"], weights=shares["area"]))
+        self.cell_width = float(shares["cell_width"].median())
+        self.crop = choose_crop(settings, team.device, (int(shares["height"].min()), int(shares["width"].min())))
+        crops = settings.crops_per_epoch or covering(int(shares["area"].sum()), self.crop)
         self.steps = max(1, round(crops / settings.batch_size))
-        self.micro = settings.batch_size
-        self.model = model.to(self.device).to(memory_format=torch.channels_last)
         self.history, self.epoch, self.tries, self.rate_scale = History(), 0, 0, 1.0
         self.best_dice, self.least_loss = -1.0, math.inf
         self.sound: Checkpoint | None = None  # the last state worth going back to
-        self._start_weights()
+        self.learner.start(self.foreground, self.tries)
         log.info("%d training frames, %d validation frames; crops of %d x %d, %d steps of %d an epoch; %s",
-                 len(self.train.frames), len(self.validation.frames), *self.crop, self.steps, settings.batch_size,
-                 describe_device(self.device))
-
-    def _start_weights(self) -> None:
-        """Fresh weights by the seed, or another run's; then the optimiser and the running average."""
-        torch.manual_seed(self.settings.seed + 1000 * self.tries)
-        start_from = self.settings.start_from_path
-        fresh = load_model(start_from, "cpu") if start_from else UNet(self.model.info)
-        if start_from is None:
-            share = min(max(self.train.foreground, 1e-3), 0.9)
-            fresh.out.bias = nn.Parameter(torch.tensor([math.log(share / (1 - share)), 0.5 * share]))
-        elif fresh.info.outputs != 2:
-            raise SegkitError(f"START_FROM {start_from} is a model of the starting recipe, with masks only: start "
-                              "from a model that segkit trained")
-        self.model.load_state_dict(fresh.state_dict())
-        self.average = AveragedModel(self.model, multi_avg_fn=average_weights)
-        self.optimiser = torch.optim.AdamW(self.model.parameters(), weight_decay=WEIGHT_DECAY,
-                                           fused=self.device.type == "cuda" or None)
+                 shares["train"].sum(), shares["validation"].sum(), *self.crop, self.steps, settings.batch_size,
+                 describe_device(team.device))
+        if team.size > 1:
+            log.info("%d processes, each with %s training frames, %s validation frames and %d crops of every batch",
+                     team.size, "/".join(map(str, shares["train"])), "/".join(map(str, shares["validation"])),
+                     self.learner.batch)
 
     def run(self, on_epoch: Callable[[History], None] | None) -> History:
         if self.settings.resume:
-            self._restore(load_checkpoint(self.settings.run_dir, self.device))
+            self._restore(load_checkpoint(self.settings.run_dir, self.team.device))
             log.info("resumed after epoch %d", self.epoch)
         epochs = self.settings.epochs
         try:
             with tqdm(total=epochs * self.steps, initial=self.epoch * self.steps, desc="training", unit="step",
-                      leave=False) as bar:
+                      leave=False, disable=not self.team.first) as bar:
                 while self.epoch < epochs:
                     self._one_epoch(bar)
                     if on_epoch:
                         on_epoch(self.history)
+            self._finish()
         except KeyboardInterrupt:
             raise SegkitError(f"interrupted: {self.epoch} of {epochs} epochs are saved in {self.settings.run_dir}; "
                               "RESUME=1 goes on from there") from None
-        best = load_model(self.settings.run_dir, str(self.device))
-        self.model.load_state_dict(best.state_dict())
-        self.model.eval()
-        self.model.info = best.info
-        self.model.info = choose_prominence(self.model, self.validation.frames)
-        finish_run(self.model, judge(self.model, self.validation.frames), self.history, self.settings,
-                   describe_device(self.device))
+        except RuntimeError as error:
+            if self.team.size == 1:
+                raise
+            raise SegkitError(f"one of the {self.team.size} processes was lost ({str(error).splitlines()[0]}): "
+                              f"{self.epoch} of {epochs} epochs are saved in {self.settings.run_dir}; RESUME=1 goes on "
+                              "from there") from None
         return self.history
+
+    def _finish(self) -> None:
+        """Judge the best student frame by frame, and write what is known of it."""
+        model, team = self.learner.model, self.team
+        team.wait()  # until its file is there
+        _take_best(model, self.settings)
+        model.info = choose_prominence(model, self.validation_frames)
+        scores = team.gather(judge(model, self.validation.frames).to_dict("records"))
+        if team.first:
+            finish_run(model, pd.DataFrame(scores).sort_values(["experiment", "position", "frame"]), self.history,
+                       self.settings, describe_device(team.device))
+        team.wait()
 
     def _one_epoch(self, bar: tqdm) -> None:
         began = time.perf_counter()
@@ -129,7 +156,7 @@ class _Training:
             event = self._set_right(event)
         else:
             self.epoch += 1
-        rate = self.optimiser.param_groups[0]["lr"]
+        rate = self.learner.optimiser.param_groups[0]["lr"]
         self.history.rows.append({
             "epoch": number, "train_loss": loss, "train_dice": train_dice, "val_loss": val_loss,
             "val_dice": val_dice, "learning_rate": rate, "event": event,
@@ -143,89 +170,35 @@ class _Training:
         self.best_dice = max(self.best_dice, -1.0 if event else val_dice)
         if not event and val_loss < self.least_loss:
             self.least_loss = val_loss
-            judged = cast(UNet, self.average.module)
-            width = round(self.train.cell_width, 2)
-            judged.info = replace(self.model.info, cell_width=width, min_area=max(SPECK, round(0.75 * width ** 2)),
-                                  settings=self.settings.as_dict(), scores={"val_dice": val_dice, "epoch": self.epoch})
-            save_model(judged, self.settings.run_dir / "model.safetensors")
-        self.history.save(self.settings.run_dir / "history.csv")
-        checkpoint = self._checkpoint()
+            self._keep_best(val_dice)
+        checkpoint = self.learner.checkpoint({**{name: getattr(self, name) for name in KEPT},
+                                              "rows": [dict(row) for row in self.history.rows]})
         if not event and val_dice >= 0.5 * self.best_dice:
             self.sound = checkpoint
-        save_checkpoint(checkpoint, self.settings.run_dir)
+        if self.team.first:
+            self.history.save(self.settings.run_dir / "history.csv")
+            save_checkpoint(checkpoint, self.settings.run_dir)
+
+    def _keep_best(self, val_dice: float) -> None:
+        judged, width = cast(UNet, self.learner.average.module), round(self.cell_width, 2)
+        judged.info = replace(self.learner.model.info, cell_width=width, min_area=max(SPECK, round(0.75 * width ** 2)),
+                              settings=self.settings.as_dict(), scores={"val_dice": val_dice, "epoch": self.epoch})
+        if self.team.first:
+            save_model(judged, self.settings.run_dir / "model.safetensors")
 
     def _train_epoch(self, bar: tqdm) -> tuple[float, float]:
-        """One pass of `steps` batches; crops depend on seed, epoch and tries alone, so a resumed run repeats them."""
-        source = torch.Generator().manual_seed(
-            (self.settings.seed * 1_000_003 + self.epoch * 101 + self.tries) % 2**63)
-        self.model.train()
-        newest: deque[Tensor] = deque(maxlen=calibration_batches(self.steps))
-        total = torch.zeros(2, device=self.device)
-        for step in range(self.steps):
-            progress = (self.epoch * self.steps + step) / (self.settings.epochs * self.steps)
-            for group in self.optimiser.param_groups:
-                group["lr"] = learning_rate_at(progress, self.settings.learning_rate) * self.rate_scale
-            plan = draw_crops(self.train, self.settings.batch_size, self.crop, source)
-            images, targets = cut_crops(self.train, plan, self.crop)
-            newest.append(images.to(self.device))
-            total += self._step(newest[-1], targets.to(self.device))
-            bar.update()
-        calibrate(self.average.module, newest, self.device)
-        loss, train_dice = (total / self.steps).tolist()
-        return loss, train_dice
+        """One pass; crops depend on seed, epoch, tries and process alone, so a resumed run repeats them."""
+        seed = self.settings.seed * 1_000_003 + self.epoch * 101 + self.tries + self.team.rank * 15_485_863
+        done, all_steps = self.epoch * self.steps, self.settings.epochs * self.steps
+        rates = [learning_rate_at((done + step) / all_steps, self.settings.learning_rate) * self.rate_scale
+                 for step in range(self.steps)]
+        return self.learner.train(self.train, self.crop, rates, torch.Generator().manual_seed(seed % 2**63), bar.update)
 
-    def _step(self, images: Tensor, targets: Tensor) -> Tensor:
-        """One step of the optimiser. Out of GPU memory, the batch is halved and its gradients are summed."""
-        while True:
-            try:
-                scores = self._accumulate(images, targets)
-                break
-            except torch.OutOfMemoryError:
-                if self.micro == 1:
-                    raise SegkitError(f"one crop of {self.crop[0]} x {self.crop[1]} does not fit into the GPU's "
-                                      "memory: set a smaller CROP") from None
-                self.micro = -(-self.micro // 2)
-                torch.cuda.empty_cache()
-                log.info("out of GPU memory: batches are now computed in parts of %d crops", self.micro)
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), CLIP)
-        self.optimiser.step()
-        self.average.update_parameters(self.model)
-        return scores
-
-    def _accumulate(self, images: Tensor, targets: Tensor) -> Tensor:
-        self.optimiser.zero_grad(set_to_none=True)
-        scores = torch.zeros(2, device=self.device)
-        for part, target in zip(images.split(self.micro), targets.split(self.micro), strict=True):
-            share = len(part) / len(images)
-            with autocast(self.device):
-                output = self.model(part.contiguous(memory_format=torch.channels_last))
-            loss = student_loss(output, target)
-            (loss * share).backward()
-            dice = batch_dice(output[:, 0].detach(), target[:, 0] > 0).mean()
-            scores += share * torch.stack([loss.detach(), dice])
-        return scores
-
-    @torch.inference_mode()
     def _validate(self) -> tuple[float, float]:
-        """Mean loss and Dice over all whole validation frames, by the running average of the weights."""
-        judged = self.average.module.eval()
-        losses: list[Tensor] = []
-        dices: list[Tensor] = []
-        previews: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
-        for index in _same_size(self.validation, 1 if self.device.type == "cpu" else 8):
-            images, targets = (t.to(self.device) for t in self.validation.whole(index, STRIDE))
-            with autocast(self.device):
-                output = judged(images.contiguous(memory_format=torch.channels_last))
-            height, width = int(self.validation.height[index[0]]), int(self.validation.width[index[0]])
-            output, targets = output[..., :height, :width].float(), targets[..., :height, :width]
-            losses += [student_loss(output, targets)] * len(index)
-            dices.append(batch_dice(output[:, 0], targets[:, 0] > 0))
-            if len(previews) < PREVIEWS:
-                image, probability, mask = (t.cpu().numpy() for t in (
-                    images[0, 0, :height, :width], output[0, 0].sigmoid(), targets[0, 0] > 0))
-                previews.append((image, probability, mask))
-        self.history.previews = previews
-        return float(torch.stack(losses).cpu().double().mean()), float(torch.cat(dices).cpu().double().mean())
+        """Mean loss and Dice over all whole validation frames, each judged by one process."""
+        judged = self.learner.judge(self.validation)
+        self.history.previews = judged.previews
+        return float(np.mean(self.team.gather(judged.losses))), float(np.mean(self.team.gather(judged.dices)))
 
     def _breakdown(self, loss: float, val_loss: float, val_dice: float) -> str:
         """Why this epoch cannot stand, or nothing: a loss without value, a fall, a student that answers nothing."""
@@ -252,29 +225,11 @@ class _Training:
             self.tries, self.rate_scale, self.history.rows = tries, scale, rows
             return f"{event}: rolled back to epoch {self.epoch}"
         self.epoch, self.best_dice, self.least_loss = 0, -1.0, math.inf
-        self._start_weights()
+        self.learner.start(self.foreground, self.tries)
         return f"{event}: started anew with other weights"
 
-    def _checkpoint(self) -> Checkpoint:
-        """Everything needed to go on, copied."""
-        return Checkpoint.of(self.model, self.average, self.optimiser, {
-            **{name: getattr(self, name) for name in KEPT}, "rows": [dict(row) for row in self.history.rows]})
-
     def _restore(self, checkpoint: Checkpoint) -> None:
-        checkpoint.load_into(self.model, self.average, self.optimiser)
-        state = checkpoint.state
+        self.learner.restore(checkpoint)
         for name in KEPT:
-            setattr(self, name, state[name])
-        self.history.rows = [dict(row) for row in state["rows"]]
-
-
-def _same_size(store: Store, at_most: int) -> list[list[int]]:
-    """Indices of frames, in order, in groups of one size."""
-    groups: list[list[int]] = []
-    sizes = list(zip(store.height.tolist(), store.width.tolist(), strict=True))
-    for i, size in enumerate(sizes):
-        if groups and len(groups[-1]) < at_most and sizes[groups[-1][0]] == size:
-            groups[-1].append(i)
-        else:
-            groups.append([i])
-    return groups
+            setattr(self, name, checkpoint.state[name])
+        self.history.rows = [dict(row) for row in checkpoint.state["rows"]]

@@ -24,9 +24,9 @@ from .sources import FORM_FILE, load_settings, save_form
 FORM_GROUPS = {
     "Data": ("DATASET_PATH", "MASKS_PATH", "RUN", "VALIDATION", "EXCLUDE"),
     "Training": ("EPOCHS", "BATCH_SIZE", "CROP", "CROPS_PER_EPOCH", "LEARNING_RATE", "SEED", "DEVICE", "MEMORY_LIMIT",
-                 "RESUME", "START_FROM"),
-    "Measuring": ("MODEL", "SCALE", "FLIPS", "ONNX", "PIXEL_SIZE_UM", "MINUTES_PER_FRAME", "DRUG_FRAME", "REFERENCE",
-                  "EXPERIMENTS"),
+                 "PROCESSES", "RESUME", "START_FROM"),
+    "Measuring": ("MODEL", "SCALE", "FLIPS", "CLUSTER", "ONNX", "PIXEL_SIZE_UM", "MINUTES_PER_FRAME", "DRUG_FRAME",
+                  "REFERENCE", "EXPERIMENTS"),
 }
 _GREEN, _RED = "#00664B", "#A33B00"
 

@@ -9,7 +9,7 @@ import tifffile
 import torch
 
 from segkit import SegkitError, UNet, dice, discover, read_image, read_labels, segment, segment_dataset
-from segkit import outputs as outputs_module
+from segkit import pipeline as pipeline_module
 from segkit import segmentation as segmentation_module
 from segkit.model import ModelInfo
 from segkit.outputs import width_complaint
@@ -70,7 +70,7 @@ def test_flip_averaging_does_not_depend_on_which_way_the_image_lies(model):
 def test_it_goes_on_where_it_stopped_and_ends_the_same(model, frames, tmp_path, monkeypatch):
     whole = pd.read_csv(segment_dataset(model, frames, tmp_path / "whole"))
     calls = []
-    real = outputs_module.predict
+    real = pipeline_module.predict
 
     def interrupted(*arguments, **options):
         calls.append(1)
@@ -78,7 +78,7 @@ def test_it_goes_on_where_it_stopped_and_ends_the_same(model, frames, tmp_path, 
             raise KeyboardInterrupt
         return real(*arguments, **options)
 
-    monkeypatch.setattr(outputs_module, "predict", interrupted)
+    monkeypatch.setattr(pipeline_module, "predict", interrupted)
     with pytest.raises(SegkitError, match="run this again to go on"):
         segment_dataset(model, frames, tmp_path / "parts")
     calls[:] = [1] * 10

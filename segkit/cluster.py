@@ -1,0 +1,87 @@
+"""Positions segmented by the workers of a Dask cluster: one task each, done again where a worker is lost."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .data import Frame
+from .devices import pick_device
+from .errors import SegkitError
+from .model import UNet
+from .pipeline import Done, Manner, work_through
+
+STUDENT = "segkit-student"
+BLOCK = 128  # frames in a task, at most
+PATIENCE = "10s"  # for the scheduler's answer
+
+
+def _plugin(model: UNet) -> Any:
+    """The model as a plugin of the workers: sent to each of them once, also to those that join later."""
+    from distributed import WorkerPlugin
+
+    class Student(WorkerPlugin):
+        name = STUDENT
+        model: UNet
+
+        def setup(self, worker: Any) -> None:
+            torch.set_num_threads(worker.state.nthreads)
+            device = pick_device(os.environ.get("SEGKIT_DEVICE", "auto"))
+            self.model = copy.to(device).to(memory_format=torch.channels_last).eval()
+
+    copy = UNet(model.info)
+    copy.load_state_dict({name: tensor.cpu() for name, tensor in model.state_dict().items()})
+    return Student()
+
+
+def _work(frames: Sequence[Frame], out_dir: Path, manner: Manner) -> list[Done]:
+    """A task, on a worker."""
+    from distributed import get_worker
+    plugin: Any = get_worker().plugins[STUDENT]
+    return list(work_through(plugin.model, frames, out_dir, manner))
+
+
+def work_on_cluster(cluster: str, model: UNet, frames: Sequence[Frame], out_dir: Path,
+                    manner: Manner) -> Iterator[Done]:
+    """As pipeline.work_through, in the same order, by the workers of a cluster.
+
+    cluster: "local:4", 4 processes of this machine, or the address of a Dask scheduler, such as tcp://node7:8786; its
+    workers must see the images and out_dir under the same paths. A worker's device is its SEGKIT_DEVICE, or auto. The
+    tables equal those of one process with as many threads, on a processor of the same kind.
+    Raises SegkitError where the extra `cluster` is not installed, the scheduler does not answer, or its workers are
+    lost again and again.
+    """
+    try:
+        from distributed import Client, KilledWorker, LocalCluster
+    except ImportError:
+        raise SegkitError("CLUSTER needs the package distributed: pip install 'segkit[cluster]'") from None
+    kind, _, number = cluster.partition(":")
+    if kind == "local" and not (number.isdigit() and int(number) > 0):
+        raise SegkitError(f"CLUSTER is {cluster}: local:4, for 4 processes, or a scheduler's address was needed")
+    with ExitStack() as stack:
+        try:
+            address = cluster if kind != "local" else stack.enter_context(LocalCluster(
+                n_workers=int(number), threads_per_worker=1, dashboard_address=None, silence_logs=logging.ERROR))
+            client = stack.enter_context(Client(address, timeout=PATIENCE))
+            client.register_plugin(_plugin(model))
+        except (OSError, ValueError) as error:
+            raise SegkitError(f"CLUSTER {cluster} does not answer ({error}): start its scheduler and workers, or set "
+                              "CLUSTER to local:4 or nothing") from None
+        positions = [list(position) for _, position in groupby(frames, key=lambda f: f.unit)]
+        tasks = [client.submit(_work, position[at:at + BLOCK], out_dir.resolve(), manner, pure=False)
+                 for position in positions for at in range(0, len(position), BLOCK)]
+        try:
+            for task in tasks:
+                yield from task.result()
+        except KilledWorker:
+            raise SegkitError(f"the workers of {cluster} were lost again and again at the same task: give them more "
+                              "memory, or fewer threads") from None
+        finally:
+            client.cancel(tasks)

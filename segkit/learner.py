@@ -1,0 +1,159 @@
+"""The student while it learns: its weights, their running average and the optimiser, a batch at a time."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+
+from .averaging import average_weights, calibrate, calibration_batches
+from .crops import cut_crops, draw_crops
+from .devices import autocast
+from .errors import SegkitError
+from .history import log
+from .losses import batch_dice, student_loss
+from .model import STRIDE, UNet
+from .model_file import load_model
+from .run import Checkpoint
+from .settings import Settings
+from .store import Store
+from .team import Team
+
+WEIGHT_DECAY, CLIP = 1e-2, 1.0
+PREVIEWS = 2
+
+
+class Judged(NamedTuple):
+    """What a look at whole frames gives: a loss and a Dice for each, and pictures of the first few."""
+
+    losses: list[float]
+    dices: list[float]
+    previews: list[tuple[np.ndarray, np.ndarray, np.ndarray]]  # image, probability, target mask, each (H, W)
+
+
+class Learner:
+    """One process's student in training; with a team, the others' are kept equal to it."""
+
+    def __init__(self, model: UNet, team: Team, settings: Settings) -> None:
+        self.team, self.settings, self.device = team, settings, team.device
+        self.model = model.to(self.device).to(memory_format=torch.channels_last)
+        self.forward = team.prepare(self.model)
+        self.batch = settings.batch_size // team.size
+        self.part = self.batch  # crops that go through the network at once
+        if settings.batch_size % team.size:
+            raise SegkitError(f"BATCH_SIZE is {settings.batch_size}: a multiple of the {team.size} processes was "
+                              "needed")
+
+    def start(self, foreground: float, tries: int) -> None:
+        """Fresh weights by the seed, or another run's; then the optimiser and the running average.
+
+        foreground: share of the training pixels inside cells, from which the output's bias starts.
+        """
+        torch.manual_seed(self.settings.seed + 1000 * tries)
+        start_from = self.settings.start_from_path
+        fresh = load_model(start_from, "cpu") if start_from else UNet(self.model.info)
+        if start_from is None:
+            share = min(max(foreground, 1e-3), 0.9)
+            fresh.out.bias = nn.Parameter(torch.tensor([math.log(share / (1 - share)), 0.5 * share]))
+        elif fresh.info.outputs != 2:
+            raise SegkitError(f"START_FROM {start_from} is a model of the starting recipe, with masks only: start "
+                              "from a model that segkit trained")
+        self.model.load_state_dict(fresh.state_dict())
+        self.average = AveragedModel(self.model, multi_avg_fn=average_weights)
+        self.optimiser = torch.optim.AdamW(self.model.parameters(), weight_decay=WEIGHT_DECAY,
+                                           fused=self.device.type == "cuda" or None)
+
+    def train(self, store: Store, crop: tuple[int, int], rates: list[float], source: torch.Generator,
+              on_step: Callable[[], object]) -> tuple[float, float]:
+        """A step at each of these learning rates, on crops drawn by source; mean loss and Dice over the team."""
+        self.model.train()
+        newest: deque[Tensor] = deque(maxlen=calibration_batches(len(rates)))
+        total = torch.zeros(2, device=self.device)
+        for rate in rates:
+            for group in self.optimiser.param_groups:
+                group["lr"] = rate
+            images, targets = cut_crops(store, draw_crops(store, self.batch, crop, source), crop)
+            newest.append(images.to(self.device))
+            total += self._step(newest[-1], targets.to(self.device))
+            on_step()
+        calibrate(self.average.module, newest, self.device, self.team.mean if self.team.size > 1 else None)
+        loss, dice = self.team.mean(total / len(rates)).tolist()
+        return loss, dice
+
+    def _step(self, images: Tensor, targets: Tensor) -> Tensor:
+        """One step of the optimiser. Out of GPU memory, the batch is halved and its gradients are summed."""
+        while True:
+            try:
+                scores = self._accumulate(images, targets)
+                break
+            except torch.OutOfMemoryError:
+                if self.part == 1 or self.team.size > 1:  # a team's processes must compute the same parts
+                    what = "one crop" if self.part == 1 else f"{self.part} crops"
+                    raise SegkitError(f"{what} of {images.shape[-2]} x {images.shape[-1]} do not fit into the GPU's "
+                                      "memory: set a smaller CROP or BATCH_SIZE") from None
+                self.part = -(-self.part // 2)
+                torch.cuda.empty_cache()
+                log.info("out of GPU memory: batches are now computed in parts of %d crops", self.part)
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), CLIP)
+        self.optimiser.step()
+        self.average.update_parameters(self.model)
+        return scores
+
+    def _accumulate(self, images: Tensor, targets: Tensor) -> Tensor:
+        self.optimiser.zero_grad(set_to_none=True)
+        scores = torch.zeros(2, device=self.device)
+        for part, target in zip(images.split(self.part), targets.split(self.part), strict=True):
+            share = len(part) / len(images)
+            with autocast(self.device):
+                output = self.forward(part.contiguous(memory_format=torch.channels_last))
+            loss = student_loss(output, target)
+            (loss * share).backward()
+            dice = batch_dice(output[:, 0].detach(), target[:, 0] > 0).mean()
+            scores += share * torch.stack([loss.detach(), dice])
+        return scores
+
+    @torch.inference_mode()
+    def judge(self, store: Store) -> Judged:
+        """Loss and Dice of this process's whole frames, by the running average of the weights."""
+        judged = self.average.module.eval()
+        losses: list[Tensor] = []
+        dices: list[Tensor] = []
+        previews: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+        for index in _same_size(store, 1 if self.device.type == "cpu" else 8):
+            images, targets = (t.to(self.device) for t in store.whole(index, STRIDE))
+            with autocast(self.device):
+                output = judged(images.contiguous(memory_format=torch.channels_last))
+            height, width = int(store.height[index[0]]), int(store.width[index[0]])
+            output, targets = output[..., :height, :width].float(), targets[..., :height, :width]
+            losses += [student_loss(output, targets)] * len(index)
+            dices.append(batch_dice(output[:, 0], targets[:, 0] > 0))
+            if len(previews) < PREVIEWS:
+                image, probability, mask = (t.cpu().numpy() for t in (
+                    images[0, 0, :height, :width], output[0, 0].sigmoid(), targets[0, 0] > 0))
+                previews.append((image, probability, mask))
+        return Judged(torch.stack(losses).tolist(), torch.cat(dices).tolist(), previews)
+
+    def checkpoint(self, state: dict[str, Any]) -> Checkpoint:
+        """Everything needed to go on, copied; state: plain values to keep beside it."""
+        return Checkpoint.of(self.model, self.average, self.optimiser, state)
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        checkpoint.load_into(self.model, self.average, self.optimiser)
+
+
+def _same_size(store: Store, at_most: int) -> list[list[int]]:
+    """Indices of frames, in order, in groups of one size."""
+    groups: list[list[int]] = []
+    sizes = list(zip(store.height.tolist(), store.width.tolist(), strict=True))
+    for i, size in enumerate(sizes):
+        if groups and len(groups[-1]) < at_most and sizes[groups[-1][0]] == size:
+            groups[-1].append(i)
+        else:
+            groups.append([i])
+    return groups

@@ -1,0 +1,163 @@
+"""More than one process: trainings that share their frames, and segmenting on workers of which one is killed."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+
+from segkit import SegkitError, Settings, UNet, discover, fit, load_model, make_demo_dataset, segment_dataset
+from segkit.discover import discover_split
+from segkit.model import ModelInfo
+from segkit.settings import parse_settings
+from segkit.team import Team
+from tests.helpers import FIXTURE
+
+
+def settings_for(folder, **changes):
+    if not (folder / "data").exists():
+        make_demo_dataset(folder / "data", shape=(96, 96), frames=8, positions={"REF": (101, 102, 109)})
+    values = {"DATASET_PATH": folder / "data", "DEVICE": "cpu", "CROP": 48, "CROPS_PER_EPOCH": 320, "EPOCHS": 6}
+    return parse_settings(values | changes, Settings(root=folder))
+
+
+def train(settings, on_epoch=None):
+    model = UNet()
+    return model, fit(model, discover_split(settings), settings, on_epoch)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """The same training by one process and by two: settings, and the epochs that were told while it ran."""
+    folder, told = tmp_path_factory.mktemp("team"), []
+    alone, together = settings_for(folder, RUN="alone"), settings_for(folder, RUN="together", PROCESSES=2)
+    train(alone)
+    model, history = train(together, lambda history: told.append(len(history.rows)))
+    return alone, together, model, history, told
+
+
+def test_two_processes_train_as_good_a_student_as_one(runs):
+    alone, together, model, history, _ = runs
+    one = pd.read_csv(alone.run_dir / "history.csv")["val_dice"].max()
+    assert one > 0.98
+    assert abs(max(row["val_dice"] for row in history.rows) - one) < 0.005
+    assert torch.equal(model.out.weight, load_model(together.run_dir, "cpu").out.weight)
+
+
+def test_every_frame_is_judged_once_and_every_batch_is_halved(runs):
+    alone, together, *_ = runs
+    said = (together.run_dir / "run.log").read_text()
+    assert "2 processes, each with 8/8 training frames, 4/4 validation frames and 8 crops of every batch" in said
+    assert said.count("epoch 6/6") == 1  # one process speaks
+    assert {p.name for p in together.run_dir.iterdir()} == {p.name for p in alone.run_dir.iterdir()}
+
+
+def test_the_notebook_is_told_of_epochs_while_they_are_trained(runs):
+    *_, history, told = runs
+    assert told
+    assert told == sorted(told)
+    assert len(history.rows) == 6
+
+
+def test_one_process_goes_on_with_what_two_began(runs):
+    together = runs[1]
+    settings = settings_for(together.root, RUN="together", EPOCHS=7, RESUME=1)
+    _, history = train(settings)
+    assert [row["epoch"] for row in history.rows] == list(range(1, 8))
+
+
+def test_a_lost_process_ends_the_run_with_a_sentence_and_its_epochs_are_kept(tmp_path):
+    settings = settings_for(tmp_path, RUN="lost", PROCESSES=2, EPOCHS=50, CROPS_PER_EPOCH=32)
+
+    def kill_one(history):
+        found = subprocess.run(["pgrep", "-f", f"segkit.distributed .*{tmp_path}.*RUN=lost"],
+                               capture_output=True, text=True).stdout.split()
+        workers = [int(pid) for pid in found if "torch.distributed" not in Path(f"/proc/{pid}/cmdline").read_text()]
+        os.kill(workers[-1], signal.SIGKILL)
+
+    with pytest.raises(SegkitError, match="RESUME=1 goes on"):
+        train(settings, kill_one)
+    kept = torch.load(settings.run_dir / "last.pt", weights_only=True)["state"]["epoch"]
+    assert kept >= 1
+    _, history = train(settings_for(tmp_path, RUN="lost", EPOCHS=kept + 1, CROPS_PER_EPOCH=32, RESUME=1))
+    assert len(history.rows) == kept + 1
+
+
+def test_what_cannot_be_shared_out_is_said(tmp_path):
+    with pytest.raises(SegkitError, match="multiple of the 2 processes"):
+        train(settings_for(tmp_path, RUN="odd", PROCESSES=2, BATCH_SIZE=5))
+    other = discover_split(settings_for(tmp_path, VALIDATION="101"))
+    with pytest.raises(SegkitError, match="the split that the settings give"):
+        fit(UNet(), other, settings_for(tmp_path, RUN="other", PROCESSES=2))
+    alone = Team("cpu")
+    assert alone.share([1, 2, 3], "frames") == [1, 2, 3]
+    assert alone.gather([1]) == [1]
+
+
+@pytest.fixture(scope="module")
+def student():
+    torch.manual_seed(1)
+    return UNet(ModelInfo(norm="group")).eval()
+
+
+@pytest.fixture(scope="module")
+def one_process(student, tmp_path_factory):
+    folder, threads = tmp_path_factory.mktemp("one"), torch.get_num_threads()
+    torch.set_num_threads(1)  # as a worker: bf16 sums round differently with more
+    segment_dataset(student, discover(FIXTURE).frames, folder, pixel_size_um=0.1)
+    torch.set_num_threads(threads)
+    return folder
+
+
+def same(folder, other):
+    for name in ("cells.csv", "scores.csv"):
+        assert (folder / name).read_bytes() == (other / name).read_bytes(), name
+    masks = sorted(p.relative_to(folder) for p in (folder / "masks").rglob("*.tif"))
+    assert masks
+    assert all((folder / m).read_bytes() == (other / m).read_bytes() for m in masks)
+
+
+def test_a_killed_workers_tasks_are_done_again_and_nothing_differs(student, one_process, tmp_path, monkeypatch):
+    distributed = pytest.importorskip("distributed")
+    monkeypatch.setenv("SEGKIT_DEVICE", "cpu")
+    with distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster:
+        pids = []
+
+        def kill_one():
+            while not any((tmp_path / "masks").rglob("*.tif")):
+                time.sleep(0.02)
+            with distributed.Client(cluster) as client:
+                pids.extend(client.run(os.getpid).values())
+            os.kill(pids[0], signal.SIGKILL)
+
+        killer = threading.Thread(target=kill_one, daemon=True)
+        killer.start()
+        segment_dataset(student, discover(FIXTURE).frames, tmp_path, pixel_size_um=0.1,
+                        cluster=cluster.scheduler_address)
+        killer.join()
+        with distributed.Client(cluster) as client:
+            assert set(client.run(os.getpid).values()) != set(pids)  # one of them is another process now
+    same(one_process, tmp_path)
+
+
+def test_a_cluster_that_is_not_there_is_said(student, tmp_path):
+    frames = discover(FIXTURE).frames[:1]
+    for where, words in (("local:many", "local:4"), ("tcp://127.0.0.1:9", "does not answer")):
+        with pytest.raises(SegkitError, match=words):
+            segment_dataset(student, frames, tmp_path, cluster=where)
+
+
+def test_without_the_extra_a_sentence_names_it(student, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "distributed", None)
+    with pytest.raises(SegkitError, match=r"segkit\[cluster\]"):
+        segment_dataset(student, discover(FIXTURE).frames[:1], tmp_path, cluster="local:2")
+    monkeypatch.setitem(sys.modules, "accelerate", None)
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
+    with pytest.raises(SegkitError, match=r"segkit\[cluster\]"):
+        Team("cpu")
