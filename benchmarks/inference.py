@@ -6,6 +6,7 @@ contiguous), the network alone as segkit runs it, `segment` with its labels, and
 
 from __future__ import annotations
 
+import importlib.util
 import sys
 import tempfile
 import time
@@ -16,6 +17,7 @@ import torch
 
 import segkit
 from segkit.devices import describe_device, pick_device
+from segkit.export import with_openvino
 from segkit.segmentation import predict
 from segkit.settings import parse_settings
 from segkit.sources import load_settings
@@ -54,6 +56,9 @@ def main(arguments: list[str]) -> None:
         actions: dict[str, Callable[[], object]] = {
             "network, float32, contiguous": plain_forward, "network in segkit": lambda: predict(model, [image]),
             "`segment`, labels included": lambda: segkit.segment(model, image)}
+        if device.type == "cpu" and importlib.util.find_spec("openvino"):
+            faster = with_openvino(model)
+            actions["`segment` through OpenVINO, labels included"] = lambda: segkit.segment(faster, image)
         times = {name: min(seconds(action) for _ in range(ROUNDS + 1)) for name, action in actions.items()}
         whole = [seconds(lambda k=k: segkit.segment_dataset(model, frames, Path(folder) / f"out{k}")) / FRAMES
                  for k in range(2)]

@@ -23,11 +23,13 @@ MODEL = None  # None: the model that 03_training made for this run
 
 # %%
 from segkit import discover, load_model, read_image, read_labels, segment
+from segkit.export import with_openvino
 from segkit.figures import grey, overlay, show_pictures
 from segkit.sources import load_settings
 
 settings = load_settings(globals())
 model = load_model(settings.model_path, settings.device)
+model = with_openvino(model) if settings.openvino else model
 dataset = discover(settings.dataset_path, settings.masks_path)
 judged = [f for f in dataset.frames if f.position.endswith(settings.validation)] or dataset.frames
 frame = judged[len(judged) // 2]

@@ -32,7 +32,7 @@ def _plugin(model: UNet) -> Any:
         model: UNet
 
         def setup(self, worker: Any) -> None:
-            torch.set_num_threads(worker.state.nthreads)
+            torch.set_num_threads(1)  # each of the worker's threads computes on one core
             device = pick_device(os.environ.get("SEGKIT_DEVICE", "auto"))
             self.model = copy.to(device).to(memory_format=torch.channels_last).eval()
 
@@ -54,7 +54,7 @@ def work_on_cluster(cluster: str, model: UNet, frames: Sequence[Frame], out_dir:
 
     cluster: "local:4", 4 processes of this machine, or the address of a Dask scheduler, such as tcp://node7:8786; its
     workers must see the images and out_dir under the same paths. A worker's device is its SEGKIT_DEVICE, or auto. The
-    tables equal those of one process with as many threads, on a processor of the same kind.
+    tables equal those of one process that computes with one thread, on a processor of the same kind.
     Raises SegkitError where the extra `cluster` is not installed, the scheduler does not answer, or its workers are
     lost again and again.
     """

@@ -51,6 +51,7 @@ class Settings:
     memory_limit: float = _setting(0.0, "memory for decoded frames; 0: half of what is free", 0, 1e6, "GB")
     scale: float = _setting(1.0, "factor that brings other cells to the width of the model's training cells", 0.02, 50)
     flips: bool = _setting(False, "average the answers for four mirror images: slower, a little better")
+    openvino: bool = _setting(False, "segment through OpenVINO on a CPU: faster (needs pip install 'segkit[openvino]')")
     cluster: str = _setting("", "where to segment: empty: in this process; local:4: 4 processes of this machine; else "
                                 "the address of a Dask scheduler (needs pip install 'segkit[cluster]')")
     onnx: bool = _setting(False, "write the student as model.onnx too (needs pip install 'segkit[onnx]')")

@@ -109,7 +109,7 @@ def student():
 @pytest.fixture(scope="module")
 def one_process(student, tmp_path_factory):
     folder, threads = tmp_path_factory.mktemp("one"), torch.get_num_threads()
-    torch.set_num_threads(1)  # as a worker: bf16 sums round differently with more
+    torch.set_num_threads(1)  # as a worker's; sums are rounded differently with more
     segment_dataset(student, discover(FIXTURE).frames, folder, pixel_size_um=0.1)
     torch.set_num_threads(threads)
     return folder
