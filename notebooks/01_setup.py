@@ -18,6 +18,18 @@
 # It learns from outlines that a large network, the *teacher* (Omnipose), drew before. The picture below is
 # what you will have made by the end of `04_inference`, on your own images.
 
+# %% tags=["colab"]
+# In Colab, with this project in your Drive as the folder segkit: install it there. Elsewhere this cell does nothing.
+import os
+import sys
+
+if "google.colab" in sys.modules:
+    from google.colab import drive
+    drive.mount("/content/drive")
+    os.chdir("/content/drive/MyDrive/segkit/notebooks")
+    os.system(f"{sys.executable} -m pip install --quiet --editable ..")
+    sys.path.insert(0, "..")
+
 # %% tags=["parameters"]
 DATASET_PATH = None  # None: what the form below saved, else the bundled demo
 RUN = None

@@ -16,6 +16,18 @@
 #
 # What is in the dataset, what is wrong with it, and which part the student will be judged by.
 
+# %% tags=["colab"]
+# In Colab, with this project in your Drive as the folder segkit: install it there. Elsewhere this cell does nothing.
+import os
+import sys
+
+if "google.colab" in sys.modules:
+    from google.colab import drive
+    drive.mount("/content/drive")
+    os.chdir("/content/drive/MyDrive/segkit/notebooks")
+    os.system(f"{sys.executable} -m pip install --quiet --editable ..")
+    sys.path.insert(0, "..")
+
 # %% tags=["parameters"]
 DATASET_PATH = None  # None: what the form in 01_setup saved, else the bundled demo
 RUN = None

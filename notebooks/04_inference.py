@@ -16,6 +16,18 @@
 #
 # The student segments the whole dataset, and you see how far it agrees with its teacher.
 
+# %% tags=["colab"]
+# In Colab, with this project in your Drive as the folder segkit: install it there. Elsewhere this cell does nothing.
+import os
+import sys
+
+if "google.colab" in sys.modules:
+    from google.colab import drive
+    drive.mount("/content/drive")
+    os.chdir("/content/drive/MyDrive/segkit/notebooks")
+    os.system(f"{sys.executable} -m pip install --quiet --editable ..")
+    sys.path.insert(0, "..")
+
 # %% tags=["parameters"]
 DATASET_PATH = None  # None: what the form in 01_setup saved, else the bundled demo
 RUN = None
@@ -125,7 +137,7 @@ else:
 # Look here before you trust a mean. Blue is the teacher, orange the student.
 
 # %%
-from segkit.data import read_pair
+from segkit.data import masks_path_in, read_pair
 from segkit.figures import TEACHER
 
 by_name = {(f.experiment, f.position, f.frame): f for f in dataset.pairs}
@@ -156,7 +168,7 @@ from segkit.widgets import browser
 
 def draw(frame, teacher, contrast):
     image = read_image(frame.image, frame.page)
-    labels = segment(model, image, scale=settings.scale, flips=settings.flips).labels
+    labels = read_labels(masks_path_in(settings.run_dir / "masks", frame))
     pictures = {f"student: {labels.max()} cells": overlay(image, labels, contrast=contrast)}
     if teacher and frame.masks:
         pictures["teacher"] = overlay(*read_pair(frame), TEACHER, contrast)

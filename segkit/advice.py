@@ -10,7 +10,7 @@ import pandas as pd
 
 from .data import exclude, split_by_position
 from .devices import pick_device
-from .discover import discover
+from .discover import discover, discover_split
 from .images import read_header
 from .layout import choose_crop, covering
 from .machine import measure_speed
@@ -44,8 +44,7 @@ def settings_table(settings: Settings) -> pd.DataFrame:
 
 def training_estimate(settings: Settings) -> str:
     """How long the training will take on this device, about, from a measured speed."""
-    pairs = split_by_position(exclude(discover(settings.dataset_path, settings.masks_path).pairs,
-                                      settings.exclude)[0], settings.validation)
+    pairs = discover_split(settings)
     height, width = read_header(pairs.train[0].image)[1:]
     speed = _speed(str(pick_device(settings.device)))
     crop = choose_crop(settings, pick_device(settings.device), (height, width))

@@ -28,7 +28,7 @@ FORM_GROUPS = {
     "Measuring": ("MODEL", "SCALE", "FLIPS", "OPENVINO", "CLUSTER", "ONNX", "PIXEL_SIZE_UM", "MINUTES_PER_FRAME",
                   "DRUG_FRAME", "REFERENCE", "EXPERIMENTS"),
 }
-_GREEN, _RED = "#00664B", "#A33B00"
+_GOOD, _BAD = "#1E8E62", "#D0571A"  # of the sign alone, the words have the theme's colour: light or dark
 
 
 def _quiet_repr(widget: w.Widget) -> str:
@@ -37,8 +37,8 @@ def _quiet_repr(widget: w.Widget) -> str:
 
 
 def _say(text: str, good: bool) -> str:
-    colour, sign = (_GREEN, "✓") if good else (_RED, "✗")
-    return f'<span style="color:{colour}">{sign} {html.escape(text)}</span>'
+    colour, sign = (_GOOD, "✓") if good else (_BAD, "✗")
+    return f'<b style="color:{colour}">{sign}</b> {html.escape(text)}'
 
 
 class SettingsForm(w.VBox):

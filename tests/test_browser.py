@@ -106,6 +106,38 @@ def test_setup_runs_to_its_end_and_its_form_answers(lab, page):
     (folder / "segkit.json").unlink()
 
 
+def contrast(page, element):
+    """Between the colour of an element's text and what is behind it, as WCAG defines it (1 to 21)."""
+    return element.evaluate("""element => {
+        const numbers = colour => colour.match(/[\\d.]+/g).map(Number);
+        const light = colour => numbers(colour).slice(0, 3).map(v => v / 255)
+            .map(v => v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4)
+            .reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
+        let behind = element;
+        while (behind.parentElement && (numbers(getComputedStyle(behind).backgroundColor)[3] ?? 1) === 0)
+            behind = behind.parentElement;
+        const [a, b] = [getComputedStyle(element).color, getComputedStyle(behind).backgroundColor].map(light);
+        return (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
+    }""")
+
+
+def test_the_form_can_be_read_in_the_light_and_in_the_dark(lab, page):
+    said = page.locator("text=✓ 72 images, 72 with masks").last
+    assert contrast(page, said) >= 4.5
+    page.click(".lm-MenuBar-itemLabel:text-is('Settings')")
+    page.hover(".lm-Menu-itemLabel:text-is('Theme')")
+    page.click(".lm-Menu-itemLabel:text-is('JupyterLab Dark')")
+    page.wait_for_selector("body[data-jp-theme-light=false]", timeout=30_000)
+    page.wait_for_timeout(1000)
+    said.scroll_into_view_if_needed()
+    keep_screenshot(page, "01_dark")
+    assert contrast(page, said) >= 4.5
+    assert contrast(page, page.locator(".jp-OutputArea .widget-text label").first) >= 4.5
+    page.click(".lm-MenuBar-itemLabel:text-is('Settings')")
+    page.hover(".lm-Menu-itemLabel:text-is('Theme')")
+    page.click(".lm-Menu-itemLabel:text-is('JupyterLab Light')")
+
+
 ERRORS = ".jp-OutputArea-output[data-mime-type='application/vnd.jupyter.stderr'], " \
          ".jp-OutputArea-output[data-mime-type='application/vnd.jupyter.error']"
 
