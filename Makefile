@@ -4,13 +4,14 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+LOWEST := .venv-lowest
 READY := $(VENV)/.ready-$(if $(TORCH),$(TORCH),default)
 TORCH_INDEX := $(if $(filter cpu,$(TORCH)),--index-url https://download.pytorch.org/whl/cpu,)
 # every variable of the command line that is a setting, and the caller's folder for relative paths
 SETTINGS := $(filter-out TORCH=% PYTHON=%,$(MAKEOVERRIDES))
 HEADLESS = SEGKIT_CALLER="$(PWD)" $(BIN)/python -m segkit.headless
 
-.PHONY: run segment test lab notebooks bench clean install lint pairs
+.PHONY: run segment test test-lowest lab notebooks bench clean install lint pairs
 
 run: install
 	$(HEADLESS) $(SETTINGS)
@@ -21,6 +22,14 @@ segment: install
 test: install lint
 	$(BIN)/python -m pytest tests
 	$(BIN)/python -m pytest --nbval notebooks
+
+# the same unit tests with the lowest versions of everything that pyproject.toml allows
+test-lowest: install
+	test -x $(LOWEST)/bin/python || $(PYTHON) -m venv $(LOWEST)
+	$(BIN)/python -m tests.lowest > $(LOWEST)/pins.txt
+	$(LOWEST)/bin/python -m pip install --quiet -r $(LOWEST)/pins.txt
+	$(LOWEST)/bin/python -m pip install --quiet -e '.[test]'
+	$(LOWEST)/bin/python -m pytest tests --ignore=tests/test_browser.py
 
 lint: install
 	$(BIN)/ruff check .
@@ -51,5 +60,5 @@ $(READY): pyproject.toml
 
 # leaves runs/ and segkit.json alone
 clean:
-	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis artefacts
+	rm -rf $(VENV) $(LOWEST) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis artefacts
 	find . -name __pycache__ -type d -not -path './runs/*' -prune -exec rm -rf {} +

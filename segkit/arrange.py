@@ -21,6 +21,8 @@ from .errors import SegkitError
 from .files import replacing
 
 _COPY = re.compile(r"( \(\d+\)|\.zip| - copy| copy( \d+)?|-\d{8}T\d{6}Z(-\d+)*(-\d{3})?)+$", re.IGNORECASE)
+FAULTS = {"password": "is locked with a password: unpack it by hand",
+          "not readable": "may not be read: change its permissions"}
 
 
 @dataclass(frozen=True)
@@ -125,9 +127,8 @@ def arrange(source: str | Path, dataset_path: str | Path, *, move: bool = False)
             try:
                 _carry_out(job, opened, move)
             except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError) as error:
-                locked = "password" in str(error)
-                what = "is locked with a password: unpack it by hand" if locked else (
-                    f"is damaged ({error}): download the archive again")
+                what = next((words for sign, words in FAULTS.items() if sign in str(error)),
+                            f"is damaged ({error}): download the archive again")
                 plan.problems.append(Problem(Path(job.entry.source),
                                              f"{job.entry.where}: {job.entry.source} {what}", 1))
     finally:
@@ -142,7 +143,7 @@ def _carry_out(job: Move, opened: dict[Path, zipfile.ZipFile], move: bool) -> No
         shutil.move(job.entry.source, job.target)
         return
     if job.entry.archive is None and not os.access(job.entry.source, os.R_OK):
-        raise RuntimeError("it may not be read")
+        raise RuntimeError("not readable")
     with replacing(job.target) as temporary:
         if job.entry.archive is None:
             shutil.copy2(job.entry.source, temporary)

@@ -32,10 +32,10 @@ def intensity_range(image: np.ndarray, normalisation: str = "percentile") -> tup
 
 def normalise(image: np.ndarray, normalisation: str = "percentile") -> np.ndarray:
     """Map an image (H, W) of any dtype to float32 with its intensity range at 0..1; non-finite pixels become 0.5."""
-    with np.errstate(over="ignore"):  # beyond float32 is infinite, and not finite is 0.5
+    with np.errstate(over="ignore", invalid="ignore"):  # beyond float32 is infinite, and not finite is 0.5
         image = np.asarray(image).astype(np.float32)
-    low, high = intensity_range(image, normalisation)
-    scaled = (image - np.float32(low)) * np.float32(1 / (high - low))
+        low, high = intensity_range(image, normalisation)
+        scaled = (image - np.float32(low)) * np.float32(1 / (high - low))
     return np.nan_to_num(scaled, nan=0.5, posinf=0.5, neginf=0.5) if not np.isfinite(scaled).all() else scaled
 
 

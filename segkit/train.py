@@ -15,7 +15,7 @@ import torch
 from tqdm.auto import tqdm
 
 from .data import Split
-from .decode import build_store
+from .decode import build_store, free_memory
 from .devices import describe_device
 from .discover import discover_split
 from .errors import SegkitError
@@ -81,9 +81,10 @@ class _Training:
         self.settings, self.team, self.validation_frames = settings, team, split.validation
         self.learner = Learner(model, team, settings)
         cache = settings.run_dir.parent / ".cache"
+        limit = settings.memory_limit if team.size == 1 else (settings.memory_limit or free_memory() / 2e9) / team.size
         stores = []
         for frames, what in ((split.train, "training frames"), (split.validation, "validation frames")):
-            store, problems = build_store(team.share(frames, what), team.device, cache, settings.memory_limit)
+            store, problems = build_store(team.share(frames, what), team.device, cache, limit)
             for problem in team.gather(problems):
                 log.info("left out %s: %s", problem.path, problem.reason)
             stores.append(store)

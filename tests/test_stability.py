@@ -1,0 +1,20 @@
+"""Trainings under bad conditions do not stick: three of the thirty of benchmarks/stability.py, on small frames."""
+
+import pytest
+
+from benchmarks.stability import best_dice, with_hot_pixels
+from segkit import Settings, make_demo_dataset
+from segkit.settings import parse_settings
+
+
+@pytest.mark.parametrize("kind", ["one cell a frame", "learning rate x 10", "16 bits, hot pixels"])
+def test_it_does_not_stick(kind, tmp_path):
+    data = make_demo_dataset(tmp_path / "data", shape=(96, 96), frames=8, positions={"REF": (101, 102, 109)},
+                             cells=1 if kind == "one cell a frame" else 6)
+    if kind == "16 bits, hot pixels":
+        data = with_hot_pixels(data, tmp_path / "hot")
+    rate = 0.02 if kind == "learning rate x 10" else 0.002
+    settings = parse_settings({"DATASET_PATH": data, "RUN": "r", "DEVICE": "cpu", "CROP": 48, "CROPS_PER_EPOCH": 320,
+                               "EPOCHS": 6, "LEARNING_RATE": rate}, Settings(root=tmp_path))
+    dice, _ = best_dice(settings)
+    assert dice > 0.5  # stuck is 0.0; these reach 0.9 and more
