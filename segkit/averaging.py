@@ -17,7 +17,8 @@ CALIBRATION = (4, 8)  # at least and at most so many batches of an epoch measure
 @torch.no_grad()
 def average_weights(averaged: Sequence[Tensor], current: Sequence[Tensor], count: Tensor | int) -> None:
     """Running average of the weights; over few steps it forgets faster, so that it never lags behind."""
-    keep = min(AVERAGING, (1 + int(count)) / (10 + int(count)))
+    count = int(count)
+    keep = min(AVERAGING, (1 + count) / (10 + count))
     torch._foreach_lerp_(list(averaged), list(current), 1 - keep)
 
 
@@ -45,7 +46,7 @@ def calibrate(model: nn.Module, batches: Iterable[Tensor], device: torch.device,
     if mean:
         for layer in layers:
             centre, variance = cast(Tensor, layer.running_mean), cast(Tensor, layer.running_var)
-            square = mean(variance + centre ** 2)
+            own = centre.clone()
             centre.copy_(mean(centre))
-            variance.copy_(square - centre ** 2)
+            variance.copy_(mean(variance + (own - centre) ** 2))
     model.eval()

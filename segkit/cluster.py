@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from collections import deque
+from collections.abc import Generator, Sequence
+from contextlib import ExitStack, suppress
 from itertools import groupby
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import torch
 
@@ -18,7 +20,6 @@ from .errors import SegkitError
 from .model import UNet
 from .pipeline import Done, Manner, work_through
 
-STUDENT = "segkit-student"
 BLOCK = 128  # frames in a task, at most
 PATIENCE = "10s"  # for the scheduler's answer
 
@@ -28,7 +29,7 @@ def _plugin(model: UNet) -> Any:
     from distributed import WorkerPlugin
 
     class Student(WorkerPlugin):
-        name = STUDENT
+        name = f"segkit-{uuid4().hex}"  # another user of the same scheduler has another student
         model: UNet
 
         def setup(self, worker: Any) -> None:
@@ -41,15 +42,15 @@ def _plugin(model: UNet) -> Any:
     return Student()
 
 
-def _work(frames: Sequence[Frame], out_dir: Path, manner: Manner) -> list[Done]:
+def _work(student: str, frames: Sequence[Frame], out_dir: Path, manner: Manner) -> list[Done]:
     """A task, on a worker."""
     from distributed import get_worker
-    plugin: Any = get_worker().plugins[STUDENT]
+    plugin: Any = get_worker().plugins[student]
     return list(work_through(plugin.model, frames, out_dir, manner))
 
 
 def work_on_cluster(cluster: str, model: UNet, frames: Sequence[Frame], out_dir: Path,
-                    manner: Manner) -> Iterator[Done]:
+                    manner: Manner) -> Generator[Done, None, None]:
     """As pipeline.work_through, in the same order, by the workers of a cluster.
 
     cluster: "local:4", 4 processes of this machine, or the address of a Dask scheduler, such as tcp://node7:8786; its
@@ -59,7 +60,7 @@ def work_on_cluster(cluster: str, model: UNet, frames: Sequence[Frame], out_dir:
     lost again and again.
     """
     try:
-        from distributed import Client, KilledWorker, LocalCluster
+        from distributed import CancelledError, Client, KilledWorker, LocalCluster
     except ImportError:
         raise SegkitError("CLUSTER needs the package distributed: pip install 'segkit[cluster]'") from None
     kind, _, number = cluster.partition(":")
@@ -70,18 +71,24 @@ def work_on_cluster(cluster: str, model: UNet, frames: Sequence[Frame], out_dir:
             address = cluster if kind != "local" else stack.enter_context(LocalCluster(
                 n_workers=int(number), threads_per_worker=1, dashboard_address=None, silence_logs=logging.ERROR))
             client = stack.enter_context(Client(address, timeout=PATIENCE))
-            client.register_plugin(_plugin(model))
-        except (OSError, ValueError) as error:
+            plugin = _plugin(model)
+            client.register_plugin(plugin)
+            stack.callback(_forget, client, plugin.name)
+        except (OSError, ValueError, RuntimeError, ImportError) as error:
             raise SegkitError(f"CLUSTER {cluster} does not answer ({error}): start its scheduler and workers, or set "
                               "CLUSTER to local:4 or nothing") from None
         positions = [list(position) for _, position in groupby(frames, key=lambda f: f.unit)]
-        tasks = [client.submit(_work, position[at:at + BLOCK], out_dir.resolve(), manner, pure=False)
-                 for position in positions for at in range(0, len(position), BLOCK)]
+        tasks = deque(client.submit(_work, plugin.name, position[at:at + BLOCK], out_dir.resolve(), manner, pure=False)
+                      for position in positions for at in range(0, len(position), BLOCK))
         try:
-            for task in tasks:
-                yield from task.result()
-        except KilledWorker:
-            raise SegkitError(f"the workers of {cluster} were lost again and again at the same task: give them more "
-                              "memory, or fewer threads") from None
-        finally:
-            client.cancel(tasks)
+            while tasks:
+                yield from tasks.popleft().result()  # the worker's copy goes with it
+        except (KilledWorker, CancelledError):
+            raise SegkitError(f"the scheduler of {cluster} was lost, or its workers again and again at the same task: "
+                              "give them more memory, or fewer threads, and run this again to go on") from None
+
+
+def _forget(client: Any, name: str) -> None:
+    """Take the student away from the workers, as far as they are still there."""
+    with suppress(Exception):
+        client.unregister_worker_plugin(name)

@@ -88,7 +88,7 @@ def build_store(frames: Sequence[Frame], device: torch.device, cache_dir: Path,
         first = f": {problems[0].reason}" if problems else ""
         raise SegkitError(f"none of {len(problems)} pairs could be decoded{first}")
     home = torch.device("cpu")
-    if device.type == "cuda" and _bytes(sizes) <= (memory_limit * 1e9 or torch.cuda.mem_get_info(device)[0] / 2):
+    if device.type == "cuda" and _bytes(sizes) <= torch.cuda.mem_get_info(device)[0] / 2:
         home = device
 
     def tensor(values: np.ndarray, dtype: torch.dtype) -> torch.Tensor:

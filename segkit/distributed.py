@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import sys
+import traceback
 from collections.abc import Sequence
 
 from .discover import discover_split
@@ -13,6 +15,7 @@ from .headless import name_and_value
 from .history import log
 from .model import UNet
 from .sources import load_settings
+from .team import STOPPED
 from .train import fit
 
 
@@ -21,15 +24,21 @@ def main(arguments: Sequence[str]) -> int:
 
     Returns 0, or 1 after printing the reason as the last line.
     """
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # torchrun ends the others where one is lost
+    if os.environ.get("RANK", "0") == "0":  # torchrun ends the others where one is lost; this one says so
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
     log.addHandler(logging.StreamHandler(sys.stdout))
     try:
         settings = load_settings(dict(name_and_value(a) for a in arguments))
         fit(UNet(), discover_split(settings), settings)
     except SegkitError as error:
-        print(f"segkit stopped: {error}", file=sys.stderr, flush=True)
-        return 1
-    return 0
+        reason = str(error)
+    except Exception as error:
+        traceback.print_exc()
+        reason = f"{type(error).__name__}: {error}"
+    else:
+        return 0
+    print(f"\n{STOPPED}{reason}", file=sys.stderr, flush=True)
+    return 1
 
 
 if __name__ == "__main__":

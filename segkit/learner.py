@@ -27,6 +27,7 @@ from .team import Team
 
 WEIGHT_DECAY, CLIP = 1e-2, 1.0
 PREVIEWS = 2
+WHOLE = 2 ** 23  # pixels of whole frames that are judged at once on a GPU, at most 8 frames
 
 
 class Judged(NamedTuple):
@@ -61,9 +62,9 @@ class Learner:
         if start_from is None:
             share = min(max(foreground, 1e-3), 0.9)
             fresh.out.bias = nn.Parameter(torch.tensor([math.log(share / (1 - share)), 0.5 * share]))
-        elif fresh.info.outputs != 2:
-            raise SegkitError(f"START_FROM {start_from} is a model of the starting recipe, with masks only: start "
-                              "from a model that segkit trained")
+        elif (fresh.info.outputs, fresh.info.norm) != (2, self.model.info.norm):
+            raise SegkitError(f"START_FROM {start_from} is a model of the starting recipe, with masks only, or has "
+                              "another normalisation layer: start from a model that segkit trained")
         self.model.load_state_dict(fresh.state_dict())
         self.average = AveragedModel(self.model, multi_avg_fn=average_weights)
         self.optimiser = torch.optim.AdamW(self.model.parameters(), weight_decay=WEIGHT_DECAY,
@@ -121,11 +122,12 @@ class Learner:
     @torch.inference_mode()
     def judge(self, store: Store) -> Judged:
         """Loss and Dice of this process's whole frames, by the running average of the weights."""
-        judged = self.average.module.eval()
+        judged, largest = self.average.module.eval(), int((store.height * store.width).max())
+        at_most = 1 if self.device.type == "cpu" else max(1, min(8, WHOLE // largest))
         losses: list[Tensor] = []
         dices: list[Tensor] = []
         previews: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
-        for index in _same_size(store, 1 if self.device.type == "cpu" else 8):
+        for index in _same_size(store, at_most):
             images, targets = (t.to(self.device) for t in store.whole(index, STRIDE))
             with autocast(self.device):
                 output = judged(images.contiguous(memory_format=torch.channels_last))

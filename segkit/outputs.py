@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Mapping
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -42,9 +43,9 @@ def segment_dataset(model: UNet, frames: Iterable[Frame], out_dir: str | Path, *
     width_of = frozenset(f.name for f in frames[::max(1, len(frames) // WIDTH_FRAMES)])
     manner = Manner(pixel_size_um, scale, flips, width_of)
     done: list[Done] = []
-    with logging_to(out_dir / "run.log"):
-        results = (work_on_cluster(cluster, model, frames, out_dir, manner) if cluster else
-                   work_through(model, frames, out_dir, manner))
+    results = (work_on_cluster(cluster, model, frames, out_dir, manner) if cluster else
+               work_through(model, frames, out_dir, manner))
+    with logging_to(out_dir / "run.log"), closing(results):
         try:
             for result in tqdm(results, total=len(frames), desc="segmenting", unit="frame", leave=False):
                 done.append(result)

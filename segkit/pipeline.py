@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -57,7 +57,7 @@ class Done(NamedTuple):
     widths: np.ndarray = np.zeros(0)  # pixels
 
 
-def work_through(model: UNet, frames: Sequence[Frame], out_dir: Path, manner: Manner) -> Iterator[Done]:
+def work_through(model: UNet, frames: Sequence[Frame], out_dir: Path, manner: Manner) -> Generator[Done, None, None]:
     """Segment frames in order and write their label files; what a frame gives, one after the other."""
     on_gpu = next(model.parameters()).device.type != "cpu"
     batch, key = GPU_BATCH if on_gpu else 1, _fingerprint(model, manner)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 import platform
 from dataclasses import dataclass, replace
 from importlib.metadata import version
@@ -77,8 +78,9 @@ def load_checkpoint(run_dir: Path, device: torch.device) -> Checkpoint:
     try:
         content = torch.load(run_dir / "last.pt", map_location=device, weights_only=True)
         state = content.pop("state")
-        return Checkpoint(content, state)
-    except (OSError, RuntimeError, KeyError, EOFError, ValueError) as error:
+        return Checkpoint({name: content[name] for name in ("model", "average", "optimiser")}, state)
+    except (OSError, RuntimeError, LookupError, EOFError, ValueError, AttributeError, TypeError,
+            pickle.UnpicklingError) as error:
         raise SegkitError(f"{run_dir / 'last.pt'} cannot be read ({type(error).__name__}): set RUN to a new name and "
                           "START_FROM to this run to go on from its best weights") from None
 

@@ -9,18 +9,25 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
+from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from datetime import timedelta
+from pathlib import Path
+from typing import TypeVar
 
 import pandas as pd
+import torch
 from torch import Tensor, nn
 
 from .devices import pick_device
 from .errors import SegkitError
-from .history import History
+from .history import COLUMNS, History
 from .settings import Settings
 
 POLL = 0.5  # seconds between looks at what a team has done
+PATIENCE = timedelta(hours=6)  # with a process that decodes its share more slowly than the others
+STOPPED = "segkit stopped: "  # what a process's last line begins with
 Item = TypeVar("Item")
 
 
@@ -35,19 +42,28 @@ class Team:
     def __init__(self, device: str = "auto") -> None:
         """device: as in Settings; with CUDA each process of a machine takes its own GPU.
 
-        Raises SegkitError where torchrun started this process and the extra `cluster` is not installed.
+        Raises SegkitError where torchrun started this process and the extra `cluster` is not installed, or a machine
+        has fewer GPUs than processes.
         """
         self.device, self.rank, self.size, self._accelerator = pick_device(device), 0, 1, None
+        self.here = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if launched() else 1  # processes of this machine
+        there = {"cuda": torch.cuda.device_count(), "mps": 1}.get(self.device.type, self.here)
+        if self.here > there:
+            raise SegkitError(f"{self.here} processes and {there} GPU(s) on this machine: one for each process was "
+                              f"needed; set PROCESSES={there}, or DEVICE=cpu")
         if not launched():
             return
         try:
             from accelerate import Accelerator
+            from accelerate.utils import InitProcessGroupKwargs
         except ImportError:
             raise SegkitError("training in several processes needs the package accelerate: "
                               "pip install 'segkit[cluster]'") from None
-        self._accelerator = Accelerator(cpu=self.device.type == "cpu", mixed_precision="no")  # autocast is our own
-        self.device = self._accelerator.device
-        self.rank, self.size = self._accelerator.process_index, self._accelerator.num_processes
+        patient = InitProcessGroupKwargs(timeout=PATIENCE)
+        accelerator = Accelerator(cpu=self.device.type == "cpu", mixed_precision="no", kwargs_handlers=[patient])
+        self.device = accelerator.device
+        self.rank, self.size = accelerator.process_index, accelerator.num_processes
+        self._accelerator = accelerator if self.size > 1 else None  # a team of one has nothing to exchange
 
     @property
     def first(self) -> bool:
@@ -63,22 +79,22 @@ class Team:
 
     def prepare(self, model: nn.Module) -> nn.Module:
         """The model as its forward pass must be called, so that gradients are averaged over the team."""
-        return self._accelerator.prepare(model) if self._accelerator and self.size > 1 else model
+        return self._accelerator.prepare(model) if self._accelerator else model
 
     def gather(self, items: list[Item]) -> list[Item]:
         """The items of all processes, those of the first process first."""
-        if self.size == 1:
+        if self._accelerator is None:
             return items
         from accelerate.utils import gather_object
         return gather_object(items)
 
     def mean(self, values: Tensor) -> Tensor:
         """The mean over the team."""
-        return self._accelerator.reduce(values, "mean") if self._accelerator and self.size > 1 else values
+        return self._accelerator.reduce(values, "mean") if self._accelerator else values
 
     def wait(self) -> None:
         """Go on when all have come here."""
-        if self._accelerator and self.size > 1:
+        if self._accelerator:
             self._accelerator.wait_for_everyone()
 
 
@@ -92,27 +108,32 @@ def launch(settings: Settings, on_epoch: Callable[[History], None] | None = None
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone",
                f"--nproc-per-node={settings.processes}", "-m", "segkit.distributed",
                *(f"{name}={int(value) if isinstance(value, bool) else value}" for name, value in values.items())]
-    log_file, table = settings.run_dir / "run.log", settings.run_dir / "history.csv"
-    said = log_file.stat().st_size if log_file.is_file() else 0
-    team = subprocess.Popen(command, cwd=settings.root, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+    threads = {"OMP_NUM_THREADS": str(max(1, torch.get_num_threads() // settings.processes))}
+    team = subprocess.Popen(command, cwd=settings.root, env=threads | os.environ, stdout=subprocess.DEVNULL,
+                            stderr=subprocess.PIPE, text=True, errors="replace",
                             start_new_session=True)  # an interrupt reaches it once, through us
-    seen: Any = table.stat().st_mtime_ns if table.is_file() else None
+    said: deque[str] = deque(maxlen=10_000)
+    reader = threading.Thread(target=said.extend, args=(team.stderr,), daemon=True)  # a full pipe would stop the team
+    reader.start()
+    table = settings.run_dir / "history.csv"
+    seen = _time_of(table)
     try:
         while _runs(team):
-            now = table.stat().st_mtime_ns if table.is_file() else None
-            if on_epoch and now not in (None, seen):
-                seen = now
+            if on_epoch and _time_of(table) not in (None, seen):
+                seen = _time_of(table)
                 on_epoch(read_history(settings))
-    except KeyboardInterrupt:
+    except BaseException as error:
         team.terminate()
         team.wait()
-    errors = team.stderr.read() if team.stderr else ""
+        if not isinstance(error, KeyboardInterrupt):
+            raise
+        raise SegkitError(f"interrupted: the finished epochs are saved in {settings.run_dir}; RESUME=1 goes on from "
+                          "there") from None
+    reader.join(5)
     if team.returncode:
-        lines = log_file.read_text(encoding="utf-8")[said:].splitlines() if log_file.is_file() else []
-        stopped = [line.partition("stopped: ")[2] for line in lines if "stopped: " in line]
-        reasons = stopped or [line for line in errors.splitlines() if line.startswith("segkit stopped: ")]
-        raise SegkitError(reasons[-1] if reasons else f"the {settings.processes} processes ended with code "
-                          f"{team.returncode}: {errors.strip().splitlines()[-1] if errors.strip() else 'no reason'}")
+        reasons = [line.partition(STOPPED)[2].strip() for line in said if STOPPED in line]
+        raise SegkitError(reasons[0] if reasons else f"the {settings.processes} processes ended with code "
+                          f"{team.returncode} and no reason: look at {settings.run_dir / 'run.log'}")
     return read_history(settings)
 
 
@@ -124,7 +145,16 @@ def _runs(process: subprocess.Popen) -> bool:
         return True
 
 
+def _time_of(path: Path) -> int | None:
+    """When a file was changed last, None where it is not there."""
+    try:
+        return path.stat().st_mtime_ns
+    except OSError:
+        return None
+
+
 def read_history(settings: Settings) -> History:
     """The history that a run has written so far."""
-    table = pd.read_csv(settings.run_dir / "history.csv", keep_default_na=False)
+    numbers = {name: [""] for name in COLUMNS if name != "event"}
+    table = pd.read_csv(settings.run_dir / "history.csv", keep_default_na=False, na_values=numbers)
     return History(table.to_dict("records"))

@@ -48,6 +48,8 @@ def fit(model: UNet, split: Split, settings: Settings, on_epoch: Callable[[Histo
         if split != discover_split(settings):
             raise SegkitError("PROCESSES trains on the split that the settings give, and another one was handed over: "
                               "say it by VALIDATION and EXCLUDE, or set PROCESSES=1")
+        if (model.info.norm, model.info.outputs, model.info.align_corners) != ("batch", 2, False):
+            raise SegkitError("PROCESSES trains segkit's own UNet(): set PROCESSES=1 for another")
         history = launch(settings, on_epoch)
         _take_best(model, settings)
         return history
@@ -59,6 +61,8 @@ def fit(model: UNet, split: Split, settings: Settings, on_epoch: Callable[[Histo
         log.disabled = not team.first
         try:
             return _Training(model, split, settings, team).run(on_epoch if team.first else None)
+        except KeyboardInterrupt:  # later ones are caught where the epochs are counted
+            raise SegkitError("interrupted before the first epoch: nothing is lost, run this again") from None
         except SegkitError as error:
             log.info("stopped: %s", error)
             raise
@@ -68,7 +72,7 @@ def fit(model: UNet, split: Split, settings: Settings, on_epoch: Callable[[Histo
 
 def _take_best(model: UNet, settings: Settings) -> None:
     """The weights that the run has kept, and what its file says of them."""
-    best = load_model(settings.run_dir, str(next(model.parameters()).device))
+    best = load_model(settings.run_dir, "cpu")
     model.load_state_dict(best.state_dict())
     model.info = best.info
     model.eval()
@@ -78,17 +82,20 @@ class _Training:
     """The course of one training: what a checkpoint holds beside the weights, and what to do after every epoch."""
 
     def __init__(self, model: UNet, split: Split, settings: Settings, team: Team) -> None:
-        self.settings, self.team, self.validation_frames = settings, team, split.validation
+        self.settings, self.team = settings, team
         self.learner = Learner(model, team, settings)
         cache = settings.run_dir.parent / ".cache"
-        limit = settings.memory_limit if team.size == 1 else (settings.memory_limit or free_memory() / 2e9) / team.size
+        limit = settings.memory_limit if team.here == 1 else (settings.memory_limit or free_memory() / 2e9) / team.here
         stores = []
         for frames, what in ((split.train, "training frames"), (split.validation, "validation frames")):
             store, problems = build_store(team.share(frames, what), team.device, cache, limit)
-            for problem in team.gather(problems):
+            left_out = team.gather(problems)
+            for problem in left_out:
                 log.info("left out %s: %s", problem.path, problem.reason)
             stores.append(store)
         self.train, self.validation = stores
+        unread = {problem.path for problem in left_out}
+        self.validation_frames = [frame for frame in split.validation if frame.image not in unread]
         shares = pd.DataFrame(team.gather([{
             "height": int(self.train.height.min()), "width": int(self.train.width.min()),
             "area": int((self.train.height * self.train.width).sum()), "foreground": self.train.foreground,
@@ -130,7 +137,8 @@ class _Training:
         except RuntimeError as error:
             if self.team.size == 1:
                 raise
-            raise SegkitError(f"one of the {self.team.size} processes was lost ({str(error).splitlines()[0]}): "
+            why = (str(error) or repr(error)).splitlines()[0]
+            raise SegkitError(f"one of the {self.team.size} processes was lost ({why}): "
                               f"{self.epoch} of {epochs} epochs are saved in {self.settings.run_dir}; RESUME=1 goes on "
                               "from there") from None
         return self.history
@@ -197,9 +205,9 @@ class _Training:
 
     def _validate(self) -> tuple[float, float]:
         """Mean loss and Dice over all whole validation frames, each judged by one process."""
-        judged = self.learner.judge(self.validation)
-        self.history.previews = judged.previews
-        return float(np.mean(self.team.gather(judged.losses))), float(np.mean(self.team.gather(judged.dices)))
+        losses, dices, self.history.previews = self.learner.judge(self.validation)
+        loss, dice = np.mean(self.team.gather(list(zip(losses, dices, strict=True))), axis=0)
+        return float(loss), float(dice)
 
     def _breakdown(self, loss: float, val_loss: float, val_dice: float) -> str:
         """Why this epoch cannot stand, or nothing: a loss without value, a fall, a student that answers nothing."""

@@ -80,9 +80,10 @@ def test_resume_without_a_run_and_a_damaged_last_pt_are_named(tiny):
     with pytest.raises(SegkitError, match=r"no last\.pt"):
         train(tiny, RESUME=1)
     _, _, settings = train(tiny)
-    (settings.run_dir / "last.pt").write_bytes(b"half")
-    with pytest.raises(SegkitError, match="START_FROM"):
-        train(tiny, EPOCHS=3, RESUME=1)
+    for content in (b"half", bytes(1000), b"some text\n"):
+        (settings.run_dir / "last.pt").write_bytes(content)
+        with pytest.raises(SegkitError, match="START_FROM"):
+            train(tiny, EPOCHS=3, RESUME=1)
 
 
 def test_start_from_begins_with_another_runs_weights(tiny):
@@ -152,6 +153,16 @@ def test_a_split_with_nothing_left_to_read_stops(tiny):
         frame.image.write_bytes(b"")
     with pytest.raises(SegkitError, match="none of 2 pairs"):
         fit(UNet(), Split(split.train, split.validation), settings_for(tiny))
+
+
+def test_a_validation_frame_that_cannot_be_decoded_is_left_out_and_the_others_judge(tiny):
+    split = split_by_position(discover(tiny).pairs)
+    image = split.validation[0].image
+    image.write_bytes(image.read_bytes()[:-300])
+    settings = settings_for(tiny)
+    fit(UNet(), split, settings)
+    assert f"left out {image}" in (settings.run_dir / "run.log").read_text()
+    assert (settings.run_dir / "report.json").is_file()
 
 
 def test_the_weights_kept_are_those_of_the_lowest_validation_loss(tiny):
