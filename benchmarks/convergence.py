@@ -136,7 +136,7 @@ def draw(courses: Mapping[str, Course]):
         colour = STUDENT if who == "segkit" else next(colours)
         for axes, x, label in zip(grid[0], ("crops", "seconds"), ("crops seen", "seconds of training"), strict=True):
             axes.plot(course.curve[x], course.curve["dice"], color=colour, lw=2, marker=".", label=who)
-            axes.set(xlabel=label, ylabel="validation Dice", ylim=(0, 1.02))
+            axes.set(xlabel=label, ylabel="validation Dice", ylim=(0.5, 1))
     grid[0, 1].legend(frameon=False)
     return figure
 

@@ -35,13 +35,11 @@ MODEL = None  # None: the model that 03_training made for this run
 
 # %%
 from segkit import discover, load_model, read_image, read_labels, segment
-from segkit.export import with_openvino
 from segkit.figures import grey, overlay, show_pictures
 from segkit.sources import load_settings
 
 settings = load_settings(globals())
 model = load_model(settings.model_path, settings.device)
-model = with_openvino(model) if settings.openvino else model
 dataset = discover(settings.dataset_path, settings.masks_path)
 judged = [f for f in dataset.frames if f.position.endswith(settings.validation)] or dataset.frames
 frame = judged[len(judged) // 2]
@@ -74,9 +72,11 @@ show_pictures(pictures, titles, settings.pixel_size_um)
 import pandas as pd
 
 from segkit import segment_dataset
+from segkit.export import with_openvino
 
+student = with_openvino(model) if settings.openvino else model
 pixel_size = {f.experiment: settings.for_experiment(f.experiment).pixel_size_um for f in dataset.frames}
-cells_csv = segment_dataset(model, dataset.frames, settings.run_dir, pixel_size_um=pixel_size,
+cells_csv = segment_dataset(student, dataset.frames, settings.run_dir, pixel_size_um=pixel_size,
                             scale=settings.scale, flips=settings.flips, cluster=settings.cluster)
 cells = pd.read_csv(cells_csv)
 written = sum(1 for _ in (settings.run_dir / "masks").rglob("MASK_*.tif"))

@@ -27,7 +27,8 @@ def intensity_range(image: np.ndarray, normalisation: str = "percentile") -> tup
     low, high = np.percentile(finite, PERCENTILES if normalisation == "percentile" else (0, 100))
     if high <= low:  # more than 99 % of the pixels are equal
         low, high = finite.min(), finite.max()
-    return float(low), float(high if high > low else low + 1)
+    low, high = float(low), float(high)
+    return low, high if high > low else low + max(1.0, float(np.spacing(abs(low))))
 
 
 def normalise(image: np.ndarray, normalisation: str = "percentile") -> np.ndarray:

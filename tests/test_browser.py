@@ -127,7 +127,7 @@ def test_the_form_can_be_read_in_the_light_and_in_the_dark(lab, page):
     page.click(".lm-MenuBar-itemLabel:text-is('Settings')")
     page.hover(".lm-Menu-itemLabel:text-is('Theme')")
     page.click(".lm-Menu-itemLabel:text-is('JupyterLab Dark')")
-    page.wait_for_selector("body[data-jp-theme-light=false]", timeout=30_000)
+    page.wait_for_selector("body[data-jp-theme-light=false]", state="attached", timeout=30_000)
     page.wait_for_timeout(1000)
     said.scroll_into_view_if_needed()
     keep_screenshot(page, "01_dark")
