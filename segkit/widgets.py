@@ -68,7 +68,7 @@ class SettingsForm(w.VBox):
 
     def _row(self, name: str, value: Any) -> w.Widget:
         spec = next(f for f in public_fields() if f.name.upper() == name)
-        style, layout = {"description_width": "150px"}, w.Layout(width="420px")
+        style, layout = {"description_width": "150px"}, w.Layout(width="420px", flex="0 0 auto")
         common = {"description": name, "tooltip": spec.metadata["help"], "style": style, "layout": layout}
         low, high = spec.metadata["low"], spec.metadata["high"]
         if spec.type == "bool":

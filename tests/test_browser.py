@@ -85,20 +85,26 @@ def keep_screenshot(page, name):
     page.screenshot(path=folder / f"{name}.png")
 
 
+def cell_with(page, text):
+    """The code cell whose source holds this text."""
+    return page.locator(".jp-CodeCell", has=page.locator(".jp-InputArea-editor", has_text=text)).first
+
+
 def test_setup_runs_to_its_end_and_its_form_answers(lab, page):
     url, folder = lab
     run_all(page, url, "01_setup")
     keep_screenshot(page, "01_run")
     assert page.locator(".jp-OutputArea-output[data-mime-type='application/vnd.jupyter.stderr']").count() == 0
-    field = page.locator(".jp-OutputArea .widget-text input").first
+    field = cell_with(page, "form = SettingsForm").locator(".widget-text input").first
     field.scroll_into_view_if_needed()
     field.fill("/nowhere")
     field.press("Enter")
-    page.wait_for_selector("text=/nowhere is not there/", timeout=20_000)
+    page.wait_for_selector("text=/DATASET_PATH .nowhere is not there/", timeout=20_000)
     keep_screenshot(page, "01_wrong_path")
     field.fill("tests/fixture")
     field.press("Enter")
     page.wait_for_selector("text=✓ 72 images, 72 with masks", timeout=20_000)
+    assert page.locator("text=/nowhere is not there/").count() == 0
     page.click("button:has-text('Save')")
     page.wait_for_selector("text=saved in segkit.json", timeout=20_000)
     keep_screenshot(page, "01_saved")
@@ -140,11 +146,6 @@ def test_the_form_can_be_read_in_the_light_and_in_the_dark(lab, page):
 
 ERRORS = ".jp-OutputArea-output[data-mime-type='application/vnd.jupyter.stderr'], " \
          ".jp-OutputArea-output[data-mime-type='application/vnd.jupyter.error']"
-
-
-def cell_with(page, text):
-    """The code cell whose source holds this text."""
-    return page.locator(".jp-CodeCell", has=page.locator(".jp-InputArea-editor", has_text=text)).first
 
 
 def picture_of(page, cell):
