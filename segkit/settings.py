@@ -78,6 +78,8 @@ class Settings:
             object.__setattr__(self, "run", "demo" if demo else self.dataset_path.resolve().name)
         if self.run in (".", "..") or set(self.run) & set('/\\:*?"<>|'):
             raise SegkitError(f"RUN is {self.run}: a plain folder name was needed, without / or other marks of a path")
+        if self.openvino and self.cluster:
+            raise SegkitError("OPENVINO and CLUSTER are both set: a cluster computes with PyTorch; set one of them")
         if self.crop != "auto":
             self.crop_size()
         for experiment in {token.partition("=")[0].rpartition(".")[0] for token in self.experiments}:

@@ -129,3 +129,8 @@ def test_the_table_of_experiments_writes_into_the_form(tmp_path):
     assert "a whole number was needed" in form.message.value
     form.field("DATASET_PATH").value = "/nowhere"
     assert "appears when DATASET_PATH" in table.children[0].value
+
+
+def test_openvino_and_a_cluster_exclude_each_other():
+    with pytest.raises(SegkitError, match="set one of them"):
+        parse_settings({"OPENVINO": 1, "CLUSTER": "local:2"}, Settings(root=Path("/nowhere")))
