@@ -24,6 +24,7 @@ from plain_recipe import PlainTraining
 import segkit
 from segkit.data import Frame, read_pair
 from segkit.devices import describe_device, pick_device
+from segkit.discover import discover_split
 from segkit.figures import STUDENT, TEACHER, new_figure
 from segkit.images import read_header
 from segkit.judge import judge
@@ -89,7 +90,7 @@ def compare(arguments: list[str], others: Mapping[str, Maker]) -> segkit.UNet:
     batches = int(values.pop("PLAIN_BATCHES", "0"))
     settings = parse_settings(values, load_settings())
     device = pick_device(settings.device)
-    split = segkit.split_by_position(segkit.discover(settings.dataset_path).pairs, settings.validation)
+    split = discover_split(settings)
     sizes = [read_header(frame.image)[1:] for frame in split.train]
     crop = choose_crop(settings, device, (min(h for h, _ in sizes), min(w for _, w in sizes)))
     crops = settings.crops_per_epoch or covering(sum(h * w for h, w in sizes), crop)

@@ -18,6 +18,7 @@ import torch
 import segkit
 from segkit.devices import describe_device, pick_device
 from segkit.export import with_openvino
+from segkit.model import copy_on_cpu
 from segkit.segmentation import predict
 from segkit.settings import parse_settings
 from segkit.sources import load_settings
@@ -41,8 +42,7 @@ def main(arguments: list[str]) -> None:
     settings = parse_settings(dict(a.split("=", 1) for a in arguments), load_settings())
     device = pick_device(settings.device)
     model = segkit.load_model(settings.model_path, settings.device)
-    plain = segkit.UNet(model.info).to(device).eval()
-    plain.load_state_dict(model.state_dict())
+    plain = copy_on_cpu(model).to(device)
     with tempfile.TemporaryDirectory() as folder:
         frames = synthetic_frames(Path(folder) / "data", FRAMES)
         image = segkit.read_image(frames[0].image)

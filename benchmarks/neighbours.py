@@ -7,11 +7,9 @@ installed by this script into an environment of their own, artefacts/neighbours,
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import tempfile
-import time
 import venv
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
@@ -25,7 +23,7 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from convergence import compare
-from inference import synthetic_frames
+from inference import ROUNDS, seconds, synthetic_frames
 from plain_recipe import PlainTraining, plain_crop
 
 import segkit
@@ -37,7 +35,6 @@ from segkit.targets import normalise
 PACKAGES = ("segmentation-models-pytorch", "monai", "omnipose", "ncolor<2")
 HOME = Path(__file__).parents[1] / "artefacts" / "neighbours"
 MULTIPLE = 32  # what the neighbours' networks need height and width to be multiples of
-ROUNDS = 4
 
 
 def in_own_environment() -> bool:
@@ -95,15 +92,6 @@ def monai_unet() -> nn.Module:
     return BasicUNet(spatial_dims=2, in_channels=1, out_channels=1, features=(*WIDTHS, WIDTHS[0]))
 
 
-def best_time(action: Callable[[], object]) -> float:
-    times = []
-    for _ in range(ROUNDS + 1):
-        began = time.perf_counter()
-        action()
-        times.append(time.perf_counter() - began)
-    return min(times)
-
-
 def segmenting_speed(model: segkit.UNet) -> None:
     """Omnipose's network alone, as its bact_phase_omni model is built, against `segment` with labels."""
     from cellpose_omni.resnet_torch import CPnet
@@ -115,7 +103,8 @@ def segmenting_speed(model: segkit.UNet) -> None:
     def forward() -> None:
         teacher(x)
 
-    ours, theirs = best_time(lambda: segkit.segment(model, image)), best_time(forward)
+    actions: tuple[Callable[[], object], ...] = (lambda: segkit.segment(model, image), forward)
+    ours, theirs = (min(seconds(action) for _ in range(ROUNDS + 1)) for action in actions)
     count = sum(p.numel() for p in teacher.parameters()) / 1e6
     print(f"\n768 x 448, {describe_device(torch.device('cpu'))}: Omnipose's network alone ({count:.1f} M parameters, "
           f"random weights) {theirs:.2f} s, `segkit.segment` {ours:.2f} s: {theirs / ours:.1f} times as fast.")
@@ -133,4 +122,4 @@ if __name__ == "__main__":
     if in_own_environment():
         main(sys.argv[1:])
     else:
-        sys.exit(subprocess.run([HOME / "bin" / "python", __file__, *sys.argv[1:]], env={**os.environ}).returncode)
+        sys.exit(subprocess.run([HOME / "bin" / "python", __file__, *sys.argv[1:]]).returncode)

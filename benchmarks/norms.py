@@ -14,6 +14,7 @@ from pathlib import Path
 import pandas as pd
 
 import segkit
+from segkit.discover import discover_split
 from segkit.judge import judge
 from segkit.model import ModelInfo
 from segkit.settings import parse_settings
@@ -33,7 +34,7 @@ def main(arguments: list[str]) -> None:
             for seed in range(seeds):
                 settings = parse_settings({"BATCH_SIZE": 8, "EPOCHS": EPOCHS, **values, "DATASET_PATH": name,
                                            "SEED": seed, "RUN": "norms"}, load_settings())
-                split = segkit.split_by_position(segkit.discover(settings.dataset_path).pairs, settings.validation)
+                split = discover_split(settings)
                 with tempfile.TemporaryDirectory() as folder:
                     settings = replace(settings, root=Path(folder),
                                        crops_per_epoch=settings.batch_size * steps // settings.epochs)

@@ -17,6 +17,7 @@ import segkit
 from segkit.crops import cut_crops, draw_crops
 from segkit.decode import build_store
 from segkit.devices import autocast, describe_device, pick_device
+from segkit.discover import discover_split
 from segkit.layout import choose_crop
 from segkit.losses import student_loss
 from segkit.settings import parse_settings
@@ -36,7 +37,7 @@ def crops_per_second(step: Callable[[], None], batch: int) -> float:
 def main(arguments: list[str]) -> None:
     settings = parse_settings(dict(a.split("=", 1) for a in arguments), load_settings())
     device = pick_device(settings.device)
-    split = segkit.split_by_position(segkit.discover(settings.dataset_path).pairs, settings.validation)
+    split = discover_split(settings)
     with tempfile.TemporaryDirectory() as cache:
         store, _ = build_store(split.train, device, Path(cache))
     crop = choose_crop(settings, device, (int(store.height.min()), int(store.width.min())))

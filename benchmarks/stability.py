@@ -18,6 +18,7 @@ import numpy as np
 import tifffile
 
 import segkit
+from segkit.discover import discover_split
 from segkit.settings import Settings, parse_settings
 from segkit.sources import load_settings
 
@@ -36,7 +37,7 @@ def with_hot_pixels(source: Path, target: Path) -> Path:
 
 def best_dice(settings: Settings) -> tuple[float, int]:
     """Best validation Dice of a short training, and how many epochs were repeated."""
-    split = segkit.split_by_position(segkit.discover(settings.dataset_path).pairs, settings.validation)
+    split = discover_split(settings)
     shutil.rmtree(settings.run_dir, ignore_errors=True)
     try:
         history = segkit.fit(segkit.UNet(), split, settings)

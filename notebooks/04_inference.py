@@ -147,8 +147,8 @@ pictures, titles = [], []
 for rank, row in zip(("best", "middle", "worst"), chosen.itertuples(), strict=False):
     pair = by_name[row.experiment, row.position, row.frame]
     image, teacher = read_pair(pair)
-    student = segment(model, image, scale=settings.scale, flips=settings.flips).labels
-    pictures += [overlay(image, teacher, TEACHER), overlay(image, student)]
+    labels = read_labels(masks_path_in(settings.run_dir / "masks", pair))
+    pictures += [overlay(image, teacher, TEACHER), overlay(image, labels)]
     titles += [f"{rank}, teacher: {row.teacher_cells} cells", f"student: {row.cells} cells"]
 show_pictures(pictures, titles, settings.pixel_size_um, columns=2, size=3.4) if pictures else None
 

@@ -29,7 +29,7 @@ def calibration_batches(steps: int) -> int:
 
 @torch.no_grad()
 def calibrate(model: nn.Module, batches: Iterable[Tensor], device: torch.device,
-              mean: Callable[[Tensor], Tensor] | None = None) -> None:
+              mean: Callable[[Tensor], Tensor]) -> None:
     """Measure batch norm's statistics anew, on these batches of images: averaged weights have no others of their own.
 
     Without this, averaged weights are judged with the statistics of other weights, and for the first hundred steps
@@ -43,10 +43,9 @@ def calibrate(model: nn.Module, batches: Iterable[Tensor], device: torch.device,
     with autocast(device):
         for images in batches if layers else ():
             model(images.contiguous(memory_format=torch.channels_last))
-    if mean:
-        for layer in layers:
-            centre, variance = cast(Tensor, layer.running_mean), cast(Tensor, layer.running_var)
-            own = centre.clone()
-            centre.copy_(mean(centre))
-            variance.copy_(mean(variance + (own - centre) ** 2))
+    for layer in layers:
+        centre, variance = cast(Tensor, layer.running_mean), cast(Tensor, layer.running_var)
+        own = centre.clone()
+        centre.copy_(mean(centre))
+        variance.copy_(mean(variance + (own - centre) ** 2))
     model.eval()

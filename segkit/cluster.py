@@ -17,7 +17,7 @@ import torch
 from .data import Frame
 from .devices import pick_device
 from .errors import SegkitError
-from .model import UNet
+from .model import UNet, copy_on_cpu
 from .pipeline import Done, Manner, work_through
 
 BLOCK = 128  # frames in a task, at most
@@ -37,8 +37,7 @@ def _plugin(model: UNet) -> Any:
             device = pick_device(os.environ.get("SEGKIT_DEVICE", "auto"))
             self.model = copy.to(device).to(memory_format=torch.channels_last).eval()
 
-    copy = UNet(model.info)
-    copy.load_state_dict({name: tensor.cpu() for name, tensor in model.state_dict().items()})
+    copy = copy_on_cpu(model)
     return Student()
 
 

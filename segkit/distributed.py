@@ -10,12 +10,11 @@ import traceback
 from collections.abc import Sequence
 
 from .discover import discover_split
-from .errors import SegkitError
+from .errors import STOPPED, SegkitError
 from .headless import name_and_value
 from .history import log
 from .model import UNet
 from .sources import load_settings
-from .team import STOPPED
 from .train import fit
 
 

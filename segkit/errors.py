@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+STOPPED = "segkit stopped: "  # what the last line of a command begins with that could not go on
+
 
 class SegkitError(Exception):
     """What was found, what was needed and what to do, in one sentence.

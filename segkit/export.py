@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from .errors import SegkitError
 from .files import replacing
-from .model import STRIDE, UNet
+from .model import STRIDE, UNet, copy_on_cpu
 
 
 class _Answer(nn.Module):
@@ -44,7 +44,7 @@ def export_onnx(model: UNet, path: str | Path) -> Path:
     except ImportError as error:
         raise SegkitError(f"exporting needs the package {error.name}: pip install 'segkit[onnx]'") from None
     with warnings.catch_warnings(action="ignore"), replacing(path) as temporary:
-        program = torch.onnx.export(_traced(_Answer(_copy(model)), "image"), dynamo=True, input_names=["image"],
+        program = torch.onnx.export(_traced(_Answer(copy_on_cpu(model)), "image"), dynamo=True, input_names=["image"],
                                     output_names=["maps"], verbose=False)
         assert program is not None
         exported = program.model_proto
@@ -75,17 +75,10 @@ def with_openvino(model: UNet) -> UNet:
         import openvino
     except ImportError:
         raise SegkitError("OPENVINO needs the package openvino: pip install 'segkit[openvino]'") from None
-    network = _copy(model)
+    network = copy_on_cpu(model)
     with warnings.catch_warnings(action="ignore"):
         converted = openvino.convert_model(_traced(network, "x"))
     return _OnOpenVINO(network, openvino.Core().compile_model(converted, "CPU", {"PERFORMANCE_HINT": "LATENCY"})).eval()
-
-
-def _copy(model: UNet) -> UNet:
-    """The student on the CPU, its memory in the plain order."""
-    copy = UNet(model.info).eval()
-    copy.load_state_dict({name: tensor.cpu() for name, tensor in model.state_dict().items()})
-    return copy
 
 
 def _traced(network: nn.Module, argument: str) -> torch.export.ExportedProgram:

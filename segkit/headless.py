@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .discover import discover
-from .errors import SegkitError
+from .errors import STOPPED, SegkitError
 from .report import write_report
 from .settings import DEMO, Settings, parse_settings
 from .sources import load_settings
@@ -30,10 +30,10 @@ def main(arguments: Sequence[str]) -> int:
         values = dict(name_and_value(a) for a in arguments if a != "segment")
         run_notebooks(names, values)
     except SegkitError as error:
-        print(f"\nsegkit stopped: {error}", file=sys.stderr)
+        print(f"\n{STOPPED}{error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("\nsegkit stopped: interrupted; RESUME=1 goes on after the last epoch that was saved", file=sys.stderr)
+        print(f"\n{STOPPED}interrupted; RESUME=1 goes on after the last epoch that was saved", file=sys.stderr)
         return 1
     return 0
 

@@ -83,7 +83,7 @@ class Learner:
             newest.append(images.to(self.device))
             total += self._step(newest[-1], targets.to(self.device))
             on_step()
-        calibrate(self.average.module, newest, self.device, self.team.mean if self.team.size > 1 else None)
+        calibrate(self.average.module, newest, self.device, self.team.mean)
         loss, dice = self.team.mean(total / len(rates)).tolist()
         return loss, dice
 

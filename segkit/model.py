@@ -82,3 +82,10 @@ class UNet(nn.Module):
 
     def count_parameters(self) -> int:
         return sum(p.numel() for p in self.parameters())
+
+
+def copy_on_cpu(model: UNet) -> UNet:
+    """The same student for use elsewhere: on the CPU, its memory in the plain order."""
+    copy = UNet(model.info).eval()
+    copy.load_state_dict({name: tensor.cpu() for name, tensor in model.state_dict().items()})
+    return copy

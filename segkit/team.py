@@ -21,13 +21,12 @@ import torch
 from torch import Tensor, nn
 
 from .devices import pick_device
-from .errors import SegkitError
+from .errors import STOPPED, SegkitError
 from .history import COLUMNS, History
 from .settings import Settings
 
 POLL = 0.5  # seconds between looks at what a team has done
 PATIENCE = timedelta(hours=6)  # with a process that decodes its share more slowly than the others
-STOPPED = "segkit stopped: "  # what a process's last line begins with
 Item = TypeVar("Item")
 
 
@@ -119,8 +118,9 @@ def launch(settings: Settings, on_epoch: Callable[[History], None] | None = None
     seen = _time_of(table)
     try:
         while _runs(team):
-            if on_epoch and _time_of(table) not in (None, seen):
-                seen = _time_of(table)
+            now = _time_of(table)
+            if on_epoch and now not in (None, seen):
+                seen = now
                 on_epoch(read_history(settings))
     except BaseException as error:
         team.terminate()

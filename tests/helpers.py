@@ -5,6 +5,8 @@ from pathlib import Path
 import numpy as np
 import tifffile
 
+from segkit import make_demo_dataset
+
 FIXTURE = Path(__file__).parent / "fixture"
 
 
@@ -20,3 +22,8 @@ def write(path, array, **options):
     path.parent.mkdir(parents=True, exist_ok=True)
     tifffile.imwrite(path, array, **options)
     return path
+
+
+def small_demo(path, cells=6):
+    """Synthetic frames on which a student learns within half a minute: 16 to learn from, 8 to judge by."""
+    return make_demo_dataset(path, shape=(96, 96), frames=8, positions={"REF": (101, 102, 109)}, cells=cells)

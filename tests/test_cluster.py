@@ -12,17 +12,17 @@ import pandas as pd
 import pytest
 import torch
 
-from segkit import SegkitError, Settings, UNet, discover, fit, load_model, make_demo_dataset, segment_dataset
+from segkit import SegkitError, Settings, UNet, discover, fit, load_model, segment_dataset
 from segkit.discover import discover_split
 from segkit.model import ModelInfo
 from segkit.settings import parse_settings
 from segkit.team import Team
-from tests.helpers import FIXTURE
+from tests.helpers import FIXTURE, small_demo
 
 
 def settings_for(folder, **changes):
     if not (folder / "data").exists():
-        make_demo_dataset(folder / "data", shape=(96, 96), frames=8, positions={"REF": (101, 102, 109)})
+        small_demo(folder / "data")
     values = {"DATASET_PATH": folder / "data", "DEVICE": "cpu", "CROP": 48, "CROPS_PER_EPOCH": 320, "EPOCHS": 6}
     return parse_settings(values | changes, Settings(root=folder))
 

@@ -3,14 +3,14 @@
 import pytest
 
 from benchmarks.stability import best_dice, with_hot_pixels
-from segkit import Settings, make_demo_dataset
+from segkit import Settings
 from segkit.settings import parse_settings
+from tests.helpers import small_demo
 
 
 @pytest.mark.parametrize("kind", ["one cell a frame", "learning rate x 10", "16 bits, hot pixels"])
 def test_it_does_not_stick(kind, tmp_path):
-    data = make_demo_dataset(tmp_path / "data", shape=(96, 96), frames=8, positions={"REF": (101, 102, 109)},
-                             cells=1 if kind == "one cell a frame" else 6)
+    data = small_demo(tmp_path / "data", cells=1 if kind == "one cell a frame" else 6)
     if kind == "16 bits, hot pixels":
         data = with_hot_pixels(data, tmp_path / "hot")
     rate = 0.02 if kind == "learning rate x 10" else 0.002
