@@ -19,7 +19,7 @@ import pandas as pd
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
-from plain_recipe import PlainTraining
+from plain_recipe import PlainTraining, apart, crop_of
 
 import segkit
 from segkit.data import Frame, read_pair
@@ -28,7 +28,7 @@ from segkit.discover import discover_split
 from segkit.figures import STUDENT, TEACHER, new_figure
 from segkit.images import read_header
 from segkit.judge import judge
-from segkit.layout import choose_crop, covering
+from segkit.layout import covering
 from segkit.scores import dice
 from segkit.settings import Settings, parse_settings
 from segkit.sources import load_settings
@@ -48,8 +48,9 @@ def scores_of(network: segkit.UNet, frames: Sequence[Frame]) -> dict[str, float]
     return judge(network, frames)[["dice", "panoptic_quality"]].mean().to_dict()
 
 
-def train_student(model: segkit.UNet, split: segkit.Split, settings: Settings) -> Course:
-    """The student's course, a point after every epoch; settings say CROPS_PER_EPOCH."""
+def train_student(settings: Settings) -> Course:
+    """The student's course, a point after every epoch; settings say CROPS_PER_EPOCH. It stays in its run's folder."""
+    model, split = segkit.UNet(), discover_split(settings)
     history = segkit.fit(model, split, settings).table()
     history = history[history["event"] == ""]
     crops = round(settings.crops_per_epoch / settings.batch_size) * settings.batch_size
@@ -91,13 +92,13 @@ def compare(arguments: list[str], others: Mapping[str, Maker]) -> segkit.UNet:
     settings = parse_settings(values, load_settings())
     device = pick_device(settings.device)
     split = discover_split(settings)
-    sizes = [read_header(frame.image)[1:] for frame in split.train]
-    crop = choose_crop(settings, device, (min(h for h, _ in sizes), min(w for _, w in sizes)))
-    crops = settings.crops_per_epoch or covering(sum(h * w for h, w in sizes), crop)
+    crop, headers = crop_of(settings, split.train), [read_header(frame.image) for frame in split.train]
+    crops = settings.crops_per_epoch or covering(sum(h.height * h.width for h in headers), crop)
     settings = replace(settings, crops_per_epoch=crops)
-    with tempfile.TemporaryDirectory() as folder:
-        model = segkit.UNet()
-        student = train_student(model, split, replace(settings, root=Path(folder), run="convergence"))
+    with tempfile.TemporaryDirectory() as folder, apart() as process:
+        run = replace(settings, root=Path(folder), run="convergence")
+        student = process.submit(train_student, run).result()
+        model = segkit.load_model(run.run_dir, settings.device)
     seconds = float(student.curve["seconds"].iloc[-1])
     name = settings.dataset_path.name
     print(f"{name}, crops of {crop[0]} x {crop[1]}, batch {settings.batch_size}; {describe_device(device)}; "

@@ -3,11 +3,15 @@
 Every crop decoded from TIFF again, in the main process, min-max normalised by itself, flipped, turned by up to 15
 degrees and zoomed by 0.9 to 1.1, each with probability 0.5; batch norm; float32, contiguous; BCE on a sigmoid; AdamW,
 learning rate 1e-4, no schedule. Crops are made to fit the frames. Cells are connected components of the mask.
+
+Beside it, segkit trains in a process of its own (`apart`): its setting of the C library's memory would speed up others.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 
 import numpy as np
 import torch
@@ -17,7 +21,23 @@ from torch import Tensor, nn
 
 import segkit
 from segkit.data import Frame, read_pair
+from segkit.devices import pick_device
+from segkit.images import read_header
+from segkit.layout import choose_crop
 from segkit.model import ModelInfo
+from segkit.settings import Settings
+
+
+def apart() -> ProcessPoolExecutor:
+    """A process of its own, to hand functions to."""
+    return ProcessPoolExecutor(1, mp_context=get_context("spawn"))
+
+
+def crop_of(settings: Settings, frames: Sequence[Frame]) -> tuple[int, int]:
+    """The crops' (height, width), pixels, that segkit chooses for these training frames."""
+    sizes = [read_header(frame.image)[1:] for frame in frames]
+    smallest = min(h for h, _ in sizes), min(w for _, w in sizes)
+    return choose_crop(settings, pick_device(settings.device), smallest)
 
 
 def plain_crop(image: np.ndarray, labels: np.ndarray, size: tuple[int, int], rng: np.random.Generator,
@@ -39,6 +59,23 @@ def plain_crop(image: np.ndarray, labels: np.ndarray, size: tuple[int, int], rng
     return np.ascontiguousarray(image), np.ascontiguousarray(mask)
 
 
+class PlainUNet(segkit.UNet):
+    """The starting recipe's network: the same layers, corners aligned, skip connections joined by a copy."""
+
+    def __init__(self) -> None:
+        super().__init__(ModelInfo(norm="batch", outputs=1, align_corners=True, normalisation="minmax", min_area=1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        skips = [self.down[0](x)]
+        for block in self.down[1:]:
+            skips.append(block(F.max_pool2d(skips[-1], 2)))
+        x = skips.pop()
+        for block in self.up:
+            x = F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=True)
+            x = block(torch.cat([skips.pop(), x], dim=1))
+        return self.out(x)
+
+
 class PlainTraining:
     """The starting recipe's training: `step()` sees one more batch; `network` can be given to `segkit.segment`."""
 
@@ -47,8 +84,7 @@ class PlainTraining:
         torch.manual_seed(seed)
         self.frames, self.crop, self.batch, self.device = frames, crop, batch, device
         self.rng = np.random.default_rng(seed)
-        self.network: nn.Module = segkit.UNet(ModelInfo(norm="batch", outputs=1, align_corners=True,
-                                                        normalisation="minmax", min_area=1)).to(device)
+        self.network: nn.Module = PlainUNet().to(device)
         self.optimiser = torch.optim.AdamW(self.network.parameters(), lr=1e-4, weight_decay=1e-2)
 
     def draw(self) -> tuple[np.ndarray, np.ndarray]:

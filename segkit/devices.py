@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+import ctypes
+from contextlib import AbstractContextManager, nullcontext, suppress
 
 import torch
 
 from .errors import SegkitError
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
 
 def pick_device(name: str = "auto") -> torch.device:
@@ -37,6 +40,18 @@ def has_fast_bf16(device: torch.device) -> bool:
 def autocast(device: torch.device) -> AbstractContextManager:
     """bf16 autocast where the hardware has it, else plain float32."""
     return torch.autocast(device.type, torch.bfloat16) if has_fast_bf16(device) else nullcontext()
+
+
+def keep_memory() -> None:
+    """Let the C library keep large blocks of memory instead of asking the system for them anew in every step.
+
+    Each page so asked for is zeroed first: 60,000 of them in a training step of 16 crops of 128 x 128. Linux with
+    glibc; elsewhere nothing happens.
+    """
+    with suppress(OSError, AttributeError, TypeError):
+        library = ctypes.CDLL(None)
+        for option in (M_MMAP_THRESHOLD, M_TRIM_THRESHOLD):
+            library.mallopt(option, 2**30)
 
 
 def describe_device(device: torch.device) -> str:

@@ -14,7 +14,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from .averaging import average_weights, calibrate, calibration_batches
 from .crops import cut_crops, draw_crops
-from .devices import autocast
+from .devices import autocast, keep_memory
 from .errors import SegkitError
 from .history import log
 from .losses import batch_dice, student_loss
@@ -43,6 +43,8 @@ class Learner:
 
     def __init__(self, model: UNet, team: Team, settings: Settings) -> None:
         self.team, self.settings, self.device = team, settings, team.device
+        if self.device.type == "cpu":
+            keep_memory()
         self.model = model.to(self.device).to(memory_format=torch.channels_last)
         self.forward = team.prepare(self.model)
         self.batch = settings.batch_size // team.size
@@ -68,7 +70,7 @@ class Learner:
         self.model.load_state_dict(fresh.state_dict())
         self.average = AveragedModel(self.model, multi_avg_fn=average_weights)
         self.optimiser = torch.optim.AdamW(self.model.parameters(), weight_decay=WEIGHT_DECAY,
-                                           fused=self.device.type == "cuda" or None)
+                                           fused=self.device.type in ("cpu", "cuda") or None)
 
     def train(self, store: Store, crop: tuple[int, int], rates: list[float], source: torch.Generator,
               on_step: Callable[[], object]) -> tuple[float, float]:
@@ -81,14 +83,17 @@ class Learner:
                 group["lr"] = rate
             images, targets = cut_crops(store, draw_crops(store, self.batch, crop, source), crop)
             newest.append(images.to(self.device))
-            total += self._step(newest[-1], targets.to(self.device))
+            total += self.step(newest[-1], targets.to(self.device))
             on_step()
         calibrate(self.average.module, newest, self.device, self.team.mean)
         loss, dice = self.team.mean(total / len(rates)).tolist()
         return loss, dice
 
-    def _step(self, images: Tensor, targets: Tensor) -> Tensor:
-        """One step of the optimiser. Out of GPU memory, the batch is halved and its gradients are summed."""
+    def step(self, images: Tensor, targets: Tensor) -> Tensor:
+        """One step of the optimiser, on images and targets (B, 1, h, w); returns the loss and the Dice, a tensor (2,).
+
+        Out of GPU memory, the batch is halved and its gradients are summed.
+        """
         while True:
             try:
                 scores = self._accumulate(images, targets)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -39,7 +38,11 @@ def _norm(kind: str, channels: int) -> nn.Module:
 
 
 class DoubleConv(nn.Sequential):
-    """Twice: 3 x 3 convolution, normalisation, ReLU. (B, in, H, W) -> (B, out, H, W)."""
+    """Twice: 3 x 3 convolution, normalisation, ReLU. (B, in, H, W) -> (B, out, H, W).
+
+    With a skip connection, as on torch.cat([skip, x], 1), but each part is convolved for itself: the sum is the same,
+    and the whole is never copied, there or back (benchmarks/README.md has what it gains).
+    """
 
     def __init__(self, channels_in: int, channels_out: int, norm: str) -> None:
         layers: list[nn.Module] = []
@@ -47,6 +50,17 @@ class DoubleConv(nn.Sequential):
             layers += [nn.Conv2d(channels, channels_out, 3, padding=1), _norm(norm, channels_out),
                        nn.ReLU(inplace=True)]
         super().__init__(*layers)
+
+    def forward(self, x: Tensor, skip: Tensor | None = None) -> Tensor:
+        first, *rest = (cast(nn.Conv2d, layer) for layer in self)
+        if skip is None:
+            x = first(x)
+        else:
+            of_skip, of_x = first.weight.split([skip.shape[1], x.shape[1]], dim=1)
+            x = F.conv2d(skip, of_skip, first.bias, padding=1) + F.conv2d(x, of_x, padding=1)
+        for layer in rest:
+            x = layer(x)
+        return x
 
 
 class UNet(nn.Module):
@@ -77,7 +91,7 @@ class UNet(nn.Module):
         skips.pop()  # the deepest level is x itself
         for block in self.up:
             x = F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=self.info.align_corners)
-            x = block(torch.cat([skips.pop(), x], dim=1))
+            x = block(x, skips.pop())
         return self.out(x)
 
     def count_parameters(self) -> int:
