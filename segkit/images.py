@@ -7,7 +7,6 @@ import struct
 import warnings
 from pathlib import Path
 from typing import NamedTuple
-from xml.etree import ElementTree
 
 import numpy as np
 import tifffile
@@ -17,7 +16,7 @@ from scipy import ndimage
 from .errors import SegkitError
 
 IMAGE_SUFFIXES = (".tif", ".tiff", ".png")
-_DAMAGE = (OSError, ValueError, KeyError, IndexError, TypeError, RuntimeError, EOFError, ArithmeticError,
+DAMAGE = (OSError, ValueError, KeyError, IndexError, TypeError, RuntimeError, EOFError, ArithmeticError,
            SyntaxError, MemoryError, AttributeError, struct.error, tifffile.TiffFileError, Image.DecompressionBombError)
 logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what it warns of becomes our own error
 
@@ -55,40 +54,11 @@ def read_header(path: str | Path) -> Header:
         raise
     except PermissionError:
         raise SegkitError(f"{path.name} may not be read: give yourself the right to read it") from None
-    except _DAMAGE:
+    except DAMAGE:
         if path.suffix.lower() == ".png":
             raise SegkitError(f"{path.name} cannot be read: it is no sound PNG picture; "
                               "copy or export it again") from None
     return _read_series_header(path)
-
-
-def read_metadata(path: str | Path) -> dict[str, float]:
-    """What a TIFF says of its making: PIXEL_SIZE_UM and MINUTES_PER_FRAME, those that are there and plausible.
-
-    Read from ImageJ's and OME's metadata, else from the resolution tags. Nothing for other or damaged files.
-    """
-    found: dict[str, float | None] = {}
-    try:
-        with tifffile.TiffFile(path) as tif:
-            tags, imagej = tif.pages.first.tags, tif.imagej_metadata or {}
-            x, y = tags["XResolution"].value if "XResolution" in tags else (0, 1)
-            per_unit, unit = x / max(y, 1), tags["ResolutionUnit"].value if "ResolutionUnit" in tags else 1
-            imagej_unit = str(imagej.get("unit", "")).replace("\\u00B5", "u").replace("µ", "u").replace("micron", "um")
-            um = {"um": 1.0, "nm": 1e-3, "mm": 1e3, "cm": 1e4, "inch": 25400.0}.get(imagej_unit) if imagej else {
-                2: 25400.0, 3: 1e4}.get(int(unit))
-            found["PIXEL_SIZE_UM"] = um / per_unit if um and per_unit else None
-            found["MINUTES_PER_FRAME"] = float(imagej["finterval"]) / 60 if "finterval" in imagej else None
-            if tif.is_ome and tif.ome_metadata:
-                pixels = ElementTree.fromstring(tif.ome_metadata).find(".//{*}Pixels")
-                said = pixels.attrib if pixels is not None else {}
-                if said.get("PhysicalSizeXUnit", "µm") in ("µm", "um") and "PhysicalSizeX" in said:
-                    found["PIXEL_SIZE_UM"] = float(said["PhysicalSizeX"])
-                if said.get("TimeIncrementUnit", "s") == "s" and "TimeIncrement" in said:
-                    found["MINUTES_PER_FRAME"] = float(said["TimeIncrement"]) / 60
-    except (*_DAMAGE, ElementTree.ParseError):
-        return {}
-    limits = {"PIXEL_SIZE_UM": (0.005, 20), "MINUTES_PER_FRAME": (1e-3, 1e4)}  # 72 dots per inch is no pixel size
-    return {name: value for name, value in found.items() if value and limits[name][0] <= value <= limits[name][1]}
 
 
 def _read_series_header(path: Path) -> Header:
@@ -104,7 +74,7 @@ def _read_series_header(path: Path) -> Header:
             return Header(_count_planes(path, series), height, width)
     except SegkitError:
         raise
-    except _DAMAGE as error:
+    except DAMAGE as error:
         raise SegkitError(f"{path.name} cannot be read as TIFF ({type(error).__name__}): "
                           "it is damaged or of another kind; copy or export it again") from None
 
@@ -145,7 +115,7 @@ def _read_plane(path: Path, page: int) -> np.ndarray:
                 plane = np.asarray(stack.reshape(planes, *stack.shape[-2:])[page])
     except SegkitError:
         raise
-    except _DAMAGE as error:
+    except DAMAGE as error:
         raise SegkitError(f"{path.name} cannot be decoded ({type(error).__name__}): "
                           "it is damaged; copy or export it again") from None
     plane = np.squeeze(plane)

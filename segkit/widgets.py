@@ -17,7 +17,7 @@ from .discover import discover
 from .errors import SegkitError
 from .figures import to_png
 from .history import History
-from .images import read_metadata
+from .metadata import read_metadata
 from .settings import CONDITIONS, Settings, parse_settings, public_fields
 from .sources import FORM_FILE, load_settings, save_form
 

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
 from segkit import SegkitError, UNet, discover, match_instances, read_image, read_labels, segment
-from segkit.images import read_header, read_metadata
+from segkit.images import read_header
+from segkit.metadata import read_metadata
 from segkit.names import name_key
 from segkit.settings import Settings, parse_settings, public_fields
 from segkit.targets import distance_target, label_cells
