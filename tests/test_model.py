@@ -1,4 +1,7 @@
 import json
+import platform
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -6,7 +9,7 @@ import torch
 
 from segkit import SegkitError, UNet, load_model, segment
 from segkit.losses import batch_dice, dice_loss_with_logits, student_loss
-from segkit.model import ModelInfo
+from segkit.model import DoubleConv, ModelInfo
 from segkit.model_file import save_model
 from segkit.scores import dice
 
@@ -15,6 +18,30 @@ from segkit.scores import dice
 def test_parameters_are_the_starting_recipes_and_the_second_maps_25(norm):
     assert UNet(ModelInfo(norm=norm)).count_parameters() == 4_418_449 + 25
     assert UNet(ModelInfo(norm=norm, outputs=1)).count_parameters() == 4_418_449
+
+
+def test_parts_convolved_apart_give_what_the_whole_gives():
+    torch.manual_seed(0)
+    block, x, skip = DoubleConv(5, 4, "batch").eval(), torch.rand(2, 3, 8, 8), torch.rand(2, 2, 8, 8)
+    torch.testing.assert_close(block(x, skip), block(torch.cat([skip, x], dim=1)), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc has the setting")
+def test_memory_that_was_given_back_is_used_again():
+    code = """
+import resource, sys, torch
+from segkit.devices import keep_memory
+if sys.argv[1] == "kept":
+    keep_memory()
+faults = []
+for _ in range(6):
+    torch.ones(2**24)  # 64 MB
+    faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
+print(faults[-1] - faults[2])
+"""
+    kept, anew = (int(subprocess.run([sys.executable, "-c", code, how], capture_output=True, text=True,
+                                     check=True).stdout) for how in ("kept", "anew"))
+    assert kept < anew / 10
 
 
 def test_a_size_that_does_not_fit_says_what_would():
