@@ -28,7 +28,7 @@ def draw_crops(store: Store, count: int, size: tuple[int, int], generator: torch
         return torch.rand(count, generator=generator) < share
 
     frame = torch.randint(len(store.frames), (count,), generator=generator)
-    extent = torch.stack([store.height, store.width], 1).cpu()[frame].float()
+    extent = torch.stack([store.height, store.width], 1)[frame].float()
     point = store.points[frame, torch.randint(store.points.shape[1], (count,), generator=generator)].float()
     half = torch.tensor(size) / 2
     anywhere = half + torch.rand(count, 2, generator=generator) * (extent - 2 * half).clamp(min=0)
@@ -62,7 +62,7 @@ def cut_crops(store: Store, plan: dict[str, Tensor], size: tuple[int, int]) -> t
     Returns images (B, 1, h, w) float32 and targets (B, 1, h, w) float32: 0 = background, else distance in (0, 1].
     """
     device = store.pixels.device
-    p = {name: value.to(device, non_blocking=True) for name, value in plan.items() if name != "noise_seed"}
+    p = {name: plan[name].to(device, non_blocking=True) for name in ("centre", "angle", "zoom", "mirror")}
     dy = torch.arange(size[0], device=device).float() - (size[0] - 1) / 2
     dx = torch.arange(size[1], device=device).float() - (size[1] - 1) / 2
     cos, sin = (f(p["angle"])[:, None, None] / p["zoom"][:, None, None] for f in (torch.cos, torch.sin))
@@ -70,14 +70,14 @@ def cut_crops(store: Store, plan: dict[str, Tensor], size: tuple[int, int]) -> t
     half = 0.5 if size[0] % 2 == 0 else 0.0  # an even crop is centred between two pixels
     y = p["centre"][:, 0, None, None] - half + cos * dy - sin * dx
     x = p["centre"][:, 1, None, None] - half + sin * dy + cos * dx
-    image, target = store.gather(p["frame"], y, x)
-    return vary_light(image, p, plan["noise_seed"]), target
+    image, target = store.gather(plan["frame"], y, x)
+    return vary_light(image, plan), target
 
 
-def vary_light(image: Tensor, p: dict[str, Tensor], noise_seed: Tensor) -> Tensor:
+def vary_light(image: Tensor, plan: dict[str, Tensor]) -> Tensor:
     """Contrast, offset, gamma, a slope of light, blur and noise, each image (B, 1, h, w) by its own amounts."""
     def per_image(name: str) -> Tensor:
-        return p[name][:, None, None, None]
+        return plan[name].to(image.device, non_blocking=True)[:, None, None, None]
 
     height, width = image.shape[-2:]
     inside = (image > 0) & (image < 1)
@@ -86,22 +86,23 @@ def vary_light(image: Tensor, p: dict[str, Tensor], noise_seed: Tensor) -> Tenso
     ramp_y = torch.linspace(-0.5, 0.5, height, device=image.device)[:, None]
     ramp_x = torch.linspace(-0.5, 0.5, width, device=image.device)
     image = image + per_image("slope_y") * ramp_y + per_image("slope_x") * ramp_x
-    blurred = _blur(image, p["blur"])
-    noise_source = torch.Generator(image.device).manual_seed(int(noise_seed))
+    blurred = _blur(image, plan["blur"])
+    noise_source = torch.Generator(image.device).manual_seed(int(plan["noise_seed"]))
     noise = torch.randn(image.shape, generator=noise_source, device=image.device)
     return blurred + noise * per_image("noise")
 
 
 def _blur(image: Tensor, sigma: Tensor) -> Tensor:
-    """Gaussian blur, each image by its own sigma (B,), pixels; sigma 0 leaves the image as it is."""
-    chosen = torch.nonzero(sigma > 0).flatten()
-    if len(chosen) == 0:
+    """Gaussian blur, each image by its own sigma (B,), pixels, on the CPU; sigma 0 leaves the image as it is."""
+    some = torch.nonzero(sigma > 0).flatten()
+    if len(some) == 0:
         return image
+    chosen, sigma = (t.to(image.device, non_blocking=True) for t in (some, sigma[some]))
     part = image[chosen, 0][None]  # (1, n, h, w): one group per image
     steps = torch.arange(-BLUR_RADIUS, BLUR_RADIUS + 1, device=image.device).float()
-    kernel = torch.exp(-0.5 * (steps / sigma[chosen, None]) ** 2)
+    kernel = torch.exp(-0.5 * (steps / sigma[:, None]) ** 2)
     kernel = (kernel / kernel.sum(1, keepdim=True))[:, None, :]  # (n, 1, 2r + 1)
     padded = F.pad(part, (BLUR_RADIUS,) * 4, mode="replicate")
-    rows = F.conv2d(padded, kernel[:, :, :, None], groups=len(chosen))
-    part = F.conv2d(rows, kernel[:, :, None, :], groups=len(chosen))
+    rows = F.conv2d(padded, kernel[:, :, :, None], groups=len(some))
+    part = F.conv2d(rows, kernel[:, :, None, :], groups=len(some))
     return image.index_copy(0, chosen, part[0][:, None])

@@ -92,7 +92,7 @@ def build_store(frames: Sequence[Frame], device: torch.device, cache_dir: Path,
         home = device
 
     def tensor(values: np.ndarray, dtype: torch.dtype) -> torch.Tensor:
-        return torch.from_numpy(values[sound]).to(home, dtype)
+        return torch.from_numpy(values[sound]).to(dtype)
 
     heights, widths = (np.array([s[k] for s in sizes]) for k in (0, 1))
     starts = np.concatenate([[0], np.cumsum(heights * widths)[:-1]])
@@ -101,7 +101,7 @@ def build_store(frames: Sequence[Frame], device: torch.device, cache_dir: Path,
                   torch.from_numpy(flat_pixels.view(np.int16)).to(home), torch.from_numpy(flat_targets).to(home),
                   tensor(starts, torch.int64), tensor(heights, torch.int64), tensor(widths, torch.int64),
                   tensor(index["gain"], torch.float32), tensor(index["bias"], torch.float32),
-                  torch.from_numpy(index["points"][sound]).long(), float(np.median(cells)) if len(cells) else 0.0,
+                  tensor(index["points"], torch.int64), float(np.median(cells)) if len(cells) else 0.0,
                   float(index["inside"][sound].sum() / (heights * widths)[sound].sum()))
     return store, problems
 

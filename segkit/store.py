@@ -12,28 +12,32 @@ from .data import Frame
 
 @dataclass(frozen=True)
 class Store:
-    """Decoded frames, one after the other in two flat arrays, whatever their sizes."""
+    """Decoded frames, one after the other in two flat arrays, whatever their sizes.
+
+    What there is one of per frame lies on the CPU, where crops are drawn, so that a GPU is never waited for.
+    """
 
     frames: tuple[Frame, ...]
-    pixels: Tensor  # (P,) int16, the bits of uint16
-    targets: Tensor  # (P,) uint8
+    pixels: Tensor  # (P,) int16, the bits of uint16, on the device that crops are cut on
+    targets: Tensor  # (P,) uint8, there too
     start: Tensor  # (N,) int64, where each frame begins
     height: Tensor  # (N,) int64, pixels
     width: Tensor  # (N,) int64, pixels
     gain: Tensor  # (N,) float32
     bias: Tensor  # (N,) float32
-    points: Tensor  # (N, POINTS, 2) int64, on the CPU
+    points: Tensor  # (N, POINTS, 2) int64
     cell_width: float  # median, pixels
     foreground: float  # share of pixels inside cells
 
     def gather(self, index: Tensor, y: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
         """Normalised images and targets (0..1, 0 = background) at float coordinates.
 
-        index: (B,) frames; y, x: (B, h, w) pixels; beyond the edge the frame is mirrored.
+        index: (B,) frames, on the CPU; y, x: (B, h, w) pixels; beyond the edge the frame is mirrored.
         Returns (B, 1, h, w) float32 twice: image bilinear, target nearest.
         """
-        at = [t[index][:, None, None] for t in (self.start, self.height, self.width, self.gain, self.bias)]
-        start, height, width, gain, bias = at
+        start, height, width, gain, bias = (
+            t[index].to(y.device, non_blocking=True)[:, None, None]
+            for t in (self.start, self.height, self.width, self.gain, self.bias))
         y, x = _mirror(y, height), _mirror(x, width)
         y0, x0 = y.floor(), x.floor()
         fy, fx = y - y0, x - x0
@@ -55,9 +59,8 @@ class Store:
         device = self.pixels.device
         y = torch.arange(-(-height // stride) * stride, dtype=torch.float32, device=device)
         x = torch.arange(-(-width // stride) * stride, dtype=torch.float32, device=device)
-        n = torch.tensor(index, device=device)
         shape = (len(index), len(y), len(x))
-        return self.gather(n, y[None, :, None].expand(shape), x[None, None, :].expand(shape))
+        return self.gather(torch.tensor(index), y[None, :, None].expand(shape), x[None, None, :].expand(shape))
 
 
 def _mirror(t: Tensor, size: Tensor) -> Tensor:
