@@ -79,7 +79,7 @@ def run_notebooks(names: Sequence[str], values: dict[str, str]) -> Settings:
             try:
                 papermill.execute_notebook(settings.root / "notebooks" / f"{name}.ipynb", folder / f"{name}.ipynb",
                                            parameters=typed, cwd=str(settings.root / "notebooks"), progress_bar=False,
-                                           kernel_name="python3")
+                                           kernel_name="python3", extra_arguments=["--log-level=ERROR"])
             except PapermillExecutionError as error:
                 if error.ename != "SegkitError":
                     print("\n".join(error.traceback), file=sys.stderr)

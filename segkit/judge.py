@@ -16,7 +16,7 @@ from .scores import dice, match_instances
 from .segmentation import predict, segment
 from .targets import label_cells
 
-PROMINENCES = (0.15, 0.2, 0.25, 0.3, 0.4, 0.5)
+PROMINENCES = (0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6)
 CHOICE_FRAMES = 20  # at most so many frames are looked at to choose among them
 
 

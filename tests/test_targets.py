@@ -8,8 +8,8 @@ from tests.helpers import squares
 
 def test_the_distance_is_one_at_the_core_and_zero_outside():
     target, widths = distance_target(squares((5, 5), side=9))
-    assert target[9, 9] == 255
-    assert target[5, 5] == 1 + round(254 / 5)
+    assert target[9, 9] == target[9, 8] == 255
+    assert target[5, 5] == 1 + round(254 * 0.5 / 2.5)
     assert target[4, 5] == 0
     assert widths.tolist() == [9.0]
 
@@ -20,6 +20,16 @@ def test_every_cell_has_its_own_core_however_small_and_touching():
     assert all(target[labels == k].max() == 255 for k in (1, 2, 3))
     assert (target[labels > 0] > 0).all()
     assert len(widths) == 3
+
+
+def test_a_stalk_is_as_high_as_the_body_and_stays_with_it():
+    labels = np.zeros((40, 90), np.int32)
+    for x in range(10, 80):  # 13 pixels wide, tapering to three, then a step down every fourth pixel
+        half, middle = max(1, 6 - max(0, x - 25) // 4), 12 + max(0, x - 45) // 4
+        labels[middle - half:middle + half + 1, x] = 1
+    target = distance_target(labels)[0] / 255
+    assert min(target[:, x].max() for x in range(50, 75)) > 0.75
+    assert label_cells((labels > 0).astype(float), target, prominence=0.3).max() == 1
 
 
 def test_labels_come_back_from_a_perfect_distance_where_components_merge():
