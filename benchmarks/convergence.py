@@ -34,6 +34,7 @@ from segkit.settings import Settings, parse_settings
 from segkit.sources import load_settings
 
 JUDGED = 12  # times that a training is judged within segkit's seconds
+PLAIN = "starting recipe"
 COLOURS = (TEACHER, "#CC79A7", "#666666")
 
 
@@ -107,13 +108,13 @@ def compare(arguments: list[str], others: Mapping[str, Maker]) -> segkit.UNet:
           "| --- | --- | --- | --- | --- | --- |")
     courses = {"segkit": student}
     print(row("segkit", student, seconds), flush=True)
-    for label, make in {"plain recipe": PlainTraining, **others}.items():
+    for label, make in {PLAIN: PlainTraining, **others}.items():
         training = make(split.train, crop, settings.batch_size, device, settings.seed)
         courses[label] = train_plainly(training, split.validation, seconds, 0 if label in others else batches)
         print(row(label, courses[label], seconds), flush=True)
-    curve, plain = student.curve, courses["plain recipe"].curve
+    curve, plain = student.curve, courses[PLAIN].curve
     reached, best = curve[curve["dice"] >= plain["dice"].max()], plain.loc[plain["dice"].idxmax()]
-    print(f"\nThe plain recipe's best Dice in {plain['crops'].iloc[-1]} crops is {best['dice']:.3f}, after "
+    print(f"\nThe starting recipe's best Dice in {plain['crops'].iloc[-1]} crops is {best['dice']:.3f}, after "
           f"{best['crops']:.0f} crops and {best['seconds']:.0f} s; segkit " + (
               f"reaches it after {reached.iloc[0]['crops']:.0f} crops and {reached.iloc[0]['seconds']:.0f} s."
               if len(reached) else "does not reach it."))
@@ -132,14 +133,14 @@ def row(label: str, course: Course, seconds: float) -> str:
 
 def draw(courses: Mapping[str, Course]):
     """Validation Dice against crops seen, and against seconds."""
-    figure, grid = new_figure(9, 3.2, 1, 2)
+    figure, grid = new_figure(9, 3.6, 1, 2)
     colours = iter(COLOURS)
     for who, course in courses.items():
         colour = STUDENT if who == "segkit" else next(colours)
         for axes, x, label in zip(grid[0], ("crops", "seconds"), ("crops seen", "seconds of training"), strict=True):
             axes.plot(course.curve[x], course.curve["dice"], color=colour, lw=2, marker=".", label=who)
             axes.set(xlabel=label, ylabel="validation Dice", ylim=(0.5, 1))
-    grid[0, 1].legend(frameon=False)
+    grid[0, 0].legend(frameon=False, ncols=2, loc="lower center", bbox_to_anchor=(1.1, 1.0))
     return figure
 
 

@@ -36,14 +36,14 @@ RUN = None
 
 # %%
 from segkit import discover, read_image, read_labels
-from segkit.figures import grey, overlay, show_pictures
+from segkit.figures import TEACHER, grey, overlay, show_pictures
 from segkit.settings import DEMO
 from segkit.sources import load_settings
 
 settings = load_settings(globals())
 example = discover(settings.root / DEMO).pairs[11]
 image, labels = read_image(example.image), read_labels(example.masks)
-show_pictures([grey(image), overlay(image, labels), overlay(image, labels, None)],
+show_pictures([grey(image), overlay(image, labels, TEACHER), overlay(image, labels, None)],
               ["phase contrast", "outlines", "cells"], settings.pixel_size_um, size=3)
 
 # %% [markdown]
@@ -67,8 +67,9 @@ from segkit.machine import check_installation
 check_installation()
 
 # %% [markdown]
-# A `False` above means that a package is missing or that two do not fit together. In a terminal, with this
-# project's environment active, one of these puts it right:
+# A `False` above means that a package is missing or that two do not fit together. In a terminal, in this project's
+# folder, with its environment active (`source .venv/bin/activate`, or `conda activate segkit`), one of these puts it
+# right:
 #
 # | machine | command |
 # | --- | --- |
@@ -128,12 +129,16 @@ from segkit.widgets import ExperimentsForm
 ExperimentsForm(form)
 
 # %% [markdown]
-# The same as plain text (it is also what a reader without Jupyter sees):
+# The same as plain text (it is also what a reader without Jupyter sees; the stored example was made with EPOCHS=10 on
+# a CPU):
 
 # %%
+import pandas as pd
+
 from segkit.advice import settings_table
 
-settings_table(settings)[["value", "unit"]]
+pd.set_option("display.max_colwidth", None)
+settings_table(settings)
 
 # %%
 dataset_verdict(settings)
@@ -144,7 +149,8 @@ dataset_verdict(settings)
 #
 # ## Summary
 #
-# The installation is sound, and the settings are saved for the other notebooks. Go on with `02_data_exploration`.
+# If nothing above is `False` and the last line is no error, all is ready, and what you saved holds for the other
+# notebooks. Go on with `02_data_exploration`.
 #
 # **On your own**
 # - Type a folder that does not exist. What does the line below it say?

@@ -38,7 +38,7 @@ from IPython.display import display
 
 from segkit import discover
 from segkit.data import Split, exclude, read_pair, read_sound, split_by_position
-from segkit.figures import overlay, show_pictures
+from segkit.figures import TEACHER, overlay, show_pictures
 from segkit.sources import load_settings
 
 pd.set_option("display.max_colwidth", None, "display.max_rows", 500)  # reasons in full
@@ -47,11 +47,11 @@ dataset = discover(settings.dataset_path, settings.masks_path)
 frames = dataset.pairs or dataset.frames
 first = [f for f in frames if f.unit == frames[0].unit]
 strip = read_sound(first[:: -(-len(first) // 3)], 3)
-show_pictures([overlay(image, labels) for _, image, labels in strip], [f"frame {f.frame}" for f, _, _ in strip],
-              settings.pixel_size_um, columns=3, size=3.6) if strip else None
+show_pictures([overlay(image, labels, TEACHER) for _, image, labels in strip],
+              [f"frame {f.frame}" for f, _, _ in strip], settings.pixel_size_um, columns=3, size=3.6) if strip else None
 
 # %% [markdown]
-# A film strip of the first position, with the teacher's outlines in orange. Do the outlines sit on the cells? If they
+# A film strip of the first position, with the teacher's outlines in blue. Do the outlines sit on the cells? If they
 # are shifted, or belong to other frames, no training can help.
 #
 # **What you will do:** count images and masks, read the list of problems, browse, look at the split.
@@ -61,7 +61,8 @@ show_pictures([overlay(image, labels) for _, image, labels in strip], [f"frame {
 # %% [markdown]
 # ## 1. What is there?
 #
-# A *position* is one chamber, filmed over time; an *experiment* is one treatment.
+# A *position* is one chamber, filmed over time; an *experiment* is one treatment; a *pair* is an image with its masks.
+# *First* and *last* are frame numbers, which need not begin at 0.
 
 # %%
 dataset
@@ -77,7 +78,7 @@ if not dataset.pairs:
 # Every file that cannot be used is listed here with its reason, the costliest first. The rest is used all the same.
 
 # %%
-dataset.problem_table()
+dataset.problem_table() if dataset.problems else "nothing: every file can be used"
 
 # %% [markdown]
 # ## 2. Browse
@@ -95,7 +96,7 @@ from segkit.widgets import browser
 def draw(frame, outlines, contrast):
     if outlines and frame.masks:
         image, labels = read_pair(frame)
-        picture, title = overlay(image, labels, contrast=contrast), f"{frame.name}: {labels.max()} cells"
+        picture, title = overlay(image, labels, TEACHER, contrast), f"{frame.name}: {labels.max()} cells"
     else:
         picture, title = grey(read_image(frame.image, frame.page), contrast), frame.name
     return to_png(show_pictures([picture], [title], settings.pixel_size_um, size=5))
@@ -157,15 +158,15 @@ from segkit import review_teacher
 review = review_teacher(dataset)
 flagged = review[review["flags"] != ""]
 print(f"{len(review)} pairs reviewed, {len(flagged)} flagged")
-flagged[["experiment", "position", "frame", "cells", "flags"]]
+flagged[["experiment", "position", "frame", "cells", "flags"]] if len(flagged) else "no flags"
 
 # %%
 by_name = {(f.experiment, f.position, f.frame): f for f in dataset.pairs}
 look = [by_name[row.experiment, row.position, row.frame] for row in flagged.itertuples()]
 shown = read_sound(look, 6)
 if shown:
-    display(show_pictures([overlay(image, labels) for _, image, labels in shown], [f.name for f, _, _ in shown],
-                          columns=3, size=3.6))
+    display(show_pictures([overlay(image, labels, TEACHER) for _, image, labels in shown],
+                          [f.name for f, _, _ in shown], columns=3, size=3.6))
 print("to leave out all that are flagged, EXCLUDE =", ",".join(f.name for f in look) or "(nothing)")
 
 # %%
@@ -206,7 +207,7 @@ print(f"positions shared between training and validation: {split.shared_position
 #
 # - The next run of this notebook counts it among the excluded ones, and training leaves it out; `split.json` in the
 #   run's folder keeps the list. The file itself stays as it is.
-# - The line that ends highest in *share of the frame inside cells* belongs to it; in the demo one of the REF positions,
-#   since those go on growing.
+# - The line that ends highest in *share of the frame inside cells* belongs to it, and
+#   `review.groupby("position").last()` says its name; in the demo one of the REF positions, which go on growing.
 #
 # </details>

@@ -49,7 +49,8 @@ print(f"{model.count_parameters():,} parameters")
 # %% [markdown]
 # **What you will do:** choose how long to train, watch, and keep the best student.
 #
-# **What you need:** a dataset with masks, chosen in `01_setup` (or the demo).
+# **What you need:** a dataset with masks, chosen in `01_setup` (or the demo). The demo takes about a minute; for your
+# own data, the line in the form below says how long this device will take.
 #
 # Three words first. *Loss* is what the training makes small: how wrong the student is. *Dice* says how well two
 # outlines overlap: 0 is not at all, 1 is exactly. *Validation* frames are those that the student never learns from.

@@ -92,10 +92,10 @@ show_histograms(sizes, "cell area (µm²)", bins=20) if sizes else None
 # %% [markdown]
 # ## 2. How far does it agree with the teacher?
 #
-# *Dice* compares masks. The others compare cells: a cell counts as found when it and the teacher's overlap by half of
-# the area that both cover (*IoU* 0.5; stricter at 0.75 and 0.9). *AP*, average precision, is the share of cells found,
-# among all that either drew; *panoptic quality* also asks how well the found ones overlap. Where cells touch, look at
-# these rather than at Dice.
+# *Dice* compares masks. The others compare cells: a cell counts as found when the area that it shares with a cell of
+# the teacher's is at least half of what the two cover together (*IoU* 0.5; stricter at 0.75 and 0.9). *AP*, average
+# precision, is the share of cells found, among all that either drew; *panoptic quality* also asks how well the found
+# ones overlap. Where cells touch, look at these rather than at Dice.
 
 # %%
 from IPython.display import display
@@ -130,11 +130,12 @@ else:
     print("no validation position with teacher masks here: nothing to judge by")
 
 # %% [markdown]
-# Training positions should score a little higher than validation ones; a wide gap means learning by heart.
+# Training positions score a little higher than validation ones, as a rule; a wide gap means learning by heart.
 #
 # ## 3. The best frame, the middle one, the worst
 #
-# Look here before you trust a mean. Blue is the teacher, orange the student.
+# Look here before you trust a mean. Blue is the teacher, orange the student; the frames are those of validation
+# positions, where there are any.
 
 # %%
 from segkit.data import masks_path_in, read_pair
@@ -153,7 +154,8 @@ for rank, row in zip(("best", "middle", "worst"), chosen.itertuples(), strict=Fa
 show_pictures(pictures, titles, settings.pixel_size_um, columns=2, size=3.4) if pictures else None
 
 # %% [markdown]
-# Typical reasons: cells that lie across each other, cells at the edge, and now and then a teacher who is wrong.
+# Typical reasons: cells about to divide, cells that touch end to end or lie across each other, cells at the edge, and
+# now and then a teacher who is wrong.
 #
 # ## 4. Browse
 #

@@ -55,11 +55,11 @@ for unit in (units[0], units[-1]):
     for frame in film[:: max(1, -(-len(film) // 6))]:
         labels = read_labels(masks_path_in(settings.run_dir / "masks", frame))
         pictures.append(overlay(read_image(frame.image, frame.page), labels))
-        titles.append(f"{frame.experiment} {frame.frame}")
+        titles.append(f"{frame.experiment} {frame.position}, {frame.frame}")
 show_pictures(pictures, titles, settings.for_experiment(units[0][0]).pixel_size_um, columns=6, size=2)
 
 # %% [markdown]
-# Two film strips, the first position and the last, with the student's outlines.
+# Two film strips, the first position and the last, with the student's outlines and the frames' numbers.
 #
 # **What you will do:** see the area grow, read growth rates with their uncertainty, compare treated experiments with
 # their reference, and check what the student's errors do to the rates.
@@ -102,8 +102,10 @@ minutes = {name: s.minutes_per_frame for name, s in own.items()}
 show_growth(curves, minutes, {name: s.drug_frame for name, s in own.items()})
 
 # %% [markdown]
-# Orange is the student, blue dots are the teacher, where there is one: the lines should lie on each other. A line that
-# bends where no drug was given means that cells leave the field of view, or that the chamber is full.
+# Orange is the student, blue dots are the teacher, where there is one: the lines should lie on each other. At the
+# dashed line, DRUG_FRAME, every position is cut into before and after, also the reference's, which gets no drug: equal
+# times are compared. A line that bends without a drug means that cells leave the field of view, or that the chamber is
+# full.
 #
 # ## 3. Growth rates
 #
@@ -127,7 +129,8 @@ print("growth.csv written:", (settings.run_dir / "growth.csv").is_file())
 #
 # Each treated experiment is compared with its reference over the same phase. The interval comes from the differences
 # between positions: three positions are few, ten are better. *Stopped*: surely under a quarter of the reference's
-# growth. *Slowed*: surely slower. *Grows*: no slowing is seen. Otherwise it says why nothing can be said.
+# growth (the dotted line). *Slowed*: surely slower. *Grows*: no slowing is seen. Otherwise it says why nothing can be
+# said.
 
 # %%
 from IPython.display import display

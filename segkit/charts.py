@@ -9,6 +9,7 @@ import pandas as pd
 
 from .data import Dataset, Split
 from .figures import ACCENT, GREY, STUDENT, TEACHER, Picture, bare_axes, new_figure
+from .growth import STOPPED
 
 
 def _curves(axes_pair: np.ndarray, table: pd.DataFrame) -> None:
@@ -73,7 +74,7 @@ def show_over_time(table: pd.DataFrame, value: str, ylabel: str, time: str = "fr
         for k, (_, line) in enumerate(lines.groupby("position")):
             axes.plot(line[time], line[value], color=colour, lw=1.5, marker=".",
                       label=None if k else str(experiment))
-    axes.set(xlabel=time.replace("_", " "), ylabel=ylabel, ylim=ylim)
+    axes.set(xlabel="frames since the start" if time == "since_start" else time, ylabel=ylabel, ylim=ylim)
     axes.legend(frameon=False)
     return figure
 
@@ -179,8 +180,8 @@ def show_ratios(comparison: pd.DataFrame) -> Picture:
             axes.errorbar([row.ratio], [k], xerr=[[row.ratio - row.low], [row.high - row.ratio]], fmt="o", ms=6,
                           capsize=4, color=STUDENT)
         axes.text(1.03, k, row.verdict, va="center", transform=axes.get_yaxis_transform())
-    axes.axvline(1, color=GREY, lw=1)
-    axes.axvline(0, color=GREY, lw=1)
+    for at, style in ((0, "-"), (STOPPED, ":"), (1, "-")):
+        axes.axvline(at, color=GREY, lw=1, ls=style)
     names = [f"{row.experiment} / {row.reference}" for row in comparison.itertuples()]
     axes.set_yticks(range(len(names)), names)
     axes.set(xlabel="growth with drug / growth of the reference", ylim=(len(names) - 0.5, -0.5))
