@@ -34,8 +34,11 @@ RUN = None
 EPOCHS = None
 
 # %%
-from segkit import UNet, discover, fit, split_by_position
-from segkit.data import exclude
+from IPython.display import display
+
+from segkit import UNet, discover, fit, segment, split_by_position
+from segkit.data import exclude, read_sound
+from segkit.figures import grey, show_pictures
 from segkit.sources import load_settings
 
 settings = load_settings(globals())
@@ -46,7 +49,15 @@ model = UNet()
 print(f"{len(split.train)} pairs to learn from, {len(split.validation)} to judge by")
 print(f"{model.count_parameters():,} parameters")
 
+# %%
+for _, image, teacher in read_sound(split.validation, 1):
+    display(show_pictures([grey(image), segment(model, image).probability, (teacher > 0).astype(float)],
+                          ["a validation frame", "student, before it learns", "teacher"], settings.pixel_size_um,
+                          columns=3, size=3))
+
 # %% [markdown]
+# The student starts from nothing (middle), and shall see in such a frame what its teacher drew (right).
+#
 # **What you will do:** choose how long to train, watch, and keep the best student.
 #
 # **What you need:** a dataset with masks, chosen in `01_setup` (or the demo). The demo takes about a minute; for your
@@ -75,8 +86,6 @@ form
 # validation frames. The stop button interrupts; every finished epoch is saved.
 
 # %%
-from IPython.display import display
-
 from segkit.widgets import LivePicture
 
 settings = form.settings
@@ -88,15 +97,16 @@ history = fit(model, split, settings, on_epoch=live.update)
 # ## 3. How did it go?
 
 # %%
-from segkit.charts import show_history
+from segkit.charts import show_training
 
-show_history(history.table())
+show_training(history.table(), history.previews)
 
 # %% [markdown]
-# Both losses should fall and level off. The validation Dice (orange) is computed on whole frames, the training Dice
-# (grey) on crops that are turned, blurred and darkened to make them harder, so it may well be the lower one.
-# A validation Dice that falls while the training Dice rises means that the student learns the training frames by heart:
-# more positions help, more epochs do not. A dotted line marks an epoch that broke down and was rolled back.
+# Below the curves, what the student of the last epoch sees in the first validation frames. Both losses should fall
+# and level off. The validation Dice (orange) is computed on whole frames, the training Dice (grey) on crops that are
+# turned, blurred and darkened to make them harder, so it may well be the lower one. A validation Dice that falls
+# while the training Dice rises means that the student learns the training frames by heart: more positions help, more
+# epochs do not. A dotted line marks an epoch that broke down and was rolled back.
 
 # %%
 best = history.best

@@ -12,34 +12,28 @@ from .figures import ACCENT, GREY, STUDENT, TEACHER, Picture, bare_axes, new_fig
 from .growth import STOPPED
 
 
-def _curves(axes_pair: np.ndarray, table: pd.DataFrame) -> None:
-    for axes, kind, label in zip(axes_pair, ("loss", "dice"), ("loss", "Dice"), strict=True):
+def show_training(table: pd.DataFrame,
+                  previews: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]] = ()) -> Picture:
+    """Loss and Dice against epochs, events as dotted lines; below, what the student sees in a few validation frames.
+
+    table: History.table(); previews: History.previews, (image, probability, target mask), each (H, W).
+    """
+    figure = Picture(10, 5.4 if previews else 3.2)
+    parts = np.atleast_1d(np.asarray(figure.subfigures(2 if previews else 1, 1)))
+    curves = bare_axes(parts[0], 1, 2)[0]
+    for axes, kind, label in zip(curves, ("loss", "dice"), ("loss", "Dice"), strict=True):
         axes.plot(table["epoch"], table[f"train_{kind}"], color=GREY, lw=1.5, label="training crops")
         axes.plot(table["epoch"], table[f"val_{kind}"], color=STUDENT, lw=2, marker="o", ms=3,
                   label="whole validation frames")
         for epoch in table.loc[table["event"].fillna("") != "", "epoch"]:
             axes.axvline(epoch, color=TEACHER, ls=":", lw=1)
         axes.set(xlabel="epoch", ylabel=label)
-    axes_pair[1].set_ylim(0, 1.02)
-    axes_pair[1].legend(frameon=False, loc="lower right")
-
-
-def show_history(table: pd.DataFrame) -> Picture:
-    """Loss and Dice against epochs, for training crops and whole validation frames; events as dotted lines."""
-    figure, grid = new_figure(9, 3.2, 1, 2)
-    _curves(grid[0], table)
-    return figure
-
-
-def show_live(table: pd.DataFrame, previews: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> Picture:
-    """The training so far: its curves, and what the student now sees in the same validation frames."""
-    figure = Picture(10, 5.4)
-    top, bottom = np.asarray(figure.subfigures(2, 1)).tolist()
-    _curves(bare_axes(top, 1, 2)[0], table)
+    curves[1].set_ylim(0, 1.02)
+    curves[1].legend(frameon=False, loc="lower right")
     pictures = [(p, t) for image, probability, target in previews
                 for p, t in ((np.clip(image, 0, 1), "image"), (probability, "student's probability"),
                              (target.astype(float), "teacher's mask"))]
-    for axes, (picture, title) in zip(bottom.subplots(1, len(pictures)) if pictures else (), pictures, strict=True):
+    for axes, (picture, title) in zip(parts[1].subplots(1, len(pictures)) if pictures else (), pictures, strict=True):
         axes.imshow(picture, cmap="gray", vmin=0, vmax=1)
         axes.set_title(title, fontsize=9)
         axes.set_axis_off()

@@ -11,7 +11,7 @@ import pandas as pd
 
 from .advice import shown_value
 from .arrange import Plan, arrange, plan_arrangement
-from .charts import show_live
+from .charts import show_training
 from .data import Dataset
 from .discover import discover
 from .errors import SegkitError
@@ -184,12 +184,12 @@ class LivePicture(w.Image):
     """A picture of the training that is renewed after every epoch: pass `live.update` to fit as on_epoch."""
 
     def __init__(self) -> None:
-        super().__init__(value=to_png(show_live(History().table(), [])), format="png")
+        super().__init__(value=to_png(show_training(History().table(), [])), format="png")
 
     __repr__ = _quiet_repr
 
     def update(self, history: History) -> None:
-        self.value = to_png(show_live(history.table(), history.previews))
+        self.value = to_png(show_training(history.table(), history.previews))
 
 
 class ArrangeForm(w.VBox):

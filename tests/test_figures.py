@@ -1,7 +1,7 @@
 import numpy as np
 import pandas as pd
 
-from segkit.charts import show_history, show_live, show_over_time
+from segkit.charts import show_over_time, show_training
 from segkit.figures import grey, outlines, overlay, show_pictures, to_png
 from segkit.history import COLUMNS
 from tests.helpers import squares
@@ -33,7 +33,7 @@ def test_neighbouring_numbers_get_different_colours():
 def test_every_figure_becomes_a_png_with_and_without_content():
     rows = [dict.fromkeys(COLUMNS, 0.5) | {"epoch": 1, "event": "rolled back"}]
     for table in (pd.DataFrame(rows), pd.DataFrame(columns=list(COLUMNS))):
-        for figure in (show_history(table), show_live(table, [(np.zeros((8, 8)),) * 3])):
+        for figure in (show_training(table), show_training(table, [(np.zeros((8, 8)),) * 3])):
             assert to_png(figure).startswith(b"\x89PNG")
     line = pd.DataFrame({"experiment": ["A"], "position": ["P"], "frame": [0], "x": [1.0]})
     for figure in (show_over_time(line, "x", "x"), show_pictures([np.zeros((8, 9))], ["a"], 0.1)):
