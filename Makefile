@@ -52,6 +52,7 @@ $(READY): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	  || { echo "segkit needs Python 3.11 or newer: make PYTHON=python3.12 ..."; rm -rf $(VENV); exit 1; }
+	@echo "installing into $(VENV), once: some minutes, up to 7 GB (2 GB with TORCH=cpu)"
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet $(TORCH_INDEX) torch torchvision
 	$(BIN)/python -m pip install --quiet -e '.[test]'

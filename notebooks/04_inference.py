@@ -52,10 +52,14 @@ if frame.masks:
     titles.append("teacher's cells")
 show_pictures(pictures, titles, settings.pixel_size_um)
 
+# %%
+print("student of run", model.info.settings.get("RUN", "(unknown)"))
+
 # %% [markdown]
-# A frame of a validation position, which the student has never learnt from. *Probability*: how sure it is that a pixel
-# belongs to a cell. *Mask*: where that exceeds one half. *Cells*: the mask cut apart where cells touch; the colours
-# only tell neighbours apart and need not agree with the teacher's.
+# A frame of a validation position, which the student has never learnt from (of any position, where none is kept for
+# validation). *Probability*: how sure it is that a pixel belongs to a cell. *Mask*: where that exceeds one half.
+# *Cells*: the mask cut apart where cells touch; the colours only tell neighbours apart and need not agree with the
+# teacher's.
 #
 # **What you will do:** segment everything, compare with the teacher, find the worst frames, browse.
 #
@@ -151,7 +155,8 @@ for rank, row in zip(("best", "middle", "worst"), chosen.itertuples(), strict=Fa
     labels = read_labels(masks_path_in(settings.run_dir / "masks", pair))
     pictures += [overlay(image, teacher, TEACHER), overlay(image, labels)]
     titles += [f"{rank}, teacher: {row.teacher_cells} cells", f"student: {row.cells} cells"]
-show_pictures(pictures, titles, settings.pixel_size_um, columns=2, size=3.4) if pictures else None
+size = min(6, max(3.4, image.shape[1] / 72))  # inches: small frames enlarged, large ones readable
+show_pictures(pictures, titles, settings.pixel_size_um, columns=2, size=size) if pictures else None
 
 # %% [markdown]
 # Typical reasons: cells about to divide, cells that touch end to end or lie across each other, cells at the edge, and

@@ -48,18 +48,20 @@ cells = pd.read_csv(settings.run_dir / "cells.csv")
 dataset = discover(settings.dataset_path, settings.masks_path)
 
 # %%
+from IPython.display import display
+
 units = sorted({f.unit for f in dataset.frames})
-pictures, titles = [], []
-for unit in (units[0], units[-1]):
+for unit in dict.fromkeys((units[0], units[-1])):
     film = [f for f in dataset.frames if f.unit == unit and masks_path_in(settings.run_dir / "masks", f).is_file()]
-    for frame in film[:: max(1, -(-len(film) // 6))]:
-        labels = read_labels(masks_path_in(settings.run_dir / "masks", frame))
-        pictures.append(overlay(read_image(frame.image, frame.page), labels))
-        titles.append(f"{frame.experiment} {frame.position}, {frame.frame}")
-show_pictures(pictures, titles, settings.for_experiment(units[0][0]).pixel_size_um, columns=6, size=2)
+    strip = film[:: max(1, -(-len(film) // 6))]
+    pictures = [overlay(read_image(f.image, f.page), read_labels(masks_path_in(settings.run_dir / "masks", f)))
+                for f in strip]
+    titles = [f"{f.experiment} {f.position}, {f.frame}" for f in strip]
+    um = settings.for_experiment(unit[0]).pixel_size_um
+    display(show_pictures(pictures, titles, um, columns=6, size=2)) if strip else None
 
 # %% [markdown]
-# Two film strips, the first position and the last, with the student's outlines and the frames' numbers.
+# The first position and the last as film strips, with the student's outlines and the frames' numbers.
 #
 # **What you will do:** see the area grow, read growth rates with their uncertainty, compare treated experiments with
 # their reference, and check what the student's errors do to the rates.
@@ -133,8 +135,6 @@ print("growth.csv written:", (settings.run_dir / "growth.csv").is_file())
 # said.
 
 # %%
-from IPython.display import display
-
 from segkit.charts import show_ratios
 
 if len(comparison):
@@ -169,8 +169,9 @@ else:
 from segkit.charts import show_over_time
 
 if len(scores):
-    display(show_over_time(both.assign(ratio=both["area_px"] / both["teacher_area_px"].clip(lower=1)), "ratio",
-                           "student's area / teacher's area", "since_start", (0.8, 1.2)))
+    ratio = both["area_px"] / both["teacher_area_px"].clip(lower=1)
+    limits = min(0.8, ratio.min()), max(1.2, ratio.max())
+    display(show_over_time(both.assign(ratio=ratio), "ratio", "student's area / teacher's area", "since_start", limits))
 
 # %% [markdown]
 # A level line is harmless. A line that falls as the frames get crowded would make growth look slower than it is. Other

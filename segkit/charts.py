@@ -28,6 +28,7 @@ def show_training(table: pd.DataFrame,
         for epoch in table.loc[table["event"].fillna("") != "", "epoch"]:
             axes.axvline(epoch, color=TEACHER, ls=":", lw=1)
         axes.set(xlabel="epoch", ylabel=label)
+        axes.xaxis.get_major_locator().set_params(integer=True)
     curves[1].set_ylim(0, 1.02)
     curves[1].legend(frameon=False, loc="lower right")
     pictures = [(p, t) for image, probability, target in previews
@@ -130,7 +131,7 @@ def show_growth(curves: dict[str, pd.DataFrame], minutes_per_frame: dict[str, fl
                 seen = line[line["area"] > 0]
                 axes.plot(seen["since_start"] * hours, seen["area"], style, color=colour, lw=1.8,
                           label=None if k else who)
-        if drug_frame[experiment] >= 0:
+        if 0 <= drug_frame[experiment] <= max((t["since_start"].max() for t in curves.values()), default=0):
             axes.axvline(drug_frame[experiment] * hours, color=GREY, ls="--", lw=1, label="DRUG_FRAME")
         axes.set(title=experiment, xlabel="time (h)", yscale="log", ylim=(min(areas) * 0.9, max(areas) * 1.15))
         axes.yaxis.set_major_formatter("{x:g}")
@@ -154,8 +155,8 @@ def show_rates(growth: pd.DataFrame) -> Picture:
         around = [rate - part["low"].to_numpy(), part["high"].to_numpy() - rate]
         axes.errorbar(rate, y, xerr=around, fmt="o", ms=5, capsize=3, color=(TEACHER, STUDENT)[k],
                       label={"all": "all frames", "before": "before DRUG_FRAME", "after": "from DRUG_FRAME on"}[phase])
-        for at, height, doubling in zip(part["high"], y, part["doubling_minutes"], strict=True):
-            text = f"  doubles in {doubling:.0f} min" if doubling < 6000 else "  does not double"
+        for low, at, height, doubling in zip(part["low"], part["high"], y, part["doubling_minutes"], strict=True):
+            text = f"  doubles in {doubling:.0f} min" if low > 0 and doubling < 6000 else "  no growth for sure"
             axes.text(at, height, text, va="center", fontsize=8, color=GREY)
     axes.axvline(0, color=GREY, lw=1)
     axes.set_yticks(range(len(units)), [" ".join(unit) for unit in units])

@@ -89,7 +89,7 @@ def run_notebooks(names: Sequence[str], values: dict[str, str]) -> Settings:
     dataset = discover(settings.dataset_path, settings.masks_path)
     for line in dataset.problem_summary():
         print(f"left out: {line}")
-    print(f"results in {settings.run_dir}", flush=True)
+    print(f"results in {settings.run_dir}; report.html there shows them", flush=True)
     return settings
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from .devices import pick_device
 from .errors import SegkitError
@@ -27,7 +27,7 @@ def save_model(model: UNet, path: str | Path) -> None:
     metadata = {"segkit": json.dumps({"format": FORMAT, **asdict(model.info)})}
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     with replacing(path) as temporary:
-        save_file(state, temporary, metadata)
+        temporary.write_bytes(save(state, metadata))
 
 
 def load_model(path: str | Path, device: str = "auto") -> UNet:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -21,6 +22,7 @@ from .model import UNet
 from .pipeline import Done, Manner, work_through
 
 WIDTH_FRAMES = 20  # about so many frames are looked at to compare the cells' width with the training's
+LITTLE = 0.5  # mean Dice below which one is warned of the student
 WIDTH_RATIO = 1.4  # beyond this factor of the training cells' width the student is warned of
 
 
@@ -55,9 +57,13 @@ def segment_dataset(model: UNet, frames: Iterable[Frame], out_dir: str | Path, *
         skipped = [d.skipped for d in done if d.skipped]
         for name, _, reason in skipped:
             log.info("left out %s: %s", name, reason)
-        if complaint := width_complaint(model, np.concatenate([np.zeros(0), *(d.widths for d in done)]), scale):
-            log.info(complaint)
-            warnings.warn(complaint, stacklevel=2)
+        log.info("%d of %d frames segmented with the student of run %s, trained on %s", len(done) - len(skipped),
+                 len(frames), *(model.info.settings.get(name, "?") for name in ("RUN", "DATASET_PATH")))
+        widths = np.concatenate([np.zeros(0), *(d.widths for d in done)])
+        for complaint in (width_complaint(model, widths, scale), dice_complaint([d.scores for d in done if d.scores])):
+            if complaint:
+                log.info(complaint)
+                warnings.warn(complaint, stacklevel=2)
     cells = [d.cells for d in done if d.cells is not None]
     if frames and not cells:
         raise SegkitError(f"none of {len(frames)} frames could be read; the first: {skipped[0][2]}")
@@ -85,3 +91,11 @@ def width_complaint(model: UNet, widths: np.ndarray, scale: float = 1.0) -> str:
         return ""
     return (f"the cells found are {found / scale:.0f} pixels wide (median), the student was taught on cells of "
             f"{known:.0f}: look at the overlays, and try SCALE={scale * known / found:.2f}")
+
+
+def dice_complaint(scores: Sequence[Mapping[str, Any]]) -> str:
+    """What is wrong where the student agrees little with the teacher's masks (rows of scores.csv), if it is."""
+    if not scores or (mean := float(np.mean([row["dice"] for row in scores]))) >= LITTLE:
+        return ""
+    return (f"the student and the teacher's masks agree little: mean Dice {mean:.2f} over {len(scores)} frame(s). "
+            "Look at the overlays; images of another kind need a student of their own")

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
 from .errors import SegkitError
 from .files import write_text
 
+WIDGET = "application/vnd.jupyter.widget-"
 REPORTED = ("02_data_exploration", "03_training", "04_inference", "05_growth")
 
 
@@ -28,11 +31,14 @@ def write_report(run_dir: str | Path) -> Path:
                           "there")
     page = nbformat.v4.new_notebook()
     for file in files:
-        for cell in nbformat.read(file, as_version=4).cells:
+        notebook = nbformat.read(file, as_version=4)
+        widgets = notebook.metadata.get("widgets", {}).get(f"{WIDGET}state+json", {}).get("state", {})
+        for cell in notebook.cells:
             if cell.cell_type == "code":
+                for output in cell.outputs:
+                    _show_words(output, widgets)
                 cell.outputs = [o for o in cell.outputs if o.output_type in ("stream", "display_data", "execute_result")
-                                and o.get("name") != "stderr"
-                                and "application/vnd.jupyter.widget-view+json" not in o.get("data", {})]
+                                and o.get("name") != "stderr" and f"{WIDGET}view+json" not in o.get("data", {})]
             if cell.cell_type == "markdown" or cell.get("outputs"):
                 page.cells.append(cell)
     exporter = HTMLExporter(exclude_input=True, exclude_input_prompt=True, exclude_output_prompt=True,
@@ -40,6 +46,14 @@ def write_report(run_dir: str | Path) -> Path:
     html, _ = exporter.from_notebook_node(page, {"metadata": {"name": f"segkit: {run_dir.name}"}})
     write_text(run_dir / "report.html", html)
     return run_dir / "report.html"
+
+
+def _show_words(output: Any, widgets: Mapping[str, Any]) -> None:
+    """Make a widget of words (widgets.Facts) a text that needs no kernel, as the notebook remembers it."""
+    view = output.get("data", {}).get(f"{WIDGET}view+json", {})
+    widget = widgets.get(view.get("model_id"), {})
+    if widget.get("model_name") == "HTMLModel":
+        output.data = {"text/html": widget["state"].get("value", "")}
 
 
 def table_of_runs(runs_dir: str | Path) -> pd.DataFrame:

@@ -12,7 +12,7 @@ from segkit import SegkitError, UNet, dice, discover, read_image, read_labels, s
 from segkit import pipeline as pipeline_module
 from segkit import segmentation as segmentation_module
 from segkit.model import ModelInfo
-from segkit.outputs import width_complaint
+from segkit.outputs import dice_complaint, width_complaint
 from segkit.segmentation import _spans
 from tests.helpers import FIXTURE
 
@@ -143,3 +143,8 @@ def test_cells_of_another_width_are_complained_of():
     assert "try SCALE=0.50" in width_complaint(model, np.full(9, 16.0))
     assert width_complaint(model, np.full(9, 16.0), scale=0.5) == ""
     assert width_complaint(model, np.zeros(0)) == ""
+
+
+def test_a_student_that_agrees_little_with_the_masks_is_complained_of():
+    assert dice_complaint([]) == dice_complaint([{"dice": 0.9}, {"dice": 0.2}]) == ""
+    assert "mean Dice 0.20 over 2 frame(s)" in dice_complaint([{"dice": 0.3}, {"dice": 0.1}])

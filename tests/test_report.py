@@ -4,7 +4,9 @@ import json
 import shutil
 from pathlib import Path
 
+import nbformat
 import pytest
+from nbclient import NotebookClient
 
 from segkit import SegkitError
 from segkit.report import table_of_runs, write_report
@@ -20,6 +22,17 @@ def test_the_report_shows_results_without_code(tmp_path):
     assert page.count("data:image/png;base64,") >= 7
     assert "Measure growth" in page
     assert "segment_dataset(model" not in page
+    assert "run the notebook to see it" not in page
+
+
+def test_facts_of_a_run_are_in_its_report(tmp_path):
+    (tmp_path / "notebooks").mkdir()
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(
+        "from segkit.widgets import Facts\nFacts({'validation Dice': '0.1234'})")])
+    NotebookClient(notebook, kernel_name="python3").execute()
+    nbformat.write(notebook, tmp_path / "notebooks" / "03_training.ipynb")
+    page = write_report(tmp_path).read_text(encoding="utf-8")
+    assert "<b>validation Dice</b>: 0.1234" in page
     assert "run the notebook to see it" not in page
 
 
