@@ -39,6 +39,8 @@ def write_report(run_dir: str | Path) -> Path:
                     _show_words(output, widgets)
                 cell.outputs = [o for o in cell.outputs if o.output_type in ("stream", "display_data", "execute_result")
                                 and o.get("name") != "stderr" and f"{WIDGET}view+json" not in o.get("data", {})]
+            else:
+                cell.source = cell.source.partition("**On your own**")[0]  # exercises are for who runs it
             if cell.cell_type == "markdown" or cell.get("outputs"):
                 page.cells.append(cell)
     exporter = HTMLExporter(exclude_input=True, exclude_input_prompt=True, exclude_output_prompt=True,

@@ -22,6 +22,7 @@ def test_the_report_shows_results_without_code(tmp_path):
     assert page.count("data:image/png;base64,") >= 7
     assert "Measure growth" in page
     assert "segment_dataset(model" not in page
+    assert "On your own" not in page
     assert "run the notebook to see it" not in page
 
 
