@@ -23,7 +23,7 @@ from tests.helpers import FIXTURE, small_demo
 def settings_for(folder, **changes):
     if not (folder / "data").exists():
         small_demo(folder / "data")
-    values = {"DATASET_PATH": folder / "data", "DEVICE": "cpu", "CROP": 48, "CROPS_PER_EPOCH": 320, "EPOCHS": 6}
+    values = {"DATASET_PATH": folder / "data", "DEVICE": "cpu", "CROP": 48, "CROPS_PER_EPOCH": 320, "EPOCHS": 10}
     return parse_settings(values | changes, Settings(root=folder))
 
 
@@ -54,7 +54,7 @@ def test_every_frame_is_judged_once_and_every_batch_is_halved(runs):
     alone, together, *_ = runs
     said = (together.run_dir / "run.log").read_text()
     assert "2 processes, each with 8/8 training frames, 4/4 validation frames and 8 crops of every batch" in said
-    assert said.count("epoch 6/6") == 1  # one process speaks
+    assert said.count("epoch 10/10") == 1  # one process speaks
     assert {p.name for p in together.run_dir.iterdir()} == {p.name for p in alone.run_dir.iterdir()}
 
 
@@ -62,14 +62,14 @@ def test_the_notebook_is_told_of_epochs_while_they_are_trained(runs):
     *_, history, told = runs
     assert told
     assert told == sorted(told)
-    assert len(history.rows) == 6
+    assert len(history.rows) == 10
 
 
 def test_one_process_goes_on_with_what_two_began(runs):
     together = runs[1]
-    settings = settings_for(together.root, RUN="together", EPOCHS=7, RESUME=1)
+    settings = settings_for(together.root, RUN="together", EPOCHS=11, RESUME=1)
     _, history = train(settings)
-    assert [row["epoch"] for row in history.rows] == list(range(1, 8))
+    assert [row["epoch"] for row in history.rows] == list(range(1, 12))
 
 
 def test_a_lost_process_ends_the_run_with_a_sentence_and_its_epochs_are_kept(tmp_path):
