@@ -17,11 +17,12 @@ from .segmentation import predict, segment
 from .targets import label_cells
 
 PROMINENCES = (0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6)
+ALIKE = 0.001  # prominences whose panoptic quality is so near to the best one's are as good
 CHOICE_FRAMES = 20  # at most so many frames are looked at to choose among them
 
 
 def choose_prominence(model: UNet, frames: Sequence[Frame]) -> ModelInfo:
-    """The model's info with the prominence (`label_cells`) that gives the best panoptic quality on frames."""
+    """The model's info with the prominence (`label_cells`) in the middle of those with the best panoptic quality."""
     chosen = frames[::max(1, -(-len(frames) // CHOICE_FRAMES))]
     quality = np.zeros(len(PROMINENCES))
     for frame in chosen:
@@ -31,7 +32,8 @@ def choose_prominence(model: UNet, frames: Sequence[Frame]) -> ModelInfo:
             labels = label_cells(maps.probability, maps.distance, model.info.threshold, prominence,
                                  model.info.min_area)
             quality[k] += match_instances(labels, teacher).panoptic_quality
-    return replace(model.info, prominence=PROMINENCES[int(quality.argmax())])
+    best = np.flatnonzero(quality >= quality.max() - ALIKE * len(chosen))
+    return replace(model.info, prominence=PROMINENCES[best[len(best) // 2]])
 
 
 def score_frame(frame: Frame, labels: np.ndarray) -> dict[str, Any]:

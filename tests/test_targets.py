@@ -1,7 +1,12 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 
+from segkit import UNet, judge
+from segkit.data import Frame
 from segkit.scores import match_instances
+from segkit.segmentation import Maps
 from segkit.targets import distance_target, intensity_range, label_cells, normalise
 from tests.helpers import squares
 
@@ -101,3 +106,12 @@ def test_the_range_is_that_of_the_percentiles_and_minmax_that_of_the_extremes():
 @pytest.mark.parametrize("image", [np.zeros((4, 4)), np.full((4, 4), np.nan), np.full((1, 1), 7.0)])
 def test_constant_and_empty_images_normalise_to_something_finite(image):
     assert np.isfinite(normalise(image)).all()
+
+
+def test_of_prominences_that_are_as_good_the_middle_one_is_chosen(monkeypatch):
+    labels = squares((5, 5), (5, 15))
+    maps = Maps((labels > 0).astype(np.float32), distance_target(labels)[0] / 255)
+    monkeypatch.setattr(judge, "read_pair", lambda frame: (labels, labels))
+    monkeypatch.setattr(judge, "predict", lambda model, images: [maps])
+    frame = Frame(Path("a.tif"), Path("b.tif"), "REF", "Pos109", 0)
+    assert judge.choose_prominence(UNet(), [frame]).prominence == judge.PROMINENCES[3]
