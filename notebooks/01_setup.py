@@ -98,7 +98,7 @@ Facts(machine_report(settings.device))
 # press Enter: you see what would go where. **Arrange** then copies; your downloads stay as they are. Otherwise go on.
 
 # %%
-from segkit.widgets import ArrangeForm
+from segkit.forms import ArrangeForm
 
 ArrangeForm(settings)
 
@@ -113,7 +113,7 @@ ArrangeForm(settings)
 
 # %%
 from segkit.advice import dataset_verdict
-from segkit.widgets import SettingsForm
+from segkit.forms import SettingsForm
 
 form = SettingsForm(settings, verdict=dataset_verdict, save=True)
 form
@@ -124,7 +124,7 @@ form
 # folder, with the columns `experiment` and any of these names in lower case, says the same for good.)
 
 # %%
-from segkit.widgets import ExperimentsForm
+from segkit.forms import ExperimentsForm
 
 ExperimentsForm(form)
 

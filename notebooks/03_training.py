@@ -73,7 +73,7 @@ for _, image, teacher in read_sound(split.validation, 1):
 
 # %%
 from segkit.advice import training_estimate
-from segkit.widgets import SettingsForm
+from segkit.forms import SettingsForm
 
 form = SettingsForm(settings, {"Training": ("EPOCHS", "LEARNING_RATE", "BATCH_SIZE", "CROP", "RESUME")},
                     verdict=training_estimate)

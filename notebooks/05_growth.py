@@ -73,14 +73,19 @@ for unit in dict.fromkeys((units[0], units[-1])):
 # ## 1. What is assumed about the experiments
 #
 # DRUG_FRAME is counted from a position's first frame. Where a line is wrong, correct it in `01_setup` (or in an
-# `experiments.csv` in the dataset's folder) and run this notebook again; nothing needs to be segmented again.
+# `experiments.csv` in the dataset's folder) and run this notebook again; nothing needs to be segmented again. A plain
+# folder of images counts as one position filmed over time, in the order of the names: if its pictures have nothing to do
+# with each other, so have the rates below nothing to do with growth.
 
 # %%
-from segkit.settings import CONDITIONS
+from segkit.settings import CONDITIONS, Settings
 
 experiments = sorted({f.experiment for f in dataset.frames})
 own = {name: settings.for_experiment(name) for name in experiments}
-pd.DataFrame({name: {key: own[name].as_dict()[key] for key in CONDITIONS} for name in experiments}).T
+assumed, given = Settings().as_dict(), {name: own[name].as_dict() for name in experiments}
+same = [key for key in CONDITIONS if all(given[name][key] == assumed[key] for name in experiments)]
+print("as segkit assumes them where nobody says otherwise:", ", ".join(same) or "none")
+pd.DataFrame({name: {key: given[name][key] for key in CONDITIONS} for name in experiments}).T
 
 # %% [markdown]
 # ## 2. Area over time

@@ -9,7 +9,7 @@ import pandas as pd
 
 from .data import Dataset, Split
 from .figures import ACCENT, GREY, STUDENT, TEACHER, Picture, bare_axes, new_figure
-from .growth import STOPPED
+from .growth import STOPPED_BELOW
 
 
 def show_training(table: pd.DataFrame,
@@ -96,11 +96,11 @@ def show_scores(scores: pd.DataFrame, names: Sequence[str]) -> Picture:
     means = named.groupby("name")[["dice", "panoptic_quality", "ap50", "ap75", "ap90", "excess"]].mean()
     figure, grid = new_figure(10, 0.34 * len(means) + 1.4, 1, 2)
     left, right = grid[0]
-    for (column, label), colour, mark in zip(
+    for (column, label), colour, mark, beside in zip(  # beside: a little above or below, so that none hides another
             (("dice", "Dice"), ("panoptic_quality", "panoptic quality"), ("ap50", "AP at IoU 0.5"),
              ("ap75", "AP at 0.75"), ("ap90", "AP at 0.9")), (STUDENT, TEACHER, ACCENT, "#CC79A7", GREY), "osDv^",
-            strict=True):
-        left.plot(means[column], range(len(means)), mark, color=colour, ms=6, label=label, alpha=0.9)
+            (-0.3, -0.15, 0, 0.15, 0.3), strict=True):
+        left.plot(means[column], np.arange(len(means)) + beside, mark, color=colour, ms=6, label=label)
     left.set_yticks(range(len(means)), list(means.index))
     left.set(xlabel="mean over frames", xlim=(min(0.5, means.iloc[:, :5].min().min()) - 0.02, 1.02))
     left.legend(frameon=False, fontsize=8, ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1.0))
@@ -124,6 +124,7 @@ def show_growth(curves: dict[str, pd.DataFrame], minutes_per_frame: dict[str, fl
     names = sorted({e for table in curves.values() for e in table["experiment"]})
     figure, grid = new_figure(max(4.5, min(4.2 * len(names), 13)), 3.4, 1, max(len(names), 1))
     areas = [area for table in curves.values() for area in table["area"] if area > 0] or [1.0]
+    last = max((table["since_start"].max() for table in curves.values()), default=0)
     for axes, experiment in zip(grid[0], names, strict=False):
         hours = minutes_per_frame[experiment] / 60
         for (who, table), colour, style in zip(curves.items(), (STUDENT, TEACHER), ("-", ":"), strict=False):
@@ -131,7 +132,7 @@ def show_growth(curves: dict[str, pd.DataFrame], minutes_per_frame: dict[str, fl
                 seen = line[line["area"] > 0]
                 axes.plot(seen["since_start"] * hours, seen["area"], style, color=colour, lw=1.8,
                           label=None if k else who)
-        if 0 <= drug_frame[experiment] <= max((t["since_start"].max() for t in curves.values()), default=0):
+        if 0 <= drug_frame[experiment] <= last:
             axes.axvline(drug_frame[experiment] * hours, color=GREY, ls="--", lw=1, label="DRUG_FRAME")
         axes.set(title=experiment, xlabel="time (h)", yscale="log", ylim=(min(areas) * 0.9, max(areas) * 1.15))
         axes.yaxis.set_major_formatter("{x:g}")
@@ -175,7 +176,7 @@ def show_ratios(comparison: pd.DataFrame) -> Picture:
             axes.errorbar([row.ratio], [k], xerr=[[row.ratio - row.low], [row.high - row.ratio]], fmt="o", ms=6,
                           capsize=4, color=STUDENT)
         axes.text(1.03, k, row.verdict, va="center", transform=axes.get_yaxis_transform())
-    for at, style in ((0, "-"), (STOPPED, ":"), (1, "-")):
+    for at, style in ((0, "-"), (STOPPED_BELOW, ":"), (1, "-")):
         axes.axvline(at, color=GREY, lw=1, ls=style)
     names = [f"{row.experiment} / {row.reference}" for row in comparison.itertuples()]
     axes.set_yticks(range(len(names)), names)

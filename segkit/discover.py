@@ -1,15 +1,14 @@
-"""Find images and masks in a folder and pair them by name; what cannot be used becomes a Problem."""
+"""Find images and masks in a folder; what cannot be used becomes a Problem."""
 
 from __future__ import annotations
 
 import re
-from collections import Counter, defaultdict
 from pathlib import Path
 
-from .data import Dataset, Frame, Problem, Split, check_sizes, exclude, masks_folder_name, split_by_position
+from .data import Dataset, Frame, Problem, Split, exclude, masks_folder_name, split_by_position
 from .errors import SegkitError
-from .images import Header, read_header
-from .names import MASK_NAME, Key, files_in, folders_below, folders_in, images_in, name_key, same_name
+from .names import MASK_NAME, files_in, folders_below, folders_in, images_in, same_name
+from .pairing import pair
 from .settings import Settings
 
 IMAGE_FOLDERS = ("aphase", "preprocessedphase", "")  # "": directly in PosXXX; the first that holds images is used
@@ -108,15 +107,20 @@ class _Scan:
             return
         _, masks = self._pick(mask_folder, MASK_FOLDERS) if mask_folder else (folder, [])
         beside = [f for f in files_in(source) if MASK_NAME.match(f.stem)]
-        self.pair(images, masks + beside, experiment, folder.name, folder,
-                  quiet=without_masks and not beside)
+        self.paired(images, masks + beside, experiment, folder.name, folder, quiet=without_masks and not beside)
 
     def plain_folder(self, folder: Path) -> None:
         masks = [f for f in files_in(folder) if MASK_NAME.match(f.stem)]
         if self.masks_root != folder:
             masks += [f for sub in folders_below(self.masks_root) for f in files_in(sub)]
         if images := images_in(folder):
-            self.pair(images, masks, folder.resolve().name, "Pos0", folder, quiet=not masks)
+            self.paired(images, masks, folder.resolve().name, "Pos0", folder, quiet=not masks)
+
+    def paired(self, images: list[Path], masks: list[Path], experiment: str, position: str, where: Path,
+               quiet: bool) -> None:
+        frames, problems = pair(images, masks, experiment, position, where, quiet)
+        self.frames += frames
+        self.problems += problems
 
     def _pick(self, folder: Path, names: tuple[str, ...]) -> tuple[Path, list[Path]]:
         """The first of the named subfolders that holds images; others that do are a problem."""
@@ -130,74 +134,6 @@ class _Scan:
                 self.problem(sub, f"{len(files)} image(s) in {sub.name} are left out: expected a folder named "
                                   f"{'aphase' if names is IMAGE_FOLDERS else 'PreprocessedPhaseMasks'}", len(files))
         return found[0] if found else (folder, [])
-
-    def pair(self, images: list[Path], masks: list[Path], experiment: str, position: str, where: Path,
-             quiet: bool) -> None:
-        by_key = self._by_key(masks, "masks file")
-        by_image = self._by_key(images, "image")
-        numbers = Counter(key.number for key in by_key)
-        image_numbers = Counter(key.number for key in by_image)
-        headers: dict[Key, Header] = {}
-        for key, path in by_image.items():
-            try:
-                headers[key] = read_header(path)
-            except SegkitError as error:
-                self.problem(path, str(error), 1)
-        numbered = all(n == 1 and number >= 0 for number, n in image_numbers.items())
-        stacked = any(header.pages > 1 for header in headers.values())
-        unpaired, cropped, used, index = 0, 0, set(), 0
-        for order, key in enumerate(sorted(by_image, key=lambda k: (k.number, k.text) if numbered else (0, k))):
-            masks_key = key if key in by_key else next(
-                (k for k in by_key if k.number == key.number >= 0
-                 and numbers[k.number] == image_numbers[k.number] == 1), None)
-            used.add(masks_key)
-            if key not in headers:
-                continue
-            header, masks_file = headers[key], by_key.get(masks_key) if masks_key else None
-            if masks_file is None:
-                unpaired += header.pages
-            else:
-                cropped_by, masks_file = self._check(by_image[key], header, masks_file)
-                cropped += header.pages * cropped_by
-            for page in range(header.pages):
-                number = index if stacked else key.number if numbered else order
-                self.frames.append(Frame(by_image[key], masks_file, experiment, position, number, page))
-                index += 1
-        if unpaired and not quiet:
-            self.problem(where, f"{unpaired} frame(s) of {experiment} {position} have no masks file", unpaired)
-        if cropped:
-            self.problem(where, f"{cropped} frame(s) differ by 1-2 pixels from their masks: cropped to the common area")
-        if spare := [by_key[key] for key in by_key if key not in used]:
-            self.problem(spare[0].parent, f"{len(spare)} masks file(s) of {experiment} {position} have no image, "
-                                          f"{spare[0].name} the first", len(spare))
-
-    def _by_key(self, files: list[Path], what: str) -> dict[Key, Path]:
-        found: dict[Key, Path] = {}
-        clashes = defaultdict(list)
-        for path in files:
-            key = name_key(path.stem)
-            if key in found:
-                clashes[key].append(path)
-            else:
-                found[key] = path
-        for key, paths in clashes.items():
-            for path in paths:
-                self.problem(path, f"a second {what} for the same frame: {found[key].name} is used, "
-                                   f"{path.name} is not; remove one of them", int(what == "image"))
-        return found
-
-    def _check(self, image: Path, header: Header, masks: Path) -> tuple[bool, Path | None]:
-        """(cropped, masks file): no masks file where it is damaged or does not fit its image."""
-        try:
-            other = read_header(masks)
-            check_sizes(image.name, header[1:], other[1:])
-            if header.pages != other.pages:
-                raise SegkitError(f"{image.name} has {header.pages} page(s), its masks file {other.pages}: "
-                                  "one page of masks a page of images was needed")
-        except SegkitError as error:
-            self.problem(masks, str(error), header.pages)
-            return False, None
-        return header[1:] != other[1:], masks
 
 
 def _guess(root: Path) -> str:

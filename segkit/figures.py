@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import io
+from collections import defaultdict
 from collections.abc import Sequence
 
 import numpy as np
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure, FigureBase
+from skimage.segmentation import expand_labels
 from torchvision.utils import draw_segmentation_masks
 
 from .targets import normalise
 
 TEACHER, STUDENT, ACCENT, GREY = "#0072B2", "#D55E00", "#009E73", "#666666"  # Okabe and Ito's colour-blind-safe set
 CELL_COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7")
+NEAR = 4  # pixels around a cell; two cells nearer than twice that get different colours
 DPI = 72
 
 
@@ -67,6 +70,23 @@ def outlines(labels: np.ndarray) -> np.ndarray:
     return edge & (labels > 0)
 
 
+def cell_colours(labels: np.ndarray) -> np.ndarray:
+    """An index into CELL_COLOURS for every pixel (H, W), -1 for background; cells that are near each other differ."""
+    near = expand_labels(labels, NEAR)
+    pairs = np.concatenate([np.stack([near[1:], near[:-1]], -1).reshape(-1, 2),
+                            np.stack([near[:, 1:], near[:, :-1]], -1).reshape(-1, 2)])
+    neighbours = defaultdict(set)
+    for a, b in np.unique(pairs[(pairs[:, 0] != pairs[:, 1]) & pairs.all(axis=1)], axis=0):
+        neighbours[a].add(b)
+        neighbours[b].add(a)
+    colour_of = np.full(labels.max() + 1, -1)
+    for cell in np.unique(labels[labels > 0]):
+        wished = (cell * 3 + np.arange(len(CELL_COLOURS))) % len(CELL_COLOURS)
+        taken = colour_of[list(neighbours[cell])]
+        colour_of[cell] = next((c for c in wished if c not in taken), wished[0])
+    return colour_of[labels]
+
+
 def overlay(image: np.ndarray, labels: np.ndarray, colour: str | None = STUDENT, contrast: float = 1.0) -> np.ndarray:
     """RGB uint8 (H, W, 3): the image with outlines in one colour, or with None every cell filled in its own."""
     picture = torch.from_numpy((grey(image, contrast) * 255).astype(np.uint8)).expand(3, -1, -1)
@@ -75,7 +95,7 @@ def overlay(image: np.ndarray, labels: np.ndarray, colour: str | None = STUDENT,
     if colour:
         masks, colours, alpha = torch.from_numpy(outlines(labels))[None], [colour], 1.0
     else:
-        kinds = np.where(labels > 0, (labels * 3) % len(CELL_COLOURS), -1)
+        kinds = cell_colours(labels)
         masks = torch.from_numpy(np.stack([kinds == k for k in range(len(CELL_COLOURS))]))
         colours, alpha = list(CELL_COLOURS), 0.55
     return draw_segmentation_masks(picture, masks, alpha=alpha, colors=colours).permute(1, 2, 0).numpy()

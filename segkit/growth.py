@@ -16,7 +16,7 @@ from .files import write_table
 from .settings import Settings
 
 LEAST_FRAMES, LEAST_CELLS = 4, 3  # frames with cells in a phase, and cells in its average frame, to say anything
-STOPPED = 0.25  # a treated experiment that surely grows at less than this share of its reference has stopped
+STOPPED_BELOW = 0.25  # a treated experiment that surely grows at less than this share of its reference has stopped
 GROWTH_COLUMNS = ("experiment", "position", "phase", "frames", "empty_frames", "mean_cells", "growth_per_hour", "low",
                   "high", "doubling_minutes", "doubling_low", "doubling_high")
 COMPARISON_COLUMNS = ("experiment", "reference", "phase", "positions", "reference_positions", "growth_per_hour",
@@ -150,7 +150,7 @@ def _compare(treated: pd.DataFrame, reference: pd.DataFrame) -> dict[str, Any]:
 
 
 def _verdict(low: float, high: float) -> str:
-    if high < STOPPED:
+    if high < STOPPED_BELOW:
         return "stopped"
     if high < 1:
         return "slowed"

@@ -54,22 +54,22 @@ def segment_dataset(model: UNet, frames: Iterable[Frame], out_dir: str | Path, *
         except KeyboardInterrupt:
             raise SegkitError(f"interrupted: {len(done)} of {len(frames)} frames are segmented in {out_dir}; "
                               "run this again to go on") from None
-        skipped = [d.skipped for d in done if d.skipped]
+        skipped, scores = [d.skipped for d in done if d.skipped], [d.scores for d in done if d.scores]
+        cells = [d.cells for d in done if d.cells is not None]
         for name, _, reason in skipped:
             log.info("left out %s: %s", name, reason)
-        log.info("%d of %d frames segmented with the student of run %s, trained on %s", len(done) - len(skipped),
-                 len(frames), *(model.info.settings.get(name, "?") for name in ("RUN", "DATASET_PATH")))
+        log.info("%d of %d frames segmented with the student of run %s, trained on %s", len(cells), len(frames),
+                 *(model.info.settings.get(name, "?") for name in ("RUN", "DATASET_PATH")))
         widths = np.concatenate([np.zeros(0), *(d.widths for d in done)])
-        for complaint in (width_complaint(model, widths, scale), dice_complaint([d.scores for d in done if d.scores])):
+        for complaint in (width_complaint(model, widths, scale), dice_complaint(scores)):
             if complaint:
                 log.info(complaint)
                 warnings.warn(complaint, stacklevel=2)
-    cells = [d.cells for d in done if d.cells is not None]
     if frames and not cells:
         raise SegkitError(f"none of {len(frames)} frames could be read; the first: {skipped[0][2]}")
     table = pd.concat(cells, ignore_index=True) if cells else pd.DataFrame(columns=list(CELL_COLUMNS))
     write_table(out_dir / "cells.csv", table)
-    for name, content in (("scores.csv", pd.DataFrame([d.scores for d in done if d.scores])),
+    for name, content in (("scores.csv", pd.DataFrame(scores)),
                           ("skipped.csv", pd.DataFrame(skipped, columns=["frame", "file", "reason"]))):
         if len(content):
             write_table(out_dir / name, content)

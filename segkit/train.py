@@ -15,14 +15,14 @@ import torch
 from tqdm.auto import tqdm
 
 from .data import Split
-from .decode import build_store, free_memory
 from .devices import describe_device
 from .discover import discover_split
 from .errors import SegkitError
 from .history import History, log, logging_to
 from .judge import choose_prominence, judge
-from .layout import choose_crop, covering, learning_rate_at
+from .layout import learning_rate_at
 from .learner import Learner
+from .material import prepare
 from .model import UNet
 from .model_file import load_model, save_model
 from .run import Checkpoint, finish_run, load_checkpoint, open_run, save_checkpoint
@@ -84,39 +84,12 @@ class _Training:
     def __init__(self, model: UNet, split: Split, settings: Settings, team: Team) -> None:
         self.settings, self.team = settings, team
         self.learner = Learner(model, team, settings)
-        cache = settings.run_dir.parent / ".cache"
-        limit = settings.memory_limit if team.here == 1 else (settings.memory_limit or free_memory() / 2e9) / team.here
-        stores = []
-        for frames, what in ((split.train, "training frames"), (split.validation, "validation frames")):
-            store, problems = build_store(team.share(frames, what), team.device, cache, limit)
-            left_out = team.gather(problems)
-            for problem in left_out:
-                log.info("left out %s: %s", problem.path, problem.reason)
-            stores.append(store)
-        self.train, self.validation = stores
-        unread = {problem.path for problem in left_out}
-        self.validation_frames = [frame for frame in split.validation if frame.image not in unread]
-        shares = pd.DataFrame(team.gather([{
-            "height": int(self.train.height.min()), "width": int(self.train.width.min()),
-            "area": int((self.train.height * self.train.width).sum()), "foreground": self.train.foreground,
-            "cell_width": self.train.cell_width, "train": len(self.train.frames),
-            "validation": len(self.validation.frames)}]))
-        self.foreground = float(np.average(shares["foreground"], weights=shares["area"]))
-        self.cell_width = float(shares["cell_width"].median())
-        self.crop = choose_crop(settings, team.device, (int(shares["height"].min()), int(shares["width"].min())))
-        crops = settings.crops_per_epoch or covering(int(shares["area"].sum()), self.crop)
-        self.steps = max(1, round(crops / settings.batch_size))
+        self.material = prepare(split, settings, team)
+        self.steps = self.material.steps
         self.history, self.epoch, self.tries, self.rate_scale = History(), 0, 0, 1.0
         self.best_dice, self.least_loss = -1.0, math.inf
         self.sound: Checkpoint | None = None  # the last state worth going back to
-        self.learner.start(self.foreground, self.tries)
-        log.info("%d training frames, %d validation frames; crops of %d x %d, %d steps of %d an epoch; %s",
-                 shares["train"].sum(), shares["validation"].sum(), *self.crop, self.steps, settings.batch_size,
-                 describe_device(team.device))
-        if team.size > 1:
-            log.info("%d processes, each with %s training frames, %s validation frames and %d crops of every batch",
-                     team.size, "/".join(map(str, shares["train"])), "/".join(map(str, shares["validation"])),
-                     self.learner.batch)
+        self.learner.start(self.material.foreground, self.tries)
 
     def run(self, on_epoch: Callable[[History], None] | None) -> History:
         if self.settings.resume:
@@ -148,8 +121,8 @@ class _Training:
         model, team = self.learner.model, self.team
         team.wait()  # until its file is there
         _take_best(model, self.settings)
-        model.info = choose_prominence(model, self.validation_frames)
-        scores = team.gather(judge(model, self.validation.frames).to_dict("records"))
+        model.info = choose_prominence(model, self.material.validation_frames)
+        scores = team.gather(judge(model, self.material.validation.frames).to_dict("records"))
         if team.first:
             finish_run(model, pd.DataFrame(scores).sort_values(["experiment", "position", "frame"]), self.history,
                        self.settings, describe_device(team.device))
@@ -189,7 +162,7 @@ class _Training:
             save_checkpoint(checkpoint, self.settings.run_dir)
 
     def _keep_best(self, val_dice: float) -> None:
-        judged, width = cast(UNet, self.learner.average.module), round(self.cell_width, 2)
+        judged, width = cast(UNet, self.learner.average.module), round(self.material.cell_width, 2)
         judged.info = replace(self.learner.model.info, cell_width=width, min_area=max(SPECK, round(0.75 * width ** 2)),
                               settings=self.settings.as_dict(), scores={"val_dice": val_dice, "epoch": self.epoch})
         if self.team.first:
@@ -201,11 +174,12 @@ class _Training:
         done, all_steps = self.epoch * self.steps, self.settings.epochs * self.steps
         rates = [learning_rate_at((done + step) / all_steps, self.settings.learning_rate) * self.rate_scale
                  for step in range(self.steps)]
-        return self.learner.train(self.train, self.crop, rates, torch.Generator().manual_seed(seed % 2**63), bar.update)
+        return self.learner.train(self.material.train, self.material.crop, rates,
+                                  torch.Generator().manual_seed(seed % 2**63), bar.update)
 
     def _validate(self) -> tuple[float, float]:
         """Mean loss and Dice over all whole validation frames, each judged by one process."""
-        losses, dices, self.history.previews = self.learner.judge(self.validation)
+        losses, dices, self.history.previews = self.learner.judge(self.material.validation)
         loss, dice = np.mean(self.team.gather(list(zip(losses, dices, strict=True))), axis=0)
         return float(loss), float(dice)
 
@@ -234,7 +208,7 @@ class _Training:
             self.tries, self.rate_scale, self.history.rows = tries, scale, rows
             return f"{event}: rolled back to epoch {self.epoch}"
         self.epoch, self.best_dice, self.least_loss = 0, -1.0, math.inf
-        self.learner.start(self.foreground, self.tries)
+        self.learner.start(self.material.foreground, self.tries)
         return f"{event}: started anew with other weights"
 
     def _restore(self, checkpoint: Checkpoint) -> None:

@@ -1,4 +1,4 @@
-"""Forms, sliders and the live picture: what can be moved in the notebooks. Only this file knows ipywidgets."""
+"""Facts, the live picture and the sliders: what is seen and moved in the notebooks."""
 
 from __future__ import annotations
 
@@ -9,162 +9,24 @@ from typing import Any
 import ipywidgets as w
 import pandas as pd
 
-from .advice import shown_value
-from .arrange import Plan, arrange, plan_arrangement
 from .charts import show_training
 from .data import Dataset
-from .discover import discover
 from .errors import SegkitError
 from .figures import to_png
 from .history import History
-from .metadata import read_metadata
-from .settings import CONDITIONS, Settings, parse_settings, public_fields
-from .sources import FORM_FILE, load_settings, save_form
 
-FORM_GROUPS = {
-    "Data": ("DATASET_PATH", "MASKS_PATH", "RUN", "VALIDATION", "EXCLUDE"),
-    "Training": ("EPOCHS", "BATCH_SIZE", "CROP", "CROPS_PER_EPOCH", "LEARNING_RATE", "SEED", "DEVICE", "MEMORY_LIMIT",
-                 "PROCESSES", "RESUME", "START_FROM"),
-    "Measuring": ("MODEL", "SCALE", "FLIPS", "OPENVINO", "CLUSTER", "ONNX", "PIXEL_SIZE_UM", "MINUTES_PER_FRAME",
-                  "DRUG_FRAME", "REFERENCE", "EXPERIMENTS"),
-}
 _GOOD, _BAD = "#1E8E62", "#D0571A"  # of the sign alone, the words have the theme's colour: light or dark
 
 
-def _quiet_repr(widget: w.Widget) -> str:
+def quiet_repr(widget: w.Widget) -> str:
     """What a notebook stores of a widget as text: no machine's paths or figures."""
     return f"({type(widget).__name__}: run the notebook to see it)"
 
 
-def _say(text: str, good: bool) -> str:
+def say(text: str, good: bool) -> str:
+    """A sentence as HTML, behind a sign that says whether all is well."""
     colour, sign = (_GOOD, "✓") if good else (_BAD, "✗")
     return f'<b style="color:{colour}">{sign}</b> {html.escape(text)}'
-
-
-class SettingsForm(w.VBox):
-    """A form for some of the settings. `form.settings` is what it holds now, valid or else a SegkitError."""
-
-    def __init__(self, settings: Settings, groups: dict[str, Sequence[str]] | None = None, *,
-                 verdict: Callable[[Settings], str] | None = None, save: bool = False) -> None:
-        self._base, self._verdict = settings, verdict
-        self._fields: dict[str, w.ValueWidget] = {}
-        self.message, self.saved = w.HTML(), w.HTML()
-        self._named_run = settings.run  # RUN as long as nobody has typed another
-        sections: list[w.Widget] = []
-        for title, names in (groups or FORM_GROUPS).items():
-            rows = [self._row(name, shown_value(settings, name)) for name in names]
-            sections.append(w.VBox([w.HTML(f"<b>{html.escape(title)}</b>"), *rows]))
-        buttons = []
-        if save:
-            for label, tip, action in (("Save", "keep these values for the other notebooks", self._save),
-                                       ("Reset", "back to the defaults", self._reset)):
-                button = w.Button(description=label, tooltip=tip)
-                button.on_click(action)
-                buttons.append(button)
-        super().__init__([sections[0], self.message, *sections[1:], w.HBox([*buttons, self.saved])])
-        self._judge()
-
-    __repr__ = _quiet_repr
-
-    def _row(self, name: str, value: Any) -> w.Widget:
-        spec = next(f for f in public_fields() if f.name.upper() == name)
-        style, layout = {"description_width": "150px"}, w.Layout(width="420px", flex="0 0 auto")
-        common = {"description": name, "tooltip": spec.metadata["help"], "style": style, "layout": layout}
-        low, high = spec.metadata["low"], spec.metadata["high"]
-        if spec.type == "bool":
-            field = w.Checkbox(value=value, indent=True, **common)
-        elif spec.type == "int":
-            field = w.BoundedIntText(value=value, min=low, max=high, **common)
-        elif spec.type == "float":
-            field = w.BoundedFloatText(value=value, min=low, max=high, step=None, **common)
-        elif name == "DEVICE":
-            field = w.Dropdown(value=value, options=sorted({"auto", "cpu", "cuda", "mps", value}), **common)
-        else:
-            field = w.Text(value=value, continuous_update=False, **common)
-        field.observe(lambda change: self._judge(), "value")
-        self._fields[name] = field
-        unit = spec.metadata["unit"]
-        note = f"{html.escape(spec.metadata['help'])}{f' ({unit})' if unit else ''}"
-        return w.HBox([field, w.HTML(f'<span style="opacity:.7;font-size:90%">{note}</span>')])
-
-    def field(self, name: str) -> w.ValueWidget:
-        """The widget of one setting, by its upper-case name."""
-        return self._fields[name]
-
-    @property
-    def settings(self) -> Settings:
-        moved = {name: field.value for name, field in self._fields.items()
-                 if field.value != shown_value(self._base, name) and (name, field.value) != ("RUN", self._named_run)}
-        return parse_settings(moved, self._base)
-
-    def _judge(self) -> None:
-        self.saved.value = ""
-        try:
-            settings = self.settings
-            run = self._fields.get("RUN")
-            if run and run.value == self._named_run != settings.run:  # a run is named after its dataset
-                self._named_run = settings.run
-                run.value = settings.run
-            self.message.value = _say(self._verdict(settings) if self._verdict else "these values will be used", True)
-        except SegkitError as error:
-            self.message.value = _say(str(error), False)
-
-    def _save(self, button: w.Button) -> None:
-        try:
-            path = save_form(self.settings)
-            self.saved.value = _say(f"saved in {path.name}; the other notebooks use it from their next run", True)
-        except SegkitError as error:
-            self.saved.value = _say(f"not saved: {error}", False)
-
-    def _reset(self, button: w.Button) -> None:
-        (self._base.root / FORM_FILE).unlink(missing_ok=True)
-        self._base = load_settings(root=self._base.root)
-        self._named_run = self._base.run
-        for name, field in self._fields.items():
-            field.value = shown_value(self._base, name)
-        self._judge()
-
-
-class ExperimentsForm(w.VBox):
-    """A table of what may differ by experiment, beside a SettingsForm that it writes EXPERIMENTS into.
-
-    An empty field means: as in the form. What the TIFFs themselves say is shown as a hint.
-    """
-
-    def __init__(self, form: SettingsForm) -> None:
-        self._form = form
-        self.cells: dict[str, w.Text] = {}  # by EXPERIMENT.SETTING
-        super().__init__([])
-        form.field("DATASET_PATH").observe(lambda change: self._list(), "value")
-        self._list()
-
-    __repr__ = _quiet_repr
-
-    def _list(self) -> None:
-        """A row for each experiment of the dataset that the form names now."""
-        try:
-            settings = self._form.settings
-            frames = {f.experiment: f for f in reversed(discover(settings.dataset_path).frames)}
-        except SegkitError:
-            self.children = [w.HTML("the table appears when DATASET_PATH above is right")]
-            return
-        head = [w.HTML(f"<b>{name}</b>", layout=w.Layout(width="170px")) for name in ("", *CONDITIONS)]
-        rows, self.cells, shown = [w.HBox(head)], {}, settings.as_dict()
-        said = dict(token.split("=", 1) for token in settings.experiments)
-        for experiment, frame in sorted(frames.items()):
-            fields = [w.Text(said.get(f"{experiment}.{name}", ""), placeholder=str(shown[name]),
-                             layout=w.Layout(width="170px"), continuous_update=False) for name in CONDITIONS]
-            for name, field in zip(CONDITIONS, fields, strict=True):
-                self.cells[f"{experiment}.{name}"] = field
-                field.observe(lambda change: self._write(), "value")
-            hints = ", ".join(f"{name} {value:g}" for name, value in read_metadata(frame.image).items())
-            rows.append(w.HBox([w.Label(experiment, layout=w.Layout(width="170px")), *fields,
-                                w.HTML(f"the file says: {html.escape(hints)}" if hints else "")]))
-        self.children = rows
-
-    def _write(self) -> None:
-        self._form.field("EXPERIMENTS").value = ",".join(
-            f"{place}={field.value.strip()}" for place, field in self.cells.items() if field.value.strip())
 
 
 class Facts(w.HTML):
@@ -177,73 +39,25 @@ class Facts(w.HTML):
             lines = (f"<b>{html.escape(name)}</b>: {html.escape(value)}" for name, value in rows.items())
             super().__init__("<br>".join(lines))
 
-    __repr__ = _quiet_repr
+    __repr__ = quiet_repr
 
 
 class LivePicture(w.Image):
     """A picture of the training that is renewed after every epoch: pass `live.update` to fit as on_epoch."""
 
     def __init__(self) -> None:
-        super().__init__(value=to_png(show_training(History().table(), [])), format="png")
+        super().__init__(value=to_png(show_training(History().table())), format="png")
 
-    __repr__ = _quiet_repr
+    __repr__ = quiet_repr
 
     def update(self, history: History) -> None:
         self.value = to_png(show_training(history.table(), history.previews))
 
 
-class ArrangeForm(w.VBox):
-    """Downloads in, the users' layout out: shows what will go where before anything is done."""
-
-    def __init__(self, settings: Settings) -> None:
-        style, layout = {"description_width": "150px"}, w.Layout(width="560px")
-        self.source = w.Text(description="downloads", placeholder="folder of zip archives, or one archive", style=style,
-                             layout=layout, continuous_update=False)
-        self.target = w.Text(value=str(settings.root / "dataset"), description="new DATASET_PATH", style=style,
-                             layout=layout, continuous_update=False)
-        self.button = w.Button(description="Arrange", disabled=True, tooltip="copy and extract; nothing is moved")
-        self.message = w.HTML()
-        self.source.observe(lambda change: self._preview(), "value")
-        self.target.observe(lambda change: self._preview(), "value")
-        self.button.on_click(lambda button: self._arrange())
-        super().__init__([self.source, self.target, self.button, self.message])
-
-    __repr__ = _quiet_repr
-
-    def _paths(self) -> tuple[str, str]:
-        found = tuple(field.value.strip().strip("'\"") for field in (self.source, self.target))
-        for path, what in zip(found, ("the folder of downloads", "the new DATASET_PATH"), strict=True):
-            if not path:
-                raise SegkitError(f"{what} is empty: give a folder")
-        return found[0], found[1]
-
-    def _preview(self) -> None:
-        self._report(lambda: plan_arrangement(*self._paths()), lambda plan: "to be copied or extracted")
-
-    def _arrange(self) -> None:
-        self.button.disabled = True
-        self.message.value = "arranging ..."
-        self._report(lambda: arrange(*self._paths()), lambda plan: (
-            f"arranged ({plan.there_already} were there already); set DATASET_PATH below"))
-
-    def _report(self, make: Callable[[], Plan], words: Callable[[Plan], str]) -> None:
-        try:
-            plan = make()
-            lost = f", {len(plan.problems)} problem(s): see below" if plan.problems else ""
-            self.message.value = _say(f"{len(plan.moves)} files {words(plan)}{lost}", not lost) + plan._repr_html_()
-            self.button.disabled = False
-        except (SegkitError, OSError) as error:
-            self.message.value = _say(str(error), False)
-            self.button.disabled = True
-        except KeyboardInterrupt:
-            self.message.value = _say("interrupted: press Arrange again to go on", False)
-            self.button.disabled = False
-
-
 class Browser(w.VBox):
     """Position and frame controls above a picture."""
 
-    __repr__ = _quiet_repr
+    __repr__ = quiet_repr
 
 
 def browser(dataset: Dataset, draw: Callable[..., bytes], **options: w.ValueWidget) -> Browser:
@@ -262,7 +76,7 @@ def browser(dataset: Dataset, draw: Callable[..., bytes], **options: w.ValueWidg
             picture.value = draw(frame.value, **{name: option.value for name, option in options.items()})
             message.value = ""
         except SegkitError as error:
-            message.value, picture.value = _say(str(error), False), b""
+            message.value, picture.value = say(str(error), False), b""
 
     def change_position(change: Any) -> None:
         frame.options = _frame_options(by_unit[position.value])

@@ -5,7 +5,7 @@ import pytest
 
 from segkit import SegkitError, Settings, arrange, discover
 from segkit.arrange import plan_arrangement
-from segkit.widgets import ArrangeForm
+from segkit.forms import ArrangeForm
 from tests.helpers import FIXTURE, write
 
 

@@ -2,7 +2,7 @@ import numpy as np
 import pandas as pd
 
 from segkit.charts import show_over_time, show_training
-from segkit.figures import grey, outlines, overlay, show_pictures, to_png
+from segkit.figures import cell_colours, grey, outlines, overlay, show_pictures, to_png
 from segkit.history import COLUMNS
 from tests.helpers import squares
 
@@ -38,3 +38,18 @@ def test_every_figure_becomes_a_png_with_and_without_content():
     line = pd.DataFrame({"experiment": ["A"], "position": ["P"], "frame": [0], "x": [1.0]})
     for figure in (show_over_time(line, "x", "x"), show_pictures([np.zeros((8, 9))], ["a"], 0.1)):
         assert to_png(figure).startswith(b"\x89PNG")
+
+
+def test_cells_near_each_other_have_colours_of_their_own():
+    labels = np.zeros((40, 60), np.int32)
+    for k in range(1, 8):  # 7 and 14 wish for the same colour; so do 1 and 8
+        labels[2:12, 8 * k - 7:8 * k - 1] = k
+        labels[14:24, 8 * k - 7:8 * k - 1] = k + 7
+    colours = cell_colours(labels)
+    assert (colours[labels == 0] == -1).all()
+    for cell in range(1, 15):
+        assert len(np.unique(colours[labels == cell])) == 1
+    for cell in range(1, 8):
+        assert colours[labels == cell][0] != colours[labels == cell + 7][0]
+        assert cell == 7 or colours[labels == cell][0] != colours[labels == cell + 1][0]
+    assert (cell_colours(np.zeros((3, 3), np.int32)) == -1).all()

@@ -9,9 +9,10 @@ import pytest
 
 from segkit import SegkitError, discover, split_by_position
 from segkit.advice import dataset_verdict, settings_table
+from segkit.forms import SettingsForm
 from segkit.headless import main
 from segkit.settings import Settings, parse_settings
-from segkit.widgets import Browser, SettingsForm
+from segkit.widgets import Browser
 from tests.helpers import write
 from tests.notebook_settings import SETTINGS
 

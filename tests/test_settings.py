@@ -117,7 +117,7 @@ def test_experiments_names_an_experiment_and_a_setting_that_may_differ(text):
 
 
 def test_the_table_of_experiments_writes_into_the_form(tmp_path):
-    from segkit.widgets import ExperimentsForm, SettingsForm
+    from segkit.forms import ExperimentsForm, SettingsForm
     from tests.helpers import FIXTURE
     form = SettingsForm(load_settings({"DATASET_PATH": FIXTURE}, tmp_path))
     table = ExperimentsForm(form)

@@ -1,0 +1,61 @@
+"""What a training works with: decoded frames, and the sizes that follow from all of them together."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from .data import Frame, Split
+from .decode import build_store, free_memory
+from .devices import describe_device
+from .history import log
+from .layout import choose_crop, covering
+from .settings import Settings
+from .store import Store
+from .team import Team
+
+
+class Material(NamedTuple):
+    """One process's share of the frames; all else is the same in every process."""
+
+    train: Store
+    validation: Store
+    validation_frames: list[Frame]  # of all processes, those that could be decoded
+    foreground: float  # share of the training's pixels
+    cell_width: float  # pixels, median of the training cells
+    crop: tuple[int, int]  # height, width
+    steps: int  # of an epoch
+
+
+def prepare(split: Split, settings: Settings, team: Team) -> Material:
+    """Decode this process's share of the split; what cannot be decoded is logged and left out."""
+    cache = settings.run_dir.parent / ".cache"
+    limit = settings.memory_limit if team.here == 1 else (settings.memory_limit or free_memory() / 2e9) / team.here
+    stores = []
+    for frames, what in ((split.train, "training frames"), (split.validation, "validation frames")):
+        store, problems = build_store(team.share(frames, what), team.device, cache, limit)
+        left_out = team.gather(problems)
+        for problem in left_out:
+            log.info("left out %s: %s", problem.path, problem.reason)
+        stores.append(store)
+    train, validation = stores
+    unread = {problem.path for problem in left_out}
+    shares = pd.DataFrame(team.gather([{
+        "height": int(train.height.min()), "width": int(train.width.min()),
+        "area": int((train.height * train.width).sum()), "foreground": train.foreground,
+        "cell_width": train.cell_width, "train": len(train.frames), "validation": len(validation.frames)}]))
+    crop = choose_crop(settings, team.device, (int(shares["height"].min()), int(shares["width"].min())))
+    crops = settings.crops_per_epoch or covering(int(shares["area"].sum()), crop)
+    steps = max(1, round(crops / settings.batch_size))
+    log.info("%d training frames, %d validation frames; crops of %d x %d, %d steps of %d an epoch; %s",
+             shares["train"].sum(), shares["validation"].sum(), *crop, steps, settings.batch_size,
+             describe_device(team.device))
+    if team.size > 1:
+        log.info("%d processes, each with %s training frames, %s validation frames and %d crops of every batch",
+                 team.size, "/".join(map(str, shares["train"])), "/".join(map(str, shares["validation"])),
+                 settings.batch_size // team.size)
+    return Material(train, validation, [frame for frame in split.validation if frame.image not in unread],
+                    float(np.average(shares["foreground"], weights=shares["area"])),
+                    float(shares["cell_width"].median()), crop, steps)
