@@ -7,6 +7,7 @@ BIN := $(VENV)/bin
 LOWEST := .venv-lowest
 READY := $(VENV)/.ready-$(if $(TORCH),$(TORCH),default)
 TORCH_INDEX := $(if $(filter cpu,$(TORCH)),--index-url https://download.pytorch.org/whl/cpu,)
+ROOM := $(if $(filter cpu,$(TORCH)),3,10)# GB on the disk, unpacking included
 # every variable of the command line that is a setting, and the caller's folder for relative paths
 SETTINGS := $(filter-out TORCH=% PYTHON=%,$(MAKEOVERRIDES))
 HEADLESS = SEGKIT_CALLER="$(PWD)" $(BIN)/python -m segkit.headless
@@ -52,6 +53,9 @@ $(READY): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	  || { echo "segkit needs Python 3.11 or newer: make PYTHON=python3.12 ..."; rm -rf $(VENV); exit 1; }
+	@test -x $(BIN)/jupyter || $(BIN)/python -c 'import shutil, sys; free = shutil.disk_usage(".").free / 1e9; \
+	  sys.exit(f"{free:.1f} GB are free on this disk, the installation needs $(ROOM): make room first" \
+	           if free < $(ROOM) else None)'
 	@echo "installing into $(VENV), once: some minutes, up to 7 GB (2 GB with TORCH=cpu)"
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet $(TORCH_INDEX) torch torchvision

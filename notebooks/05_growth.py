@@ -74,8 +74,8 @@ for unit in dict.fromkeys((units[0], units[-1])):
 #
 # DRUG_FRAME is counted from a position's first frame. Where a line is wrong, correct it in `01_setup` (or in an
 # `experiments.csv` in the dataset's folder) and run this notebook again; nothing needs to be segmented again. A plain
-# folder of images counts as one position filmed over time, in the order of the names: if its pictures have nothing to do
-# with each other, so have the rates below nothing to do with growth.
+# folder of images counts as one position filmed over time, in the order of the names: if its pictures have nothing to
+# do with each other, the rates below have nothing to do with growth.
 
 # %%
 from segkit.settings import CONDITIONS, Settings

@@ -122,11 +122,13 @@ def test_one_unreadable_frame_is_listed_and_the_rest_done(model, frames, tmp_pat
     import dataclasses
     broken = tmp_path / "broken.tif"
     broken.write_bytes(b"no picture")
-    mixed = [frames[0], dataclasses.replace(frames[1], image=broken, masks=None), frames[2]]
+    mixed = [frames[0], dataclasses.replace(frames[1], image=broken, masks=None), frames[2],
+             dataclasses.replace(frames[3], masks=broken)]  # the last has no score, and its cells all the same
     segment_dataset(model, mixed, tmp_path / "out")
     skipped = pd.read_csv(tmp_path / "out" / "skipped.csv")
-    assert skipped["frame"].tolist() == [frames[1].name]
+    assert skipped["frame"].tolist() == [frames[1].name, frames[3].name]
     assert len(pd.read_csv(tmp_path / "out" / "scores.csv")) == 2
+    assert "3 of 4 frames segmented" in (tmp_path / "out" / "run.log").read_text()
     with pytest.raises(SegkitError, match="none of 1 frames"):
         segment_dataset(model, mixed[1:2], tmp_path / "none")
 
