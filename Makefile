@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 LOWEST := .venv-lowest
 READY := $(VENV)/.ready-$(if $(TORCH),$(TORCH),default)
 TORCH_INDEX := $(if $(filter cpu,$(TORCH)),--index-url https://download.pytorch.org/whl/cpu,)
-ROOM := $(if $(filter cpu,$(TORCH)),3,10)# GB on the disk, unpacking included
+ROOM := $(if $(filter cpu,$(TORCH)),3,9)# GB on the disk while it is unpacked
 # every variable of the command line that is a setting, and the caller's folder for relative paths
 SETTINGS := $(filter-out TORCH=% PYTHON=%,$(MAKEOVERRIDES))
 HEADLESS = SEGKIT_CALLER="$(PWD)" $(BIN)/python -m segkit.headless

@@ -2,7 +2,8 @@
 
 `python benchmarks/convergence.py [DATASET_PATH=... EPOCHS=...] [PLAIN_BATCHES=500]`. Both train on the same frames with
 crops of the same size; the starting recipe for as many seconds as segkit took, then on to PLAIN_BATCHES if those are
-more. Both are judged on the same whole validation frames (not counted in the seconds). The figure goes to artefacts/.
+more. Both are judged on the same whole validation frames (not counted in the seconds). Curves and figure are in
+artefacts/ afterwards.
 """
 
 from __future__ import annotations
@@ -120,6 +121,8 @@ def compare(arguments: list[str], others: Mapping[str, Maker]) -> segkit.UNet:
               if len(reached) else "does not reach it."))
     artefacts = load_settings().root / "artefacts"
     artefacts.mkdir(exist_ok=True)
+    curves = [course.curve.assign(training=label) for label, course in courses.items()]
+    pd.concat(curves).to_csv(artefacts / f"convergence_{name}.csv", index=False)
     (artefacts / f"convergence_{name}.png").write_bytes(draw(courses)._repr_png_())
     return model
 
@@ -140,7 +143,7 @@ def draw(courses: Mapping[str, Course]):
         for axes, x, label in zip(grid[0], ("crops", "seconds"), ("crops seen", "seconds of training"), strict=True):
             axes.plot(course.curve[x], course.curve["dice"], color=colour, lw=2, marker=".", label=who)
             axes.set(xlabel=label, ylabel="validation Dice", ylim=(0.5, 1))
-    grid[0, 0].legend(frameon=False, ncols=2, loc="lower center", bbox_to_anchor=(1.1, 1.0))
+    figure.legend(*grid[0, 0].get_legend_handles_labels(), loc="outside upper center", frameon=False, ncols=2)
     return figure
 
 

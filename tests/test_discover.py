@@ -3,7 +3,7 @@ import pytest
 
 from segkit import SegkitError, discover, split_by_position
 from segkit.data import exclude, read_pair, read_sound
-from segkit.discover import name_key
+from segkit.names import name_key
 from tests.helpers import FIXTURE, write
 
 
