@@ -102,7 +102,8 @@ def show_scores(scores: pd.DataFrame, names: Sequence[str]) -> Picture:
             (-0.3, -0.15, 0, 0.15, 0.3), strict=True):
         left.plot(means[column], np.arange(len(means)) + beside, mark, color=colour, ms=6, label=label)
     left.set_yticks(range(len(means)), list(means.index))
-    left.set(xlabel="mean over frames", xlim=(min(0.5, means.iloc[:, :5].min().min()) - 0.02, 1.02))
+    low = min(0.9, np.floor(means.iloc[:, :5].min().min() * 10) / 10)
+    left.set(xlabel="mean over frames", xlim=(low - 0.04 * (1 - low), 1 + 0.04 * (1 - low)))
     left.legend(frameon=False, fontsize=8, ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1.0))
     right.barh(range(len(means)), means["excess"], color=STUDENT, height=0.6)
     right.axvline(0, color=GREY, lw=1)
