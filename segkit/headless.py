@@ -68,6 +68,9 @@ def run_notebooks(names: Sequence[str], values: dict[str, str]) -> Settings:
     logging.getLogger("papermill").setLevel(logging.ERROR)  # it warns of every setting that a notebook does not list
     settings = load_settings(values)
     values["RUN"] = settings.run
+    if names is MEASURE and (settings.run_dir / "model.safetensors").is_file() and not _of_run(settings):
+        raise SegkitError(f"runs/{settings.run} holds another student's training and results: set RUN to a name of "
+                          "their own for the results of this MODEL")
     folder = settings.run_dir / "notebooks"
     folder.mkdir(parents=True, exist_ok=True)
     typed = {name: settings.as_dict()[name] for name in values}
@@ -91,6 +94,12 @@ def run_notebooks(names: Sequence[str], values: dict[str, str]) -> Settings:
         print(f"left out: {line}")
     print(f"results in {settings.run_dir}; report.html there shows them", flush=True)
     return settings
+
+
+def _of_run(settings: Settings) -> bool:
+    """Whether the model to segment with is the run's own."""
+    run_dir = settings.run_dir.resolve()
+    return settings.model_path.resolve() in (run_dir, run_dir / "model.safetensors")
 
 
 class _Following:

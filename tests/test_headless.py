@@ -28,6 +28,16 @@ def test_an_unknown_setting_stops_before_anything_runs(capsys):
     assert "NAME=value" in last_line(capsys)
 
 
+def test_a_students_results_are_not_replaced_by_another_students(tmp_path, monkeypatch, capsys):
+    for path in ("notebooks/01_setup.py", "runs/other/model.safetensors", "runs/data/model.safetensors", "data/img_1.tif"):
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).touch()
+    monkeypatch.chdir(tmp_path)
+    assert main(["segment", "MODEL=runs/other", "DATASET_PATH=data"]) == 1
+    assert "runs/data holds another student's training" in last_line(capsys)
+    assert not (tmp_path / "runs" / "data" / "notebooks").exists()
+
+
 def test_a_wrong_dataset_path_ends_make_run_with_the_reason(tmp_path):
     done = subprocess.run([sys.executable, "-m", "segkit.headless", "DATASET_PATH=nowhere", "RUN=demo"],
                           env=os.environ | SETTINGS | {"SEGKIT_CALLER": str(tmp_path)}, capture_output=True, text=True)
