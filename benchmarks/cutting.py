@@ -1,8 +1,8 @@
 """How surely maps are cut into cells: `python benchmarks/cutting.py DATASET_PATH=... [MODEL=...]`.
 
-Panoptic quality against the teacher, for up to 20 frames of a dataset: of the connected components of the teacher's own mask;
-then at several prominences (`label_cells`) of the teacher's own targets, blurred by one pixel and with noise of 0.05 (1.5 pixels
-wide) added, and of a student's maps.
+Panoptic quality against the teacher, for up to 20 frames of a dataset: of the connected components of the teacher's
+own mask; then at several prominences (`label_cells`) of the teacher's own targets, blurred by one pixel and with noise
+of 0.05 (1.5 pixels wide) added, and of a student's maps.
 """
 
 from __future__ import annotations
@@ -53,7 +53,8 @@ def main(arguments: list[str]) -> None:
             maps = predict(model, [image])[0]
             assert maps.distance is not None
             student = qualities(maps.probability, maps.distance, labels, model.info.min_area)
-        print(f"| {frame.name} | {labels.max()} | {components:.3f} | {' / '.join(teacher)} | {' / '.join(student)} |", flush=True)
+        row = (frame.name, labels.max(), f"{components:.3f}", " / ".join(teacher), " / ".join(student))
+        print(f"| {' | '.join(map(str, row))} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -29,7 +29,8 @@ def test_an_unknown_setting_stops_before_anything_runs(capsys):
 
 
 def test_a_students_results_are_not_replaced_by_another_students(tmp_path, monkeypatch, capsys):
-    for path in ("notebooks/01_setup.py", "runs/other/model.safetensors", "runs/data/model.safetensors", "data/img_1.tif"):
+    models = ("runs/other/model.safetensors", "runs/data/model.safetensors")
+    for path in ("notebooks/01_setup.py", *models, "data/img_1.tif"):
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / path).touch()
     monkeypatch.chdir(tmp_path)
