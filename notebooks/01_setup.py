@@ -44,7 +44,7 @@ settings = load_settings(globals())
 example = discover(settings.root / DEMO).pairs[11]
 image, labels = read_image(example.image), read_labels(example.masks)
 show_pictures([grey(image), overlay(image, labels, TEACHER), overlay(image, labels, None)],
-              ["phase contrast", "outlines", "cells"], settings.pixel_size_um, size=3)
+              ["phase contrast", "outlines", "cells"], settings.pixel_size_um)
 
 # %% [markdown]
 # Left: dark rods with a bright halo, and the chamber's wall of posts. Middle: their outlines. Right: every
@@ -75,9 +75,10 @@ check_installation()
 # | --- | --- |
 # | NVIDIA GPU, or any (5 GB more) | `pip install --upgrade torch torchvision` |
 # | no GPU | `pip install --upgrade torch torchvision --index-url https://download.pytorch.org/whl/cpu` |
-# | conda | `conda env create -f environment.yml` |
+# | any other package | `pip install --editable .` |
+# | conda | `conda env update -f environment.yml` |
 #
-# Then choose *Kernel, Restart*.
+# Then choose *Kernel, Restart Kernel*.
 
 # %% [markdown]
 # ## 2. What will it run on, and how fast?
@@ -110,6 +111,9 @@ ArrangeForm(settings)
 #
 # An *epoch* is one round of training through the dataset; more epochs take longer and end better, up to a point.
 # *Validation* positions are kept apart: the student never learns from them, so they show what it can really do.
+#
+# Set PIXEL_SIZE_UM, MINUTES_PER_FRAME and DRUG_FRAME (-1: no drug) to your microscope's and experiment's: `05_growth`
+# counts on them. The rest may stay as it is.
 
 # %%
 from segkit.advice import dataset_verdict
@@ -119,7 +123,7 @@ form = SettingsForm(settings, verdict=dataset_verdict, save=True)
 form
 
 # %% [markdown]
-# Do your experiments differ, in magnification, in the time between frames, in when the drug came? Write it into their
+# Do your experiments differ in magnification, in the time between frames or in when the drug came? Write it into their
 # rows; an empty field means: as in the form. Then press **Save** above. (A file `experiments.csv` in the dataset's
 # folder, with the columns `experiment` and any of these names in lower case, says the same for good.)
 
@@ -129,8 +133,8 @@ from segkit.forms import ExperimentsForm
 ExperimentsForm(form)
 
 # %% [markdown]
-# The same as plain text (it is also what a reader without Jupyter sees; the stored example was made with EPOCHS=10 on
-# a CPU):
+# The form as plain text: run this cell and the next again after a change. What EXPERIMENTS says of an experiment goes
+# before the values above it. (A reader without Jupyter sees the demo, with EPOCHS=10 on a CPU.)
 
 # %%
 import pandas as pd
@@ -138,14 +142,14 @@ import pandas as pd
 from segkit.advice import settings_table
 
 pd.set_option("display.max_colwidth", None)
-settings_table(settings)
+settings_table(form.settings)
 
 # %%
-dataset_verdict(settings)
+dataset_verdict(form.settings)
 
 # %% [markdown]
-# If the last line is an error, it says what was found and what to do; correct DATASET_PATH in the form, save, and
-# run this notebook again.
+# If the last line is an error, it says what was found and what to do: correct DATASET_PATH in the form, save, and run
+# the last two cells again.
 #
 # ## Summary
 #
@@ -154,12 +158,13 @@ dataset_verdict(settings)
 #
 # **On your own**
 # - Type a folder that does not exist. What does the line below it say?
-# - What changes in the verdict when VALIDATION is `01` instead of `09,10,19,20`?
-#
+# - What changes in the verdict when VALIDATION is `01,02` instead of `09,10,19,20`?
+
+# %% [markdown] tags=["answers"]
 # <details><summary>Answers</summary>
 #
 # - It names the folder, says that it is not there, and what to give instead. Nothing is saved until it is right.
-# - The positions ending in 01 (Pos101, Pos201) judge, and all others are learnt from: other pictures on both sides,
-#   still no position on both.
+# - 24 to learn from and 48 to judge by: Pos101, 102, 201 and 202 judge now, and the others are learnt from. Still no
+#   position is on both sides.
 #
 # </details>

@@ -48,7 +48,7 @@ frames = dataset.pairs or dataset.frames
 first = [f for f in frames if f.unit == frames[0].unit]
 strip = read_sound(first[:: -(-len(first) // 3)], 3)
 show_pictures([overlay(image, labels, TEACHER) for _, image, labels in strip],
-              [f"frame {f.frame}" for f, _, _ in strip], settings.pixel_size_um, columns=3, size=3.6) if strip else None
+              [f"frame {f.frame}" for f, _, _ in strip], settings.pixel_size_um, columns=3)
 
 # %% [markdown]
 # A film strip of the first position, with the teacher's outlines in blue. Do the outlines sit on the cells? If they
@@ -62,7 +62,8 @@ show_pictures([overlay(image, labels, TEACHER) for _, image, labels in strip],
 # ## 1. What is there?
 #
 # A *position* is one chamber, filmed over time; an *experiment* is one treatment; a *pair* is an image with its masks.
-# *First* and *last* are frame numbers, which need not begin at 0.
+# *First* and *last* are frame numbers, which need not begin at 0. A masks file holds a number per cell, 0 for
+# background (its *labels*).
 
 # %%
 dataset
@@ -99,7 +100,7 @@ def draw(frame, outlines, contrast):
         picture, title = overlay(image, labels, TEACHER, contrast), f"{frame.name}: {labels.max()} cells"
     else:
         picture, title = grey(read_image(frame.image, frame.page), contrast), frame.name
-    return to_png(show_pictures([picture], [title], settings.pixel_size_um, size=5))
+    return to_png(show_pictures([picture], [title], settings.pixel_size_um))
 
 
 browser(dataset, draw, outlines=ipywidgets.Checkbox(True, description="outlines"),
@@ -108,7 +109,8 @@ browser(dataset, draw, outlines=ipywidgets.Checkbox(True, description="outlines"
 # %% [markdown]
 # ## 3. How large are the cells?
 #
-# One frame per position is measured, the middle one.
+# One frame per position is measured, the middle one. The student learns from *crops*, pieces cut out of the frames at
+# random (CROP in `01_setup`), and sees about 100 pixels to each side of the pixel that it answers for.
 
 # %%
 from segkit.cells import measure_cells
@@ -118,7 +120,7 @@ by_unit = {unit: [f for f in frames if f.unit == unit] for unit in sorted({f.uni
 middle = [pair for unit in by_unit.values() for pair in read_sound(unit[len(unit) // 2:], 1)]
 cells = pd.concat([measure_cells(labels, f, settings.pixel_size_um) for f, _, labels in middle])
 lengths = {name: group["length_px"].to_numpy() for name, group in cells.groupby("experiment")}
-show_histograms(lengths, "cell length (pixels)", bins=20) if lengths else None
+show_histograms(lengths, "cell length (pixels)", bins=20)
 
 # %%
 from segkit.devices import pick_device
@@ -127,12 +129,11 @@ from segkit.layout import FIELD_OF_VIEW, choose_crop
 crop = choose_crop(settings, pick_device(settings.device), middle[0][1].shape)
 longest = cells["length_px"].quantile(0.95)
 print(f"95 % of the cells are shorter than the crop's shorter side: {longest < min(crop)}")
-print(f"95 % of the cells are shorter than the network's field of view (about {FIELD_OF_VIEW} pixels): "
+print(f"95 % of the cells are shorter than what the network sees around a pixel (about {FIELD_OF_VIEW} pixels): "
       f"{longest < FIELD_OF_VIEW}")
 
 # %% [markdown]
-# The student learns from crops (CROP in `01_setup`), and each of its answers depends on a field of view of about 200
-# pixels. A `False` above means that long cells are seen in parts only: choose a larger CROP, or shrink the images.
+# A `False` above means that long cells are seen in parts only: choose a larger CROP, or shrink the images.
 # A second hump far to the right often means that the teacher merged touching cells into one.
 
 # %%
@@ -142,15 +143,16 @@ seen = {" ".join(f.unit): normalise(image).ravel() for f, image, _ in middle[:5]
 show_histograms(seen, "intensity, each frame's 0.5 and 99.5 percentiles at 0 and 1")
 
 # %% [markdown]
-# (The first five positions.) However bright a frame is, and whether its file has 8 or 16 bits: every frame is brought
-# to the same range before the student sees it. A curve with another shape than the others' is worth a look in the
-# browser above.
+# (The first five positions.) A small hump on the left are dark cells, the large one is the background. However bright
+# a frame is, and whether its file has 8 or 16 bits: every frame is brought to the same range before the student sees
+# it. A curve with another shape than the others' is worth a look in the browser above.
 
 # %% [markdown]
 # ## 4. Can the teacher be trusted?
 #
-# Every pair is measured. A flag asks for a look: the mask is empty where its neighbours in time are not, the number of
-# cells jumps, a mask seems shifted against its image, an image is clipped, out of focus or there twice.
+# Every pair is read and measured: a minute for the demo, longer for a large dataset. A flag asks for a look: the mask
+# is empty where its neighbours in time are not, the number of cells jumps, a mask seems shifted against its image, an
+# image is clipped, out of focus or there twice.
 
 # %%
 from segkit import review_teacher
@@ -166,13 +168,13 @@ look = [by_name[row.experiment, row.position, row.frame] for row in flagged.iter
 shown = read_sound(look, 6)
 if shown:
     display(show_pictures([overlay(image, labels, TEACHER) for _, image, labels in shown],
-                          [f.name for f, _, _ in shown], columns=3, size=3.6))
+                          [f.name for f, _, _ in shown], columns=3))
 print("to leave out all that are flagged, EXCLUDE =", ",".join(f.name for f in look) or "(nothing)")
 
 # %%
 from segkit.charts import show_over_time
 
-show_over_time(review, "foreground", "share of the frame inside cells") if len(review) else None
+show_over_time(review, "foreground", "share of the frame inside cells")
 
 # %% [markdown]
 # One line per position. Growth bends the lines upwards; a drug flattens them; a jump is a frame to look at.
@@ -202,12 +204,14 @@ print(f"positions shared between training and validation: {split.shared_position
 # - Find a frame whose outlines you do not believe, and leave it out: write its name (EXPERIMENT/PosXXX/frame) into
 #   EXCLUDE in `01_setup`.
 # - Which position has the most crowded last frame?
-#
+
+# %% [markdown] tags=["answers"]
 # <details><summary>Answers</summary>
 #
 # - The next run of this notebook counts it among the excluded ones, and training leaves it out; `split.json` in the
 #   run's folder keeps the list. The file itself stays as it is.
-# - The line that ends highest in *share of the frame inside cells* belongs to it, and
-#   `review.groupby("position").last()` says its name; in the demo one of the REF positions, which go on growing.
+# - The one whose line ends highest in *share of the frame inside cells*. In code:
+#   `review.groupby(["experiment", "position"])["foreground"].last().idxmax()`. In the demo it is one of the REF
+#   positions, which go on growing.
 #
 # </details>

@@ -14,7 +14,8 @@
 # %% [markdown]
 # # Teach the student
 #
-# A U-Net of 4.4 million parameters learns to draw what the teacher drew. You can watch it learn.
+# A U-Net learns to draw what the teacher drew, and you can watch it learn. A *U-Net* is a network that gives an answer
+# for every pixel; its 4.4 million *parameters* (or *weights*) are the numbers that training adjusts.
 
 # %% tags=["colab"]
 # In Colab, with this project in your Drive as the folder segkit: install it there. Elsewhere this cell does nothing.
@@ -52,24 +53,29 @@ print(f"{model.count_parameters():,} parameters")
 # %%
 for _, image, teacher in read_sound(split.validation, 1):
     display(show_pictures([grey(image), segment(model, image).probability, (teacher > 0).astype(float)],
-                          ["a validation frame", "student, before it learns", "teacher"], settings.pixel_size_um,
-                          columns=3, size=3))
+                          ["a validation frame", "student, before it learns", "teacher"], settings.pixel_size_um))
 
 # %% [markdown]
-# The student starts from nothing (middle), and shall see in such a frame what its teacher drew (right).
+# The student starts from nothing (middle: even grey, it cannot tell cells yet), and shall see in such a frame what
+# its teacher drew (right).
 #
 # **What you will do:** choose how long to train, watch, and keep the best student.
 #
 # **What you need:** a dataset with masks, chosen in `01_setup` (or the demo). The demo takes about a minute; for your
 # own data, the line in the form below says how long this device will take.
 #
-# Three words first. *Loss* is what the training makes small: how wrong the student is. *Dice* says how well two
-# outlines overlap: 0 is not at all, 1 is exactly. *Validation* frames are those that the student never learns from.
+# Three words first. *Loss* is what the training makes small: how wrong the student is. *Dice* says how well two masks
+# overlap: twice the area that they share over the sum of their areas, 0 for not at all, 1 for exactly. *Validation*
+# frames are those that the student never learns from.
 
 # %% [markdown]
 # ## 1. How long?
 #
-# Change the values if you like, then go on; there is no need to save. If a training was interrupted, tick RESUME.
+# *Run All* trains with the values below. To change them, run the notebook down to this form, change them, and then run
+# the cells below it; running the form's own cell again resets it. If a training was interrupted, tick RESUME.
+#
+# EPOCHS is the number of rounds. In a training step the student looks at BATCH_SIZE crops (pieces of CROP pixels), and
+# LEARNING_RATE is how far it then moves.
 
 # %%
 from segkit.advice import training_estimate
@@ -102,7 +108,7 @@ from segkit.charts import show_training
 show_training(history.table(), history.previews)
 
 # %% [markdown]
-# Below the curves, what the student of the last epoch sees in the first validation frames. Both losses should fall
+# Below the curves, what the student of the last epoch sees in two validation frames. Both losses should fall
 # and level off. The validation Dice (orange) is computed on whole frames, the training Dice (grey) on crops that are
 # turned, blurred and darkened to make them harder, so it may well be the lower one. A validation Dice that falls
 # while the training Dice rises means that the student learns the training frames by heart: more positions help, more
@@ -121,7 +127,8 @@ Facts({"best epoch": f"{best['epoch']} of {settings.epochs}",
        "training time": f"{history.table()['seconds'].sum():.0f} s"})
 
 # %% [markdown]
-# The best student is saved, with everything needed to use it or to go on:
+# *Best* is the epoch of the lowest validation loss, which weighs outlines and the separation of touching cells alike;
+# the Dice may be highest in another. Its student is saved, with everything needed to use it or to go on:
 
 # %%
 kept = ("model.safetensors", "MODEL_CARD.md", "report.json", "history.csv", "last.pt", "run.log")
@@ -138,13 +145,15 @@ Facts(table_of_runs(settings.run_dir.parent))
 # %% [markdown]
 # ## Summary
 #
-# `model.safetensors` is the student; `history.csv` holds the curves; `last.pt` lets RESUME go on. Go on with
-# `04_inference`.
+# In `runs/RUN/` (the demo: `runs/demo/`) `model.safetensors` is the student; `history.csv` holds the curves;
+# `last.pt` lets RESUME go on. Go on with `04_inference`.
 #
 # **On your own**
-# - Tick RESUME, double EPOCHS and run again. Does the Dice still rise?
-# - Set another RUN in `01_setup` and train with half the LEARNING_RATE. Which curve is higher after five epochs?
-#
+# - Tick RESUME, double EPOCHS and run the cells below the form. Does the Dice still rise?
+# - Set another RUN in `01_setup` and train with half the LEARNING_RATE. Whose `val_dice` in `history.csv` is higher
+#   after five epochs? (Set RUN back afterwards.)
+
+# %% [markdown] tags=["answers"]
 # <details><summary>Answers</summary>
 #
 # - A little, as a rule, while the learning rate falls once more. If the validation loss rises instead, the student

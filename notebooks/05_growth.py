@@ -56,9 +56,9 @@ for unit in dict.fromkeys((units[0], units[-1])):
     strip = film[:: max(1, -(-len(film) // 6))]
     pictures = [overlay(read_image(f.image, f.page), read_labels(masks_path_in(settings.run_dir / "masks", f)))
                 for f in strip]
-    titles = [f"{f.experiment} {f.position}, {f.frame}" for f in strip]
+    titles = [f"{f.experiment} {f.position}, frame {f.frame}" for f in strip]
     um = settings.for_experiment(unit[0]).pixel_size_um
-    display(show_pictures(pictures, titles, um, columns=6, size=2)) if strip else None
+    display(show_pictures(pictures, titles, um, columns=6))
 
 # %% [markdown]
 # The first position and the last as film strips, with the student's outlines and the frames' numbers.
@@ -73,9 +73,10 @@ for unit in dict.fromkeys((units[0], units[-1])):
 # ## 1. What is assumed about the experiments
 #
 # DRUG_FRAME is counted from a position's first frame. Where a line is wrong, correct it in `01_setup` (or in an
-# `experiments.csv` in the dataset's folder) and run this notebook again; nothing needs to be segmented again. A plain
-# folder of images counts as one position filmed over time, in the order of the names: if its pictures have nothing to
-# do with each other, the rates below have nothing to do with growth.
+# `experiments.csv` in the dataset's folder) and run this notebook again; nothing needs to be segmented again. (Only
+# after a change of PIXEL_SIZE_UM run `04_inference`, too: it renews the sizes in `cells.csv` and keeps the masks.) A
+# plain folder of images counts as one position filmed over time, in the order of the names: if its pictures have
+# nothing to do with each other, the rates below have nothing to do with growth.
 
 # %%
 from segkit.settings import CONDITIONS, Settings
@@ -84,7 +85,7 @@ experiments = sorted({f.experiment for f in dataset.frames})
 own = {name: settings.for_experiment(name) for name in experiments}
 assumed, given = Settings().as_dict(), {name: own[name].as_dict() for name in experiments}
 same = [key for key in CONDITIONS if all(given[name][key] == assumed[key] for name in experiments)]
-print("as segkit assumes them where nobody says otherwise:", ", ".join(same) or "none")
+print("segkit's own assumptions, please check:", ", ".join(same) or "none")
 pd.DataFrame({name: {key: given[name][key] for key in CONDITIONS} for name in experiments}).T
 
 # %% [markdown]
@@ -116,8 +117,9 @@ show_growth(curves, minutes, {name: s.drug_frame for name, s in own.items()})
 #
 # ## 3. Growth rates
 #
-# Each rate is the slope of log area against time: the median over all pairs of frames, so that one bad frame does not
-# move it. The bar is its 95 % interval. A rate of 0.69 per hour doubles the area in one hour.
+# Each rate is the slope of the natural logarithm of the area against time: the median over all pairs of frames, so
+# that one bad frame does not move it. The bar is its 95 % interval. A rate of 0.69 (ln 2) per hour doubles the area
+# in one hour.
 
 # %%
 from segkit.charts import show_rates
@@ -137,7 +139,8 @@ print("growth.csv written:", (settings.run_dir / "growth.csv").is_file())
 # Each treated experiment is compared with its reference over the same phase. The interval comes from the differences
 # between positions: three positions are few, ten are better. *Stopped*: surely under a quarter of the reference's
 # growth (the dotted line). *Slowed*: surely slower. *Grows*: no slowing is seen. Otherwise it says why nothing can be
-# said.
+# said. *Surely*: the whole 95 % interval lies there. *Stopped* is a threshold, not zero: the demo's treated cells still
+# grow, at about a sixth of the reference's rate.
 
 # %%
 from segkit.charts import show_ratios
@@ -176,12 +179,14 @@ from segkit.charts import show_over_time
 if len(scores):
     ratio = both["area_px"] / both["teacher_area_px"].clip(lower=1)
     limits = min(0.8, ratio.min()), max(1.2, ratio.max())
-    display(show_over_time(both.assign(ratio=ratio), "ratio", "student's area / teacher's area", "since_start", limits))
+    display(show_over_time(both.assign(ratio=ratio), "ratio", "student's area / teacher's area", limits))
 
 # %% [markdown]
 # A level line is harmless. A line that falls as the frames get crowded would make growth look slower than it is. Other
 # things that no student can mend: cells that leave or enter the field of view, cells cut off at the border (marked in
 # `cells.csv`), drift out of focus, and a teacher who is wrong in the same way from the first frame to the last.
+#
+# The demo is synthetic: the growth that was put in is known, and the rates can be checked against it.
 
 # %%
 import json
@@ -194,24 +199,29 @@ if truth_file.is_file():  # the synthetic demo knows the growth that was put in
         for r in growth[growth["phase"] != "all"].itertuples()])
     reference = put_in.loc[put_in["phase"] == "before", "true"].mean()
     off = (put_in["growth_per_hour"] - put_in["true"]).abs() / reference
-    print("every rate within 5 % of the reference rate of what was put in:", bool((off < 0.05).all()))
+    print("measured and true rates differ by less than 5 % of the reference's rate:", bool((off < 0.05).all()))
+else:
+    print("no truth.json: this is no synthetic dataset")
 
 # %% [markdown]
 # ## Summary
 #
-# `growth.csv` has a row per position and phase: growth rate, doubling time, 95 % interval. `comparison.csv` has a row
-# per treated experiment: the ratio to its reference, its interval and the verdict.
+# In `runs/RUN/` (the demo: `runs/demo/`) `growth.csv` has a row per position and phase: growth rate, doubling time,
+# 95 % interval. `comparison.csv` has a row per treated experiment: the ratio to its reference, its interval and the
+# verdict.
 #
 # The interval of one position knows only the scatter between frames, taken as independent; trust the spread between
 # positions more. Cells are not followed through time: this is growth of all the cells in view together.
 #
 # **On your own**
-# - Set DRUG_FRAME two frames later in `01_setup`. Which phase changes more, before or after, and why?
+# - In the table of experiments in `01_setup`, set DRUG_FRAME to 4 instead of 6 in both rows, and save. Which of RIF10's
+#   rates changes more, before or after, and why?
 # - Does the number of cells (`areas["cells"]`) tell the same story as their area?
-#
+
+# %% [markdown] tags=["answers"]
 # <details><summary>Answers</summary>
 #
-# - *Before*: it now holds two frames that already grow slowly, which bends its line; *after* only loses two frames.
+# - *After*: it now holds two steps of fast growth, and its rate rises by about a quarter. *Before* only loses frames.
 # - On average; but it goes up in steps, when several cells divide at once, and needs many cells to be smooth.
 #
 # </details>

@@ -6,10 +6,14 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
 
 from .data import Dataset, Split
-from .figures import ACCENT, GREY, STUDENT, TEACHER, Picture, bare_axes, new_figure
+from .figures import ACCENT, GREY, SHEET, STUDENT, TEACHER, Picture, bare_axes, new_figure, nothing_to_show
 from .growth import STOPPED_BELOW
+
+SERIES = (TEACHER, STUDENT, ACCENT, GREY, "black")  # colours of lines that belong to nobody in particular
 
 
 def show_training(table: pd.DataFrame,
@@ -18,8 +22,11 @@ def show_training(table: pd.DataFrame,
 
     table: History.table(); previews: History.previews, (image, probability, target mask), each (H, W).
     """
-    figure = Picture(10, 5.4 if previews else 3.2)
-    parts = np.atleast_1d(np.asarray(figure.subfigures(2 if previews else 1, 1)))
+    shapes = [image.shape for image, _, _ in previews]
+    tall = max((10 / (3 * len(shapes)) * height / width + 0.35 for height, width in shapes), default=0)  # inches
+    figure = Picture(10, 3.2 + tall)
+    parts = figure.subfigures(2 if previews else 1, 1, squeeze=False, height_ratios=(3.2, tall)[:2 if previews else 1])
+    parts = parts[:, 0]
     curves = bare_axes(parts[0], 1, 2)[0]
     for axes, kind, label in zip(curves, ("loss", "dice"), ("loss", "Dice"), strict=True):
         axes.plot(table["epoch"], table[f"train_{kind}"], color=GREY, lw=1.5, label="training crops")
@@ -28,7 +35,7 @@ def show_training(table: pd.DataFrame,
         for epoch in table.loc[table["event"].fillna("") != "", "epoch"]:
             axes.axvline(epoch, color=TEACHER, ls=":", lw=1)
         axes.set(xlabel="epoch", ylabel=label)
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     curves[1].set_ylim(0, 1.02)
     curves[1].legend(frameon=False, loc="lower right")
     pictures = [(p, t) for image, probability, target in previews
@@ -59,29 +66,50 @@ def show_split(dataset: Dataset, split: Split) -> Picture:
     return figure
 
 
-def show_over_time(table: pd.DataFrame, value: str, ylabel: str, time: str = "frame",
+def _panels(count: int) -> tuple[Picture, list[Axes]]:
+    """A panel for each experiment, at most four side by side."""
+    columns, rows = min(count, 4), -(-count // 4)
+    figure, grid = new_figure(max(6.0, SHEET / 4 * columns), 3.2 * rows, rows, columns)
+    for axes in grid.flat[count:]:
+        axes.set_axis_off()
+    return figure, list(grid.flat[:count])
+
+
+def show_over_time(table: pd.DataFrame, value: str, ylabel: str,
                    ylim: tuple[float | None, float | None] = (0, None)) -> Picture:
-    """A line per position, a colour per experiment; table: experiment, position, the time's column and the value's."""
-    figure, grid = new_figure(7.5, 3)
-    axes = grid[0, 0]
-    for n, (experiment, lines) in enumerate(table.groupby("experiment")):
-        colour = (TEACHER, STUDENT, ACCENT, GREY)[n % 4]
-        for k, (_, line) in enumerate(lines.groupby("position")):
-            axes.plot(line[time], line[value], color=colour, lw=1.5, marker=".",
-                      label=None if k else str(experiment))
-    axes.set(xlabel="frames since the start" if time == "since_start" else time, ylabel=ylabel, ylim=ylim)
-    axes.legend(frameon=False)
+    """A line per position against frames since its start, a panel per experiment; at most 12 lines are named.
+
+    table: experiment, position, frame (or since_start) and the value's column.
+    """
+    names = sorted(table["experiment"].unique())
+    if not names:
+        return nothing_to_show()
+    figure, panels = _panels(len(names))
+    highest = table[value].max()
+    for axes, name in zip(panels, names, strict=True):
+        lines = table[table["experiment"] == name].groupby("position")
+        for k, (position, line) in enumerate(lines):
+            line = line.sort_values("frame")
+            time = line.get("since_start", line["frame"] - line["frame"].min())
+            axes.plot(time, line[value], color=SERIES[k % len(SERIES)], lw=1.5, marker=".", ms=4,
+                      label=position if len(lines) <= 12 else None)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.set(title=name, xlabel="frames since the start", ylim=(ylim[0], ylim[1] or 1.05 * highest or None))
+        if len(lines) <= 12:
+            axes.legend(frameon=False, fontsize=8)
+    panels[0].set_ylabel(ylabel)
     return figure
 
 
 def show_histograms(values: dict[str, np.ndarray], xlabel: str, bins: int = 40) -> Picture:
     """One outlined histogram per name, on shared axes."""
+    if not values:
+        return nothing_to_show()
     figure, grid = new_figure(6.5, 3)
     edges = np.histogram_bin_edges(np.concatenate(list(values.values())), bins)
-    colours = (TEACHER, STUDENT, ACCENT, GREY, "black")
     for k, (name, data) in enumerate(values.items()):
-        grid[0, 0].hist(data, edges, histtype="step", lw=2, color=colours[k % 5], ls=("-", "--", ":")[k // 5 % 3],
-                        label=name)
+        grid[0, 0].hist(data, edges, histtype="step", lw=2, color=SERIES[k % len(SERIES)],
+                        ls=("-", "--", ":")[k // len(SERIES) % 3], label=name)
     grid[0, 0].set(xlabel=xlabel, ylabel="count")
     grid[0, 0].legend(frameon=False)
     return figure
@@ -123,10 +151,12 @@ def show_growth(curves: dict[str, pd.DataFrame], minutes_per_frame: dict[str, fl
     minutes_per_frame, drug_frame (negative: none): by experiment.
     """
     names = sorted({e for table in curves.values() for e in table["experiment"]})
-    figure, grid = new_figure(max(4.5, min(4.2 * len(names), 13)), 3.4, 1, max(len(names), 1))
+    if not names:
+        return nothing_to_show()
+    figure, panels = _panels(len(names))
     areas = [area for table in curves.values() for area in table["area"] if area > 0] or [1.0]
     last = max((table["since_start"].max() for table in curves.values()), default=0)
-    for axes, experiment in zip(grid[0], names, strict=False):
+    for axes, experiment in zip(panels, names, strict=True):
         hours = minutes_per_frame[experiment] / 60
         for (who, table), colour, style in zip(curves.items(), (STUDENT, TEACHER), ("-", ":"), strict=False):
             for k, (_, line) in enumerate(table[table["experiment"] == experiment].groupby("position")):
@@ -138,8 +168,8 @@ def show_growth(curves: dict[str, pd.DataFrame], minutes_per_frame: dict[str, fl
         axes.set(title=experiment, xlabel="time (h)", yscale="log", ylim=(min(areas) * 0.9, max(areas) * 1.15))
         axes.yaxis.set_major_formatter("{x:g}")
         axes.yaxis.set_minor_formatter("{x:g}")
-    grid[0, 0].set_ylabel(ylabel)
-    grid[0, 0].legend(frameon=False)
+    panels[0].set_ylabel(ylabel)
+    panels[0].legend(frameon=False)
     return figure
 
 
@@ -158,7 +188,7 @@ def show_rates(growth: pd.DataFrame) -> Picture:
         axes.errorbar(rate, y, xerr=around, fmt="o", ms=5, capsize=3, color=(TEACHER, STUDENT)[k],
                       label={"all": "all frames", "before": "before DRUG_FRAME", "after": "from DRUG_FRAME on"}[phase])
         for low, at, height, doubling in zip(part["low"], part["high"], y, part["doubling_minutes"], strict=True):
-            text = f"  doubles in {doubling:.0f} min" if low > 0 and doubling < 6000 else "  no growth for sure"
+            text = f"  doubles in {doubling:.0f} min" if low > 0 and doubling < 6000 else "  growth not certain"
             axes.text(at, height, text, va="center", fontsize=8, color=GREY)
     axes.axvline(0, color=GREY, lw=1)
     axes.set_yticks(range(len(units)), [" ".join(unit) for unit in units])

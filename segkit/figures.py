@@ -19,6 +19,7 @@ TEACHER, STUDENT, ACCENT, GREY = "#0072B2", "#D55E00", "#009E73", "#666666"  # O
 CELL_COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7")
 NEAR = 4  # pixels around a cell; two cells nearer than twice that get different colours
 DPI = 72
+SHEET = 13  # inches, the widest figure
 
 
 class Picture(Figure):
@@ -29,14 +30,14 @@ class Picture(Figure):
         FigureCanvasAgg(self)
 
     def _repr_png_(self) -> bytes:
-        buffer = io.BytesIO()
-        self.savefig(buffer, format="png")
-        return buffer.getvalue()
+        return to_png(self, compress_level=6)
 
 
-def to_png(figure: Picture) -> bytes:
-    """A figure as PNG, for an ipywidgets.Image."""
-    return figure._repr_png_()
+def to_png(figure: Picture, compress_level: int = 1) -> bytes:
+    """A figure as PNG, quickly, for an ipywidgets.Image; a higher level (to 9) is slower and smaller."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", pil_kwargs={"compress_level": compress_level})
+    return buffer.getvalue()
 
 
 def new_figure(width: float, height: float, rows: int = 1, columns: int = 1) -> tuple[Picture, np.ndarray]:
@@ -102,30 +103,49 @@ def overlay(image: np.ndarray, labels: np.ndarray, colour: str | None = STUDENT,
 
 
 def scale_bar(axes, width: int, pixel_size_um: float | None) -> None:
-    """A bar of a round length in um, about a quarter of the picture, in its lower right corner."""
+    """A bar of a round length in um, about a quarter of the picture, under its right end."""
     if not pixel_size_um:
         return
     wanted = width * pixel_size_um / 4
     nice = max((k * 10.0 ** e for e in range(-2, 5) for k in (1, 2, 5) if k * 10.0 ** e <= wanted), default=wanted)
     bar = nice / pixel_size_um
-    top = axes.get_ylim()[0] * 0.95
-    axes.plot([width * 0.96 - bar, width * 0.96], [top, top], color="white", lw=4, solid_capstyle="butt")
-    axes.plot([width * 0.96 - bar, width * 0.96], [top, top], color="black", lw=2, solid_capstyle="butt")
-    axes.text(width * 0.96 - bar / 2, top - axes.get_ylim()[0] * 0.02, f"{nice:g} µm", ha="center", va="bottom",
-              fontsize=9, color="black", bbox={"facecolor": "white", "alpha": 0.7, "pad": 1, "linewidth": 0})
+    below, right = -9 / 72 * DPI / axes.bbox.height, width - 0.5
+    axes.plot([right - bar, right], [below, below], color="black", lw=2.5, solid_capstyle="butt", clip_on=False,
+              transform=axes.get_xaxis_transform())
+    axes.annotate(f"{nice:g} µm", (right - bar, below), (-4, 0), xycoords=axes.get_xaxis_transform(),
+                  textcoords="offset points", ha="right", va="center", fontsize=9, annotation_clip=False)
+
+
+def nothing_to_show() -> Picture:
+    """A small figure that says so, where a table or list is empty."""
+    figure = Picture(4, 0.5)
+    figure.text(0.02, 0.5, "nothing to show", va="center", color=GREY)
+    return figure
 
 
 def show_pictures(pictures: Sequence[np.ndarray], titles: Sequence[str], pixel_size_um: float | None = None,
-                  columns: int = 5, size: float = 2.6) -> Picture:
-    """Pictures side by side: grey (H, W) float or RGB (H, W, 3); the scale bar on the first."""
+                  columns: int = 5) -> Picture:
+    """Pictures side by side, grey (H, W) float or RGB (H, W, 3), the scale bar under the first of the last row.
+
+    A picture is shown with as many pixels as it has, as far as SHEET inches hold them side by side.
+    """
+    if not pictures:
+        return nothing_to_show()
     columns = min(columns, len(pictures))
     rows = -(-len(pictures) // columns)
     height, width = pictures[0].shape[:2]
-    figure, grid = new_figure(size * columns, (size * height / width + 0.25) * rows, rows, columns)
+    size = min(max(width / DPI, 4 if columns <= 2 else 3), SHEET / columns)
+    tall, above, below = size * height / width, 0.32, 0.28  # inches: a picture, its title, the scale bar
+    whole = rows * (tall + above) + below
+    figure = Picture(size * columns, whole)
+    figure.set_layout_engine("none")
+    grid = figure.subplots(rows, columns, squeeze=False, gridspec_kw={
+        "left": 0.01, "right": 0.99, "top": 1 - above / whole, "bottom": below / whole,
+        "wspace": 0.03, "hspace": above / tall})
     for axes in grid.flat:
         axes.set_axis_off()
     for axes, picture, title in zip(grid.flat, pictures, titles, strict=False):
         axes.imshow(picture, cmap="gray", vmin=0, vmax=1 if picture.dtype.kind == "f" else 255)
         axes.set_title(title, fontsize=10)
-    scale_bar(grid.flat[0], width, pixel_size_um)
+    scale_bar(grid[-1, 0], pictures[(rows - 1) * columns].shape[1], pixel_size_um)
     return figure

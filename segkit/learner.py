@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,6 +14,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from .averaging import average_weights, calibrate, calibration_batches
 from .crops import cut_crops, draw_crops
+from .data import Frame
 from .devices import autocast, keep_memory
 from .errors import SegkitError
 from .history import log
@@ -31,7 +32,7 @@ WHOLE = 2 ** 23  # pixels of whole frames that are judged at once on a GPU, at m
 
 
 class Judged(NamedTuple):
-    """What a look at whole frames gives: a loss and a Dice for each, and pictures of the first few."""
+    """What a look at whole frames gives: a loss and a Dice for each, and pictures of a few."""
 
     losses: list[float]
     dices: list[float]
@@ -131,7 +132,8 @@ class Learner:
         at_most = 1 if self.device.type == "cpu" else max(1, min(8, WHOLE // largest))
         losses: list[Tensor] = []
         dices: list[Tensor] = []
-        previews: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+        wanted = preview_frames(store.frames)
+        previews: dict[int, tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
         for index in _same_size(store, at_most):
             images, targets = (t.to(self.device) for t in store.whole(index, STRIDE))
             with autocast(self.device):
@@ -140,11 +142,13 @@ class Learner:
             output, targets = output[..., :height, :width].float(), targets[..., :height, :width]
             losses += [student_loss(output, targets)] * len(index)
             dices.append(batch_dice(output[:, 0], targets[:, 0] > 0))
-            if len(previews) < PREVIEWS:
-                image, probability, mask = (t.cpu().numpy() for t in (
-                    images[0, 0, :height, :width], output[0, 0].sigmoid(), targets[0, 0] > 0))
-                previews.append((image, probability, mask))
-        return Judged(torch.stack(losses).tolist(), torch.cat(dices).tolist(), previews)
+            for k, frame in enumerate(index):
+                if frame in wanted:
+                    image, probability, mask = (t.cpu().numpy() for t in (
+                        images[k, 0, :height, :width], output[k, 0].sigmoid(), targets[k, 0] > 0))
+                    previews[frame] = image, probability, mask
+        return Judged(torch.stack(losses).tolist(), torch.cat(dices).tolist(),
+                      [previews[frame] for frame in sorted(previews)])
 
     def checkpoint(self, state: dict[str, Any]) -> Checkpoint:
         """Everything needed to go on, copied; state: plain values to keep beside it."""
@@ -152,6 +156,12 @@ class Learner:
 
     def restore(self, checkpoint: Checkpoint) -> None:
         checkpoint.load_into(self.model, self.average, self.optimiser)
+
+
+def preview_frames(frames: Sequence[Frame]) -> list[int]:
+    """Indices of the frames that are shown: the last one of the first positions, or first and last of the only one."""
+    last = {frame.unit: i for i, frame in enumerate(frames)}
+    return sorted({*last.values(), *([0] if len(last) == 1 else [])})[:PREVIEWS]
 
 
 def _same_size(store: Store, at_most: int) -> list[list[int]]:

@@ -34,6 +34,8 @@ def write_report(run_dir: str | Path) -> Path:
         notebook = nbformat.read(file, as_version=4)
         widgets = notebook.metadata.get("widgets", {}).get(f"{WIDGET}state+json", {}).get("state", {})
         for cell in notebook.cells:
+            if "answers" in cell.metadata.get("tags", ()):
+                continue
             if cell.cell_type == "code":
                 for output in cell.outputs:
                     _show_words(output, widgets)

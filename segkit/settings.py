@@ -32,13 +32,13 @@ class Settings:
     dataset_path: Path = _setting(DEMO, "folder with the *_raw_data and *_masks folders, or a plain folder of images")
     masks_path: Path | None = _setting(None, "folder with the *_masks folders, if not DATASET_PATH")
     run: str = _setting("", "name of the run's folder under runs/; empty: the dataset folder's name")
-    epochs: int = _setting(20, "how often the training goes through an epoch", 1, 100_000)
+    epochs: int = _setting(20, "rounds of training", 1, 100_000)
     batch_size: int = _setting(16, "crops per training step", 1, 4096)
     crop: str = _setting("auto", "crop's height x width, such as 768x448; auto: that on a GPU, 128x128 or half a frame "
                                  "on a CPU", unit="pixels")
     crops_per_epoch: int = _setting(0, "crops in an epoch; 0: as many as cover the training frames, 64 to 4096",
                                     0, 10_000_000)
-    learning_rate: float = _setting(2e-3, "highest learning rate of the schedule", 1e-7, 1.0)
+    learning_rate: float = _setting(2e-3, "size of the largest steps that the training takes", 1e-7, 1.0)
     seed: int = _setting(0, "start of every random choice", 0, 2**31 - 1)
     device: str = _setting("auto", "auto, cpu, cuda or mps")
     processes: int = _setting(1, "processes of this machine that train together, such as one for each GPU (needs pip "

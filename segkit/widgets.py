@@ -15,6 +15,7 @@ from .errors import SegkitError
 from .figures import to_png
 from .history import History
 
+AS_IT_IS = {"align_self": "flex-start", "max_width": "100%"}  # a picture is not stretched, which would blur it
 _GOOD, _BAD = "#1E8E62", "#D0571A"  # of the sign alone, the words have the theme's colour: light or dark
 
 
@@ -46,7 +47,7 @@ class LivePicture(w.Image):
     """A picture of the training that is renewed after every epoch: pass `live.update` to fit as on_epoch."""
 
     def __init__(self) -> None:
-        super().__init__(value=to_png(show_training(History().table())), format="png")
+        super().__init__(value=to_png(show_training(History().table())), format="png", layout=AS_IT_IS)
 
     __repr__ = quiet_repr
 
@@ -69,7 +70,7 @@ def browser(dataset: Dataset, draw: Callable[..., bytes], **options: w.ValueWidg
     by_unit = {unit: [f for f in dataset.frames if f.unit == unit] for unit in units}
     position = w.Dropdown(options=[(" ".join(unit), unit) for unit in units], description="position")
     frame = w.SelectionSlider(options=_frame_options(by_unit[units[0]]), description="frame")
-    picture, message = w.Image(format="png"), w.HTML()
+    picture, message = w.Image(format="png", layout=AS_IT_IS), w.HTML()
 
     def redraw(change: Any = None) -> None:
         try:

@@ -1,7 +1,7 @@
 import numpy as np
 import pandas as pd
 
-from segkit.charts import show_over_time, show_training
+from segkit.charts import show_histograms, show_over_time, show_training
 from segkit.figures import cell_colours, grey, outlines, overlay, show_pictures, to_png
 from segkit.history import COLUMNS
 from tests.helpers import squares
@@ -36,8 +36,16 @@ def test_every_figure_becomes_a_png_with_and_without_content():
         for figure in (show_training(table), show_training(table, [(np.zeros((8, 8)),) * 3])):
             assert to_png(figure).startswith(b"\x89PNG")
     line = pd.DataFrame({"experiment": ["A"], "position": ["P"], "frame": [0], "x": [1.0]})
-    for figure in (show_over_time(line, "x", "x"), show_pictures([np.zeros((8, 9))], ["a"], 0.1)):
+    many = pd.concat(line.assign(experiment=name) for name in "ABCDE")
+    for figure in (show_over_time(line, "x", "x"), show_over_time(many, "x", "x"), show_over_time(line[:0], "x", "x"),
+                   show_pictures([np.zeros((8, 9))], ["a"], 0.1), show_pictures([], []), show_histograms({}, "x")):
         assert to_png(figure).startswith(b"\x89PNG")
+
+
+def test_a_picture_has_as_many_pixels_as_the_image_and_fits_the_sheet():
+    for count, wide in ((1, 600), (2, 936), (6, 936)):
+        figure = show_pictures([np.zeros((500, 600))] * count, ["a"] * count, columns=6)
+        assert round(figure.bbox.width) == wide
 
 
 def test_cells_near_each_other_have_colours_of_their_own():

@@ -57,7 +57,8 @@ def test_cells_are_short_and_the_parameters_are_tagged(script):
     assert max(c.source.count("\n") + 1 for c in cells if c.cell_type == "code") <= 18
     assert sum("parameters" in c.metadata.get("tags", []) for c in cells) == 1
     assert cells[0].source.startswith("# ")
-    assert "On your own" in cells[-1].source
+    assert "On your own" in cells[-2].source
+    assert cells[-1].metadata["tags"] == ["answers"]
 
 
 def nbval(notebook, folder):
