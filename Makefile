@@ -8,8 +8,10 @@ LOWEST := .venv-lowest
 READY := $(VENV)/.ready-$(if $(TORCH),$(TORCH),default)
 TORCH_INDEX := $(if $(filter cpu,$(TORCH)),--index-url https://download.pytorch.org/whl/cpu,)
 ROOM := $(if $(filter cpu,$(TORCH)),3,9)# GB on the disk while it is unpacked
-# every variable of the command line that is a setting, and the caller's folder for relative paths
-SETTINGS := $(filter-out TORCH=% PYTHON=%,$(MAKEOVERRIDES))
+# every variable of the command line that is a setting, its value from the environment that make hands on, so that the
+# shell reads nothing into it; and the caller's folder for relative paths
+NAMES := $(foreach name,$(.VARIABLES),$(if $(findstring command,$(origin $(name))),$(name)))
+SETTINGS := $(foreach name,$(filter-out -* TORCH PYTHON,$(NAMES)),$(name)="$$$(name)")
 HEADLESS = SEGKIT_CALLER="$(PWD)" $(BIN)/python -m segkit.headless
 
 .PHONY: run segment test test-lowest lab notebooks bench clean install lint pairs

@@ -11,5 +11,5 @@ probability, _, labels = segment(load_model(settings.run_dir, "cpu"), image)
 figure = show_pictures([grey(image), probability, overlay(image, labels, None), overlay(image, labels),
                         overlay(image, teacher, TEACHER)],
                        ["image", "student: probability", "student: cells", "student: outlines", "teacher: outlines"],
-                       0.0733, size=2.6)
+                       0.0733)
 (settings.root / "docs" / "result.png").write_bytes(to_png(figure))

@@ -34,33 +34,34 @@ RUN = None
 MODEL = None  # None: the model that 03_training made for this run
 
 # %%
+from IPython.display import display
+
 from segkit import discover, load_model, read_image, read_labels, segment
+from segkit.data import read_sound
 from segkit.figures import grey, overlay, show_pictures
-from segkit.sources import load_settings
+from segkit.sources import check_whose_run, load_settings
 
 settings = load_settings(globals())
+check_whose_run(settings)
 model = load_model(settings.model_path, settings.device)
 dataset = discover(settings.dataset_path, settings.masks_path)
-judged = [f for f in dataset.frames if f.position.endswith(settings.validation)] or dataset.frames
-frame = judged[len(judged) // 2]
-image = read_image(frame.image, frame.page)
-probability, mask, labels = segment(model, image, scale=settings.scale, flips=settings.flips)
-pictures = [grey(image), probability, mask.astype(float), overlay(image, labels, None)]
-titles = ["image", "probability", "mask", "student's cells"]
-if frame.masks:
-    pictures.append(overlay(image, read_labels(frame.masks, frame.page), None))
-    titles.append("teacher's cells")
-show_pictures(pictures, titles, settings.pixel_size_um)
+print("student of run", model.info.settings.get("RUN", "(unknown)"))
 
 # %%
-print("student of run", model.info.settings.get("RUN", "(unknown)"))
+judged = [f for f in dataset.frames if f.position.endswith(settings.validation)] or dataset.frames
+for frame, image, teacher in read_sound(judged[len(judged) // 2:], 1):
+    probability, mask, labels = segment(model, image, scale=settings.scale, flips=settings.flips)
+    pictures = {"image": grey(image), "probability": probability, "mask": mask.astype(float),
+                "student's cells": overlay(image, labels, None)}
+    if frame.masks:
+        pictures["teacher's cells"] = overlay(image, teacher, None)
+    display(show_pictures([*pictures.values()], [*pictures], settings.pixel_size_um))
 
 # %% [markdown]
 # A frame of a validation position, which the student has never learnt from (of any position, where none is kept for
 # validation). *Probability*: how sure it is that a pixel belongs to a cell (black 0, white 1). *Mask*: where that
-# exceeds one half.
-# *Cells*: the mask cut apart where cells touch; the colours only tell neighbours apart and need not agree with the
-# teacher's.
+# exceeds one half. *Cells*: the mask cut apart where cells touch; the colours only tell neighbours apart and need not
+# agree with the teacher's.
 #
 # **What you will do:** segment everything, compare with the teacher, find the worst frames, browse.
 #
@@ -79,12 +80,13 @@ import pandas as pd
 
 from segkit import segment_dataset
 from segkit.export import with_openvino
+from segkit.files import read_table
 
 student = with_openvino(model) if settings.openvino else model
 pixel_size = {f.experiment: settings.for_experiment(f.experiment).pixel_size_um for f in dataset.frames}
 cells_csv = segment_dataset(student, dataset.frames, settings.run_dir, pixel_size_um=pixel_size,
                             scale=settings.scale, flips=settings.flips, cluster=settings.cluster)
-cells = pd.read_csv(cells_csv)
+cells = read_table(cells_csv)
 written = sum(1 for _ in (settings.run_dir / "masks").rglob("MASK_*.tif"))
 print(f"{len(dataset.frames)} frames, {written} label files")
 print("cells found:", len(cells) > 0)
@@ -108,14 +110,11 @@ show_histograms(sizes, "cell area (µm²)", bins=20)
 # ones overlap. Where cells touch, look at these rather than at Dice.
 
 # %%
-from IPython.display import display
-
 from segkit.charts import show_scores
 from segkit.data import exclude
 
 scores_csv = settings.run_dir / "scores.csv"
-text = {"experiment": str, "position": str}
-scores = pd.read_csv(scores_csv, dtype=text) if scores_csv.is_file() else pd.DataFrame(columns=[*text, "frame"])
+scores = read_table(scores_csv) if scores_csv.is_file() else pd.DataFrame(columns=["experiment", "position", "frame"])
 left_out = {(f.experiment, f.position, f.frame) for f in exclude(dataset.frames, settings.exclude)[1]}
 scores["part"] = ["excluded" if (row.experiment, row.position, row.frame) in left_out else
                   "validation" if row.position.endswith(settings.validation) else "other"

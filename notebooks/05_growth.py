@@ -39,20 +39,22 @@ import pandas as pd
 from segkit import SegkitError, discover, read_image, read_labels
 from segkit.data import masks_path_in
 from segkit.figures import overlay, show_pictures
+from segkit.files import read_table
 from segkit.sources import load_settings
 
 settings = load_settings(globals())
-if not (settings.run_dir / "cells.csv").is_file():
-    raise SegkitError(f"no cells.csv in runs/{settings.run}: run 04_inference first")
-cells = pd.read_csv(settings.run_dir / "cells.csv")
 dataset = discover(settings.dataset_path, settings.masks_path)
+frames = [f for f in dataset.frames if masks_path_in(settings.run_dir / "masks", f).is_file()]  # that were segmented
+if not frames:
+    raise SegkitError(f"no frame of this dataset is segmented in runs/{settings.run}: run 04_inference first")
+cells = read_table(settings.run_dir / "cells.csv")
 
 # %%
 from IPython.display import display
 
-units = sorted({f.unit for f in dataset.frames})
+units = sorted({f.unit for f in frames})
 for unit in dict.fromkeys((units[0], units[-1])):
-    film = [f for f in dataset.frames if f.unit == unit and masks_path_in(settings.run_dir / "masks", f).is_file()]
+    film = [f for f in frames if f.unit == unit]
     strip = film[:: max(1, -(-len(film) // 6))]
     pictures = [overlay(read_image(f.image, f.page), read_labels(masks_path_in(settings.run_dir / "masks", f)))
                 for f in strip]
@@ -81,7 +83,7 @@ for unit in dict.fromkeys((units[0], units[-1])):
 # %%
 from segkit.settings import CONDITIONS, Settings
 
-experiments = sorted({f.experiment for f in dataset.frames})
+experiments = sorted({f.experiment for f in frames})
 own = {name: settings.for_experiment(name) for name in experiments}
 assumed, given = Settings().as_dict(), {name: own[name].as_dict() for name in experiments}
 same = [key for key in CONDITIONS if all(given[name][key] == assumed[key] for name in experiments)]
@@ -98,11 +100,11 @@ pd.DataFrame({name: {key: given[name][key] for key in CONDITIONS} for name in ex
 from segkit.charts import show_growth
 from segkit.growth import areas_over_time
 
-areas = areas_over_time(cells, dataset.frames)
+areas = areas_over_time(cells, frames)
 um2 = {name: own[name].pixel_size_um ** 2 for name in experiments}
 curves = {"student": areas.assign(area=areas["area_px"] * areas["experiment"].map(um2))}
 scores_csv = settings.run_dir / "scores.csv"
-scores = pd.read_csv(scores_csv) if scores_csv.is_file() else pd.DataFrame()
+scores = read_table(scores_csv) if scores_csv.is_file() else pd.DataFrame()
 if len(scores):
     both = areas.merge(scores[["experiment", "position", "frame", "teacher_area_px", "teacher_cells"]])
     curves["teacher"] = both.assign(area=both["teacher_area_px"] * both["experiment"].map(um2))
@@ -125,7 +127,7 @@ show_growth(curves, minutes, {name: s.drug_frame for name, s in own.items()})
 from segkit.charts import show_rates
 from segkit.growth import measure_growth
 
-growth, comparison = measure_growth(cells, dataset.frames, settings, settings.run_dir)
+growth, comparison = measure_growth(cells, frames, settings, settings.run_dir)
 show_rates(growth)
 
 # %%

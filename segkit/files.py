@@ -34,6 +34,11 @@ def replacing(path: str | Path) -> Iterator[Path]:
             temporary.unlink()
 
 
+def read_table(path: str | Path) -> pd.DataFrame:
+    """A table of a run; experiments and positions stay text, also where they are called 001 or NA."""
+    return pd.read_csv(path, dtype={"experiment": str, "position": str}, keep_default_na=False, na_values=[""])
+
+
 def write_text(path: str | Path, text: str) -> None:
     """Replace a text file whole."""
     with replacing(path) as temporary:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import ipywidgets as w
@@ -14,7 +15,7 @@ from .discover import discover
 from .errors import SegkitError
 from .metadata import read_metadata
 from .settings import CONDITIONS, Settings, parse_settings, public_fields
-from .sources import FORM_FILE, load_settings, save_form
+from .sources import FORM_FILE, load_settings, own_conditions, save_form
 from .widgets import quiet_repr, say
 
 FORM_GROUPS = {
@@ -34,7 +35,7 @@ class SettingsForm(w.VBox):
         self._base, self._verdict = settings, verdict
         self._fields: dict[str, w.ValueWidget] = {}
         self.message, self.saved = w.HTML(), w.HTML()
-        self._named_run = settings.run  # RUN as long as nobody has typed another
+        self._followed: dict[str, str] = {}  # RUN and EXPERIMENTS as they follow from DATASET_PATH
         sections: list[w.Widget] = []
         for title, names in (groups or FORM_GROUPS).items():
             rows = [self._row(name, shown_value(settings, name)) for name in names]
@@ -76,20 +77,24 @@ class SettingsForm(w.VBox):
         """The widget of one setting, by its upper-case name."""
         return self._fields[name]
 
+    def _moved(self) -> dict[str, Any]:
+        return {name: field.value for name, field in self._fields.items()
+                if field.value not in (shown_value(self._base, name), self._followed.get(name))}
+
     @property
     def settings(self) -> Settings:
-        moved = {name: field.value for name, field in self._fields.items()
-                 if field.value != shown_value(self._base, name) and (name, field.value) != ("RUN", self._named_run)}
-        return parse_settings(moved, self._base)
+        moved = self._moved()
+        settings = parse_settings(moved, self._base)
+        saved = self._base.experiments != own_conditions(self._base) and "DATASET_PATH" not in moved
+        return settings if saved or "EXPERIMENTS" in moved else replace(settings, experiments=own_conditions(settings))
 
     def _judge(self) -> None:
         self.saved.value = ""
         try:
-            settings = self.settings
-            run = self._fields.get("RUN")
-            if run and run.value == self._named_run != settings.run:  # a run is named after its dataset
-                self._named_run = settings.run
-                run.value = settings.run
+            settings, moved = self.settings, self._moved()
+            for name in {"RUN", "EXPERIMENTS"} & set(self._fields) - set(moved):
+                self._followed[name] = shown_value(settings, name)
+                self._fields[name].value = self._followed[name]
             self.message.value = say(self._verdict(settings) if self._verdict else "these values will be used", True)
         except SegkitError as error:
             self.message.value = say(str(error), False)
@@ -104,7 +109,7 @@ class SettingsForm(w.VBox):
     def _reset(self, button: w.Button) -> None:
         (self._base.root / FORM_FILE).unlink(missing_ok=True)
         self._base = load_settings(root=self._base.root)
-        self._named_run = self._base.run
+        self._followed.clear()
         for name, field in self._fields.items():
             field.value = shown_value(self._base, name)
         self._judge()

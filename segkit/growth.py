@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,8 @@ def areas_over_time(cells: pd.DataFrame, frames: Iterable[Frame] = ()) -> pd.Dat
     """One row per frame: experiment, position, frame, since_start (frames), cells, area_px, area_um2.
 
     cells: a row per cell, as in cells.csv. frames: all that were looked at, so that those without any cell count too;
-    left out, only frames with cells are known. Raises SegkitError where a column is missing.
+    left out, only frames with cells are known. Raises SegkitError where a column is missing
+    or cells belong to no frame's experiment.
     """
     needed = ["experiment", "position", "frame", "area_px"]
     if missing := [name for name in needed if name not in cells.columns]:
@@ -36,6 +38,9 @@ def areas_over_time(cells: pd.DataFrame, frames: Iterable[Frame] = ()) -> pd.Dat
     um = cells["area_um2"] if "area_um2" in cells.columns else np.nan
     counted = cells[needed].assign(area_um2=um, cells=1).groupby(key, as_index=False).sum()
     seen = pd.DataFrame([(*f.unit, f.frame) for f in frames], columns=key).drop_duplicates()
+    if strange := set() if seen.empty else set(counted["experiment"]) - set(seen["experiment"]):
+        raise SegkitError(f"cells of experiment {strange.pop()}, and no frame belongs to it: give the frames that were "
+                          "segmented, and read names as text (dtype={'experiment': str, 'position': str})")
     table = counted if seen.empty else seen.merge(counted, how="outer", on=key)
     table = table.fillna({"cells": 0, "area_px": 0, "area_um2": 0}).sort_values(key, ignore_index=True)
     start = table.groupby(key[:2])["frame"].transform("min")
@@ -53,7 +58,8 @@ def growth_rates(cells: pd.DataFrame, frames: Iterable[Frame] = (), *,
     Returns GROWTH_COLUMNS, a row per position and phase (all, before, after): growth per hour (slope of log area) with
     its 95 % interval, and the doubling time; without value where fewer than LEAST_FRAMES frames hold cells.
     The slope is Theil and Sen's (Sen 1968, doi 10.1080/01621459.1968.10480934): the median over all pairs of frames, so
-    that a bad frame does not move it. The interval takes frames' errors as independent.
+    that a bad frame does not move it. The interval takes frames' errors as independent. Raises SegkitError where a
+    mapping lacks an experiment.
     """
     rows = []
     for (experiment, position), line in areas_over_time(cells, frames).groupby(["experiment", "position"]):
@@ -92,12 +98,15 @@ def measure_growth(cells: pd.DataFrame, frames: Iterable[Frame], settings: Setti
 
 
 def find_reference(experiment: str, experiments: Iterable[str], reference: str) -> str | None:
-    """The experiment that a treated one is compared with: the one named `reference`, or ending in _reference.
+    """The experiment that a treated one is compared with: named `reference`, or _reference at its end.
+
+    The numbers of its positions may follow (REF101_110).
 
     Of several (REF, HR_REF) the one that begins most like the treated one's name (HR_RIF10) is taken. None where there
     is none, or the experiment is itself a reference.
     """
-    named = [e for e in sorted(experiments) if reference and (e == reference or e.endswith(f"_{reference}"))]
+    name = re.compile(rf"(.*_)?{re.escape(reference)}(\d+_\d+)?")  # HR_REF; REF101_110 of REF_raw_data101_110
+    named = [e for e in sorted(experiments) if reference and name.fullmatch(e)]
     if experiment in named or not named:
         return None
 
@@ -168,4 +177,6 @@ def _draws(positions: pd.DataFrame, seed: int, count: int = 20_000) -> np.ndarra
 
 
 def _of(value: Any, experiment: str) -> Any:
+    if isinstance(value, Mapping) and experiment not in value:
+        raise SegkitError(f"nothing is said of experiment {experiment}, only of {', '.join(map(str, value))}")
     return value[experiment] if isinstance(value, Mapping) else value

@@ -14,7 +14,7 @@ from .discover import discover
 from .errors import STOPPED, SegkitError
 from .report import write_report
 from .settings import DEMO, Settings, parse_settings
-from .sources import load_settings
+from .sources import check_whose_run, load_settings
 
 TRAIN_AND_MEASURE = ("01_setup", "02_data_exploration", "03_training", "04_inference", "05_growth")
 MEASURE = ("04_inference", "05_growth")
@@ -48,8 +48,8 @@ def name_and_value(argument: str) -> tuple[str, str]:
 def run_notebooks(names: Sequence[str], values: dict[str, str]) -> Settings:
     """Execute notebooks in order with papermill; executed copies go to the run's notebooks/ folder.
 
-    values: settings by upper-case name; relative paths mean the working folder. While 03_training runs, the lines of
-    run.log are printed. Raises SegkitError with the notebook's reason where one stops.
+    values: settings by upper-case name; relative paths mean the working folder. The lines that are
+    added to run.log meanwhile are printed. Raises SegkitError with the notebook's reason where one stops.
     """
     import papermill
     from papermill.exceptions import PapermillExecutionError
@@ -68,9 +68,8 @@ def run_notebooks(names: Sequence[str], values: dict[str, str]) -> Settings:
     logging.getLogger("papermill").setLevel(logging.ERROR)  # it warns of every setting that a notebook does not list
     settings = load_settings(values)
     values["RUN"] = settings.run
-    if names is MEASURE and (settings.run_dir / "model.safetensors").is_file() and not _of_run(settings):
-        raise SegkitError(f"runs/{settings.run} holds another student's training and results: set RUN to a name of "
-                          "their own for the results of this MODEL")
+    if names is MEASURE:
+        check_whose_run(settings)
     folder = settings.run_dir / "notebooks"
     folder.mkdir(parents=True, exist_ok=True)
     typed = {name: settings.as_dict()[name] for name in values}
@@ -94,12 +93,6 @@ def run_notebooks(names: Sequence[str], values: dict[str, str]) -> Settings:
         print(f"left out: {line}")
     print(f"results in {settings.run_dir}; report.html there shows them", flush=True)
     return settings
-
-
-def _of_run(settings: Settings) -> bool:
-    """Whether the model to segment with is the run's own."""
-    run_dir = settings.run_dir.resolve()
-    return settings.model_path.resolve() in (run_dir, run_dir / "model.safetensors")
 
 
 class _Following:

@@ -17,7 +17,7 @@ from .cells import measure_cells
 from .data import Frame, masks_path_in
 from .errors import SegkitError
 from .files import replacing
-from .images import read_image
+from .images import DAMAGE, read_image
 from .judge import score_frame
 from .model import UNet
 from .segmentation import Maps, label, predict
@@ -158,5 +158,5 @@ def _labels_made_before(path: Path, stamp: str) -> np.ndarray | None:
     try:
         with tifffile.TiffFile(path) as tif:
             return tif.asarray().astype(np.int32) if tif.pages.first.description == stamp else None
-    except (OSError, ValueError, tifffile.TiffFileError):
+    except DAMAGE:
         return None

@@ -37,9 +37,11 @@ def match_instances(labels: ArrayLike, target_labels: ArrayLike, iou: float = 0.
     """Match instances to the target's, each at most once, so that most pairs reach the IoU threshold.
 
     labels, target_labels: (H, W) integers, 0 = background; iou: threshold in (0, 1], reached counts.
-    Two empty pictures score 1.0 throughout. Raises SegkitError where the shapes differ.
+    Two empty pictures score 1.0 throughout. Raises SegkitError where the shapes differ, or for another threshold.
     Source: panoptic quality of Kirillov et al., CVPR 2019; average precision as in StarDist and Cellpose.
     """
+    if not 0 < iou <= 1:
+        raise SegkitError(f"iou is {iou}: a threshold above 0 and up to 1 was needed")
     a, b = _same_shape(np.asarray(labels), np.asarray(target_labels))
     overlap, area_a, area_b = _overlaps(a, b)
     union = area_a[:, None] + area_b[None, :] - overlap

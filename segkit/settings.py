@@ -146,7 +146,7 @@ def parse_settings(values: Mapping[str, Any], base: Settings | None = None) -> S
 
     Raises SegkitError for an unknown name or a value of the wrong kind or out of range.
     """
-    known = {f.name.upper(): f for f in public_fields()}
+    known, base = {f.name.upper(): f for f in public_fields()}, base or Settings()
     parsed: dict[str, Any] = {}
     for name, value in values.items():
         if name not in known:
@@ -154,9 +154,9 @@ def parse_settings(values: Mapping[str, Any], base: Settings | None = None) -> S
             raise SegkitError(f"unknown setting {name}: " + (f"did you mean {near[0]}?" if near else
                                                              f"the settings are {', '.join(known)}"))
         parsed[name.lower()] = _parse(name, value, str(known[name].type))
-    base = base or Settings()
-    if "dataset_path" in parsed and "run" not in parsed:
-        parsed["run"] = ""  # a run is named after its dataset unless it is named beside it
+    if parsed.get("dataset_path", base.dataset_path) != base.dataset_path:
+        # a run is named after its dataset unless it is named beside it, and experiments are of one dataset
+        parsed = {"run": "", "experiments": ()} | parsed
     return replace(base, **parsed)
 
 

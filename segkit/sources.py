@@ -11,7 +11,7 @@ from typing import Any
 
 from .errors import SegkitError
 from .files import read_json, write_json
-from .settings import CONDITIONS, Settings, parse_settings, project_root, public_fields
+from .settings import CONDITIONS, DEMO, Settings, parse_settings, project_root, public_fields
 
 FORM_FILE = "segkit.json"
 CONDITIONS_FILE = "experiments.csv"  # in a dataset's folder, optional: what it says of itself
@@ -33,9 +33,9 @@ def load_settings(parameters: Mapping[str, Any] | None = None, root: Path | None
         values |= read_json(form, "the saved form")
     reserved = {"SEGKIT_IGNORE_FORM", "SEGKIT_CALLER"}  # not settings: for tests, and the folder make was called in
     values = _layer(values, {name.removeprefix("SEGKIT_"): value for name, value in os.environ.items()
-                             if name.startswith("SEGKIT_") and name not in reserved})
+                             if name.startswith("SEGKIT_") and name not in reserved}, root)
     known = {f.name.upper() for f in public_fields()}
-    values = _layer(values, {k: v for k, v in (parameters or {}).items() if k in known and v is not None})
+    values = _layer(values, {k: v for k, v in (parameters or {}).items() if k in known and v is not None}, root)
     settings = parse_settings(values, Settings(root=root))
     if "EXPERIMENTS" in values:
         return settings
@@ -69,9 +69,27 @@ def dataset_conditions(dataset_path: Path) -> list[str]:
     return tokens
 
 
-def _layer(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+def own_conditions(settings: Settings) -> tuple[str, ...]:
+    """EXPERIMENTS where nobody sets it: what the dataset's experiments.csv says of settings that have their default."""
+    plain, now = Settings().as_dict(), settings.as_dict()
+    given = {name for name in CONDITIONS if now[name] != plain[name]}
+    return tuple(token for token in dataset_conditions(settings.dataset_path)
+                 if token.partition("=")[0].rpartition(".")[2] not in given)
+
+
+def check_whose_run(settings: Settings) -> None:
+    """Raise SegkitError where the results of MODEL would replace those of another student, trained in this run."""
+    own = settings.run_dir / "model.safetensors"
+    if own.is_file() and settings.model_path.resolve() not in (own.parent.resolve(), own.resolve()):
+        raise SegkitError(f"runs/{settings.run} holds another student's training and results: set RUN to a name of "
+                          "their own for the results of this MODEL")
+
+
+def _layer(below: dict[str, Any], above: dict[str, Any], root: Path) -> dict[str, Any]:
     """A stronger layer over a weaker one; another DATASET_PATH does not inherit what belongs to the old one."""
-    if "DATASET_PATH" in above and above["DATASET_PATH"] != below.get("DATASET_PATH"):
+    old, new = (os.path.normpath(root / Path(layer.get("DATASET_PATH") or DEMO).expanduser())
+                for layer in (below, below | above))
+    if old != new:
         below = {k: v for k, v in below.items() if k not in OF_A_DATASET}
     return below | above
 
@@ -79,7 +97,7 @@ def _layer(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
 def save_form(settings: Settings) -> Path:
     """Keep the form's values for the other notebooks, in segkit.json at the project's root."""
     plain = Settings(root=settings.root, dataset_path=settings.dataset_path)
-    defaults = replace(plain, experiments=tuple(dataset_conditions(settings.dataset_path))).as_dict()
+    defaults = replace(plain, experiments=own_conditions(settings)).as_dict()
     defaults["DATASET_PATH"] = Settings(root=settings.root).as_dict()["DATASET_PATH"]
     write_json(settings.root / FORM_FILE, {k: v for k, v in settings.as_dict().items() if v != defaults[k]})
     return settings.root / FORM_FILE

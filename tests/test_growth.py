@@ -9,6 +9,7 @@ import pytest
 from segkit import SegkitError, discover, growth_rates
 from segkit.cells import measure_cells
 from segkit.data import Frame, read_pair
+from segkit.files import read_table, write_table
 from segkit.growth import areas_over_time, compare_growth, find_reference, measure_growth
 from segkit.settings import Settings, parse_settings
 from tests.helpers import FIXTURE
@@ -56,6 +57,17 @@ def test_too_few_frames_give_no_rate_and_a_shrinking_area_no_doubling():
     assert shrinking.loc[0, "doubling_minutes"] == np.inf
 
 
+def test_names_that_look_like_numbers_or_nothing_stay_names(tmp_path):
+    cells = pd.concat([cells_of("NA", "001", exponential(0.5)), cells_of("2024", "001", exponential(0.5))])
+    write_table(tmp_path / "cells.csv", cells)
+    frames = [Frame(tmp_path / f"{k}.tif", None, e, "001", k) for e in ("NA", "2024") for k in range(12)]
+    growth = growth_rates(read_table(tmp_path / "cells.csv"), frames, minutes_per_frame=10)
+    assert growth["growth_per_hour"].dropna().unique() == pytest.approx([0.5])
+    assert (growth["empty_frames"] == 0).all()
+    with pytest.raises(SegkitError, match="read names as text"):
+        growth_rates(pd.read_csv(tmp_path / "cells.csv").assign(experiment="other"), frames)
+
+
 def test_a_table_that_is_none_of_cells_is_refused():
     with pytest.raises(SegkitError, match="area_px"):
         growth_rates(pd.DataFrame({"experiment": [], "position": [], "frame": []}))
@@ -96,7 +108,8 @@ def test_too_few_cells_or_a_reference_that_does_not_grow_say_so():
 
 @pytest.mark.parametrize(("experiment", "names", "found"), [
     ("RIF10", ["REF", "RIF10"], "REF"), ("HR_RIF10", ["HR_REF", "HR_RIF10", "REF", "RIF10"], "HR_REF"),
-    ("RIF10", ["HR_REF", "REF", "RIF10"], "REF"), ("HR_REF", ["HR_REF", "REF"], None), ("RIF10", ["RIF10"], None)])
+    ("RIF10", ["HR_REF", "REF", "RIF10"], "REF"), ("RIF10201_210", ["REF101_110", "RIF10201_210"], "REF101_110"),
+    ("RIF10", ["PREF", "REFS", "RIF10"], None), ("HR_REF", ["HR_REF", "REF"], None), ("RIF10", ["RIF10"], None)])
 def test_the_reference_is_the_one_that_is_named_alike(experiment, names, found):
     assert find_reference(experiment, names, "REF") == found
 

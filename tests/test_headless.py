@@ -1,8 +1,10 @@
 """`make run` without a browser: bad input ends with one sentence and exit code 1."""
 
 import os
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +17,8 @@ from segkit.settings import Settings, parse_settings
 from segkit.widgets import Browser
 from tests.helpers import write
 from tests.notebook_settings import SETTINGS
+
+ROOT = Path(__file__).parents[1]
 
 
 def last_line(capsys):
@@ -37,6 +41,16 @@ def test_a_students_results_are_not_replaced_by_another_students(tmp_path, monke
     assert main(["segment", "MODEL=runs/other", "DATASET_PATH=data"]) == 1
     assert "runs/data holds another student's training" in last_line(capsys)
     assert not (tmp_path / "runs" / "data" / "notebooks").exists()
+
+
+@pytest.mark.skipif(not shutil.which("make"), reason="make is not installed")
+def test_make_hands_values_on_as_they_are_typed(tmp_path):
+    path, done = tmp_path / "REF (1); false", tmp_path / "said"
+    (tmp_path / "python").write_text(f'#!/bin/sh\nfor a; do echo "$a" >> "{done}"; done\n')
+    (tmp_path / "python").chmod(0o755)
+    subprocess.run(["make", "-f", ROOT / "Makefile", "-C", tmp_path, "-o", "install", "segment", f"BIN={tmp_path}",
+                    f"DATASET_PATH={path}", "EPOCHS=3"], check=True, capture_output=True)
+    assert {f"DATASET_PATH={path}", "EPOCHS=3"} <= set(done.read_text().splitlines())
 
 
 def test_a_wrong_dataset_path_ends_make_run_with_the_reason(tmp_path):

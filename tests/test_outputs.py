@@ -11,6 +11,7 @@ import torch
 from segkit import SegkitError, UNet, dice, discover, read_image, read_labels, segment, segment_dataset
 from segkit import pipeline as pipeline_module
 from segkit import segmentation as segmentation_module
+from segkit.data import masks_path_in
 from segkit.model import ModelInfo
 from segkit.outputs import dice_complaint, width_complaint
 from segkit.segmentation import _spans
@@ -89,6 +90,17 @@ def test_it_goes_on_where_it_stopped_and_ends_the_same(model, frames, tmp_path, 
     assert len(calls) - 10 == 2
     segment_dataset(model, frames, tmp_path / "parts", flips=True)  # another way of segmenting: all anew
     assert len(calls) - 10 == 6
+
+
+def test_a_damaged_label_file_is_made_anew(model, frames, tmp_path):
+    whole = pd.read_csv(segment_dataset(model, frames, tmp_path))
+    path = masks_path_in(tmp_path / "masks", frames[0])
+    with tifffile.TiffFile(path) as tif:
+        at, size = tif.pages.first.dataoffsets[0], tif.pages.first.databytecounts[0]
+    content = path.read_bytes()
+    path.write_bytes(content[:at] + b"\xff" * size + content[at + size:])
+    pd.testing.assert_frame_equal(pd.read_csv(segment_dataset(model, frames, tmp_path)), whole)
+    assert path.read_bytes() == content
 
 
 def test_an_image_that_changed_is_segmented_anew(model, tmp_path):

@@ -18,6 +18,11 @@ def test_two_empty_masks_score_one_and_one_empty_mask_zero():
     assert match_instances(EMPTY, squares((5, 5)))[:3] == (0, 0, 1)
 
 
+def test_a_threshold_that_would_match_cells_apart_is_refused():
+    with pytest.raises(SegkitError, match="iou is 0"):
+        match_instances(EMPTY, EMPTY, 0)
+
+
 def test_dice_is_exact_on_large_masks():
     assert dice(np.ones((5000, 5000), bool), np.ones((5000, 5000), bool)) == 1.0
 

@@ -131,6 +131,32 @@ def test_the_table_of_experiments_writes_into_the_form(tmp_path):
     assert "appears when DATASET_PATH" in table.children[0].value
 
 
+def test_what_was_said_of_one_datasets_experiments_is_not_said_of_anothers(tmp_path, tiny):
+    from segkit.forms import SettingsForm
+    from tests.helpers import FIXTURE
+    form = SettingsForm(load_settings({"DATASET_PATH": FIXTURE}, tmp_path), save=True)
+    said = form.field("EXPERIMENTS").value
+    assert "RIF10.DRUG_FRAME=6" in said
+    form.field("DATASET_PATH").value = str(tiny)
+    assert (form.settings.experiments, form.field("EXPERIMENTS").value) == ((), "")
+    form._save(None)
+    assert load_settings(root=tmp_path).experiments == ()
+    form.field("DATASET_PATH").value = str(FIXTURE)
+    assert form.field("EXPERIMENTS").value == said
+    form.field("DRUG_FRAME").value = 4  # what is set goes before what the dataset says of itself
+    form._save(None)
+    for settings in (form.settings, load_settings(root=tmp_path)):
+        assert [settings.for_experiment(e).drug_frame for e in ("REF", "RIF10")] == [4, 4]
+        assert settings.for_experiment("RIF10").minutes_per_frame == 10
+
+
+def test_the_same_folder_written_otherwise_keeps_its_saved_values(tmp_path):
+    save_form(parse_settings({"DATASET_PATH": "/data/a", "VALIDATION": "03"}, Settings(root=tmp_path)))
+    assert load_settings({"DATASET_PATH": "/data/a/"}, tmp_path).validation == ("03",)
+    save_form(parse_settings({"EXCLUDE": "REF/Pos101"}, Settings(root=tmp_path)))
+    assert load_settings({"DATASET_PATH": Settings(root=tmp_path).dataset_path}, tmp_path).exclude == ("REF/Pos101",)
+
+
 def test_openvino_and_a_cluster_exclude_each_other():
     with pytest.raises(SegkitError, match="set one of them"):
         parse_settings({"OPENVINO": 1, "CLUSTER": "local:2"}, Settings(root=Path("/nowhere")))
