@@ -20,6 +20,7 @@ CELL_COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00"
 NEAR = 4  # pixels around a cell; two cells nearer than twice that get different colours
 DPI = 72
 SHEET = 13  # inches, the widest figure
+GAP, TITLE, BELOW = 8, 23, 20  # pixels between pictures, for a title, for the scale bar
 
 
 class Picture(Figure):
@@ -127,25 +128,33 @@ def show_pictures(pictures: Sequence[np.ndarray], titles: Sequence[str], pixel_s
                   columns: int = 5) -> Picture:
     """Pictures side by side, grey (H, W) float or RGB (H, W, 3), the scale bar under the first of the last row.
 
-    A picture is shown with as many pixels as it has, as far as SHEET inches hold them side by side.
+    A picture is shown with as many pixels as it has, or a multiple of them, as far as SHEET inches hold them.
     """
     if not pictures:
         return nothing_to_show()
     columns = min(columns, len(pictures))
     rows = -(-len(pictures) // columns)
     height, width = pictures[0].shape[:2]
-    size = min(max(width / DPI, 4 if columns <= 2 else 3), SHEET / columns)
-    tall, above, below = size * height / width, 0.32, 0.28  # inches: a picture, its title, the scale bar
-    whole = rows * (tall + above) + below
-    figure = Picture(size * columns, whole)
+    zoom = _zoom(width, columns)
+    wide, tall = zoom * width, zoom * height
+    whole_width, whole_height = columns * (wide + GAP) - GAP, rows * (tall + TITLE) + BELOW
+    figure = Picture(whole_width / DPI, whole_height / DPI)
     figure.set_layout_engine("none")
     grid = figure.subplots(rows, columns, squeeze=False, gridspec_kw={
-        "left": 0.01, "right": 0.99, "top": 1 - above / whole, "bottom": below / whole,
-        "wspace": 0.03, "hspace": above / tall})
+        "left": 0, "right": 1, "top": 1 - TITLE / whole_height, "bottom": BELOW / whole_height,
+        "wspace": GAP / wide, "hspace": TITLE / tall})
     for axes in grid.flat:
         axes.set_axis_off()
     for axes, picture, title in zip(grid.flat, pictures, titles, strict=False):
-        axes.imshow(picture, cmap="gray", vmin=0, vmax=1 if picture.dtype.kind == "f" else 255)
+        axes.imshow(picture, cmap="gray", vmin=0, vmax=1 if picture.dtype.kind == "f" else 255,
+                    interpolation="nearest" if zoom == int(zoom) else "auto")
         axes.set_title(title, fontsize=10)
     scale_bar(grid[-1, 0], pictures[(rows - 1) * columns].shape[1], pixel_size_um)
     return figure
+
+
+def _zoom(width: int, columns: int) -> float:
+    """Pixels of the figure for each of the picture's: one, or a few where the picture is small; fewer to fit."""
+    room = (SHEET * DPI - (columns - 1) * GAP) / columns
+    wanted = max(1, -(-(4 if columns <= 2 else 3) * DPI // width))
+    return wanted if wanted * width <= room else room // width if room >= 2 * width else room / width

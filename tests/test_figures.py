@@ -42,9 +42,9 @@ def test_every_figure_becomes_a_png_with_and_without_content():
         assert to_png(figure).startswith(b"\x89PNG")
 
 
-def test_a_picture_has_as_many_pixels_as_the_image_and_fits_the_sheet():
-    for count, wide in ((1, 600), (2, 936), (6, 936)):
-        figure = show_pictures([np.zeros((500, 600))] * count, ["a"] * count, columns=6)
+def test_a_picture_has_as_many_pixels_as_the_image_or_a_multiple_and_fits_the_sheet():
+    for count, width, wide in ((1, 600, 600), (2, 600, 936), (6, 600, 936), (1, 128, 3 * 128), (3, 128, 3 * 256 + 16)):
+        figure = show_pictures([np.zeros((500, width))] * count, ["a"] * count, columns=6)
         assert round(figure.bbox.width) == wide
 
 
