@@ -167,7 +167,7 @@ for rank, row in zip(("best", "middle", "worst"), chosen.itertuples(), strict=Fa
     image, teacher = read_pair(pair)
     labels = read_labels(masks_path_in(settings.run_dir / "masks", pair))
     pictures += [overlay(image, teacher, TEACHER), overlay(image, labels)]
-    titles += [f"{rank}: {pair.name}, {row.teacher_cells} cells", f"student: {row.cells} cells"]
+    titles += [f"{rank}: {pair.name}, teacher: {row.teacher_cells} cells", f"student: {row.cells} cells"]
 show_pictures(pictures, titles, settings.pixel_size_um, columns=2)
 
 # %% [markdown]

@@ -223,7 +223,7 @@ else:
 # %% [markdown] tags=["answers"]
 # <details><summary>Answers</summary>
 #
-# - *After*: it now holds two steps of fast growth, and its rate rises by about a quarter. *Before* only loses frames.
+# - *After*: it now holds two steps of fast growth, and its rate rises by about a sixth. *Before* only loses frames.
 # - On average; but it goes up in steps, when several cells divide at once, and needs many cells to be smooth.
 #
 # </details>

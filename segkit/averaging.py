@@ -7,6 +7,7 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import update_bn
 
 from .devices import autocast
 
@@ -35,15 +36,9 @@ def calibrate(model: nn.Module, batches: Iterable[Tensor], device: torch.device,
     Without this, averaged weights are judged with the statistics of other weights, and for the first hundred steps
     answer all background (figures in benchmarks/README.md). mean: averages a tensor over the processes of a team.
     """
-    layers = [layer for layer in model.modules() if isinstance(layer, nn.BatchNorm2d)]
-    for layer in layers:
-        layer.reset_running_stats()
-        layer.momentum = None  # a plain mean over the batches
-    model.train()
     with autocast(device):
-        for images in batches if layers else ():
-            model(images.contiguous(memory_format=torch.channels_last))
-    for layer in layers:
+        update_bn((images.contiguous(memory_format=torch.channels_last) for images in batches), model)
+    for layer in (layer for layer in model.modules() if isinstance(layer, nn.BatchNorm2d)):
         centre, variance = cast(Tensor, layer.running_mean), cast(Tensor, layer.running_var)
         own = centre.clone()
         centre.copy_(mean(centre))

@@ -67,9 +67,9 @@ def show_split(dataset: Dataset, split: Split) -> Picture:
 
 
 def _panels(count: int) -> tuple[Picture, list[Axes]]:
-    """A panel for each experiment, at most four side by side."""
-    columns, rows = min(count, 4), -(-count // 4)
-    figure, grid = new_figure(max(6.0, SHEET / 4 * columns), 3.2 * rows, rows, columns)
+    """A panel for each experiment, at most three side by side."""
+    columns, rows = min(count, 3), -(-count // 3)
+    figure, grid = new_figure(max(6.0, SHEET / 3 * columns), 3.2 * rows, rows, columns)
     for axes in grid.flat[count:]:
         axes.set_axis_off()
     return figure, list(grid.flat[:count])

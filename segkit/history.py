@@ -17,6 +17,7 @@ from .files import write_table
 
 COLUMNS = ("epoch", "train_loss", "train_dice", "val_loss", "val_dice", "learning_rate", "event", "seconds",
            "crops_per_second")
+ANEW = "started anew with other weights"  # how the event of an epoch ends after which nothing earlier counts
 log = logging.getLogger("segkit")
 log.setLevel(logging.INFO)
 log.propagate = False
@@ -37,9 +38,13 @@ class History:
     def best(self) -> dict[str, Any] | None:
         """The epoch whose weights are kept: the lowest validation loss, which weighs mask and cells alike.
 
+        Epochs before a training was started anew do not count: their weights were replaced.
+
         The best Dice comes early, when touching cells are not yet told apart (figures in benchmarks/README.md).
         """
-        return min((row for row in self.rows if not row["event"]), key=lambda row: row["val_loss"], default=None)
+        first = max((i for i, row in enumerate(self.rows) if row["event"].endswith(ANEW)), default=0)
+        return min((row for row in self.rows[first:] if not row["event"]), key=lambda row: row["val_loss"],
+                   default=None)
 
     @property
     def events(self) -> list[str]:

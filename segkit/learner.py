@@ -140,7 +140,7 @@ class Learner:
                 output = judged(images.contiguous(memory_format=torch.channels_last))
             height, width = int(store.height[index[0]]), int(store.width[index[0]])
             output, targets = output[..., :height, :width].float(), targets[..., :height, :width]
-            losses += [student_loss(output, targets)] * len(index)
+            losses += [student_loss(o, t) for o, t in zip(output.split(1), targets.split(1), strict=True)]
             dices.append(batch_dice(output[:, 0], targets[:, 0] > 0))
             for k, frame in enumerate(index):
                 if frame in wanted:

@@ -36,12 +36,11 @@ def prepare(split: Split, settings: Settings, team: Team) -> Material:
     stores = []
     for frames, what in ((split.train, "training frames"), (split.validation, "validation frames")):
         store, problems = build_store(team.share(frames, what), team.device, cache, limit)
-        left_out = team.gather(problems)
-        for problem in left_out:
+        for problem in team.gather(problems):
             log.info("left out %s: %s", problem.path, problem.reason)
         stores.append(store)
     train, validation = stores
-    unread = {problem.path for problem in left_out}
+    decoded = set(team.gather(list(validation.frames)))
     shares = pd.DataFrame(team.gather([{
         "height": int(train.height.min()), "width": int(train.width.min()),
         "area": int((train.height * train.width).sum()), "foreground": train.foreground,
@@ -56,6 +55,6 @@ def prepare(split: Split, settings: Settings, team: Team) -> Material:
         log.info("%d processes, each with %s training frames, %s validation frames and %d crops of every batch",
                  team.size, "/".join(map(str, shares["train"])), "/".join(map(str, shares["validation"])),
                  settings.batch_size // team.size)
-    return Material(train, validation, [frame for frame in split.validation if frame.image not in unread],
+    return Material(train, validation, [frame for frame in split.validation if frame in decoded],
                     float(np.average(shares["foreground"], weights=shares["area"])),
                     float(shares["cell_width"].median()), crop, steps)

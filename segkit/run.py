@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import io
 import pickle
 import platform
 from dataclasses import dataclass, replace
@@ -16,11 +17,11 @@ from torch import nn
 
 from .data import Split
 from .errors import SegkitError
-from .files import replacing, write_json, write_text
+from .files import read_json, replacing, write_json, write_text
 from .history import History, log
 from .model import UNet
 from .model_file import save_model
-from .settings import Settings
+from .settings import DEMO, Settings
 from .targets import PERCENTILES
 
 PACKAGES = ("segkit", "torch", "torchvision", "numpy", "scikit-image")
@@ -29,23 +30,35 @@ PACKAGES = ("segkit", "torch", "torchvision", "numpy", "scikit-image")
 def open_run(split: Split, settings: Settings) -> Path:
     """Make the run's folder and write settings.json and split.json into it.
 
-    Raises SegkitError where a run of that name is there already and is neither resumed nor the demo.
+    Raises SegkitError where a run of that name is there already and is neither resumed nor the bundled demo's, and
+    where a resumed one would be judged by frames that it has learnt from.
     """
     run_dir = settings.run_dir
     there = any((run_dir / name).is_file() for name in ("last.pt", "model.safetensors", "report.json"))
     if there and not settings.resume:
-        if settings.run != "demo":
+        before = Path(_left_in(run_dir, "settings.json").get("DATASET_PATH", ""))
+        bundled = settings.dataset_path == settings.root / DEMO and before.parts[-len(DEMO.parts):] == DEMO.parts
+        if settings.run != "demo" or not bundled:  # a user's folder may be called demo too
             raise SegkitError(f"runs/{settings.run} holds a training already: RESUME=1 goes on with it (with more "
                               "EPOCHS if it is finished), another RUN begins a new one")
         for name in ("last.pt", "model.safetensors", "MODEL_CARD.md", "report.json", "history.csv", "run.log"):
             (run_dir / name).unlink(missing_ok=True)
     if settings.resume and not (run_dir / "last.pt").is_file():
         raise SegkitError(f"RESUME is set and {run_dir} holds no last.pt: set RESUME=0, or RUN to an interrupted run")
+    train, validation = ([f.name for f in frames] for frames in (split.train, split.validation))
+    learnt = _left_in(run_dir, "split.json").get("train", []) if settings.resume else []
+    if leaked := sorted(set(learnt) & set(validation)):
+        raise SegkitError(f"RESUME is set and {leaked[0]} would now be a validation frame, which runs/{settings.run} "
+                          "has learnt from: set VALIDATION as in its settings.json, or RUN to a new name")
     write_json(run_dir / "settings.json", settings.as_dict())
-    write_json(run_dir / "split.json", {"train": [f.name for f in split.train],
-                                        "validation": [f.name for f in split.validation],
+    write_json(run_dir / "split.json", {"train": list(dict.fromkeys(train + learnt)), "validation": validation,
                                         "excluded": dict.fromkeys(settings.exclude, "EXCLUDE")})
     return run_dir
+
+
+def _left_in(run_dir: Path, name: str) -> dict[str, Any]:
+    """What a training has left in a JSON file of its run; nothing where the file is not there."""
+    return read_json(run_dir / name, "the run's file") if (run_dir / name).is_file() else {}
 
 
 @dataclass(frozen=True)
@@ -69,8 +82,10 @@ class Checkpoint:
 
 def save_checkpoint(checkpoint: Checkpoint, run_dir: Path) -> None:
     """Write last.pt: plain containers and tensors, so that it loads with weights_only=True."""
+    content = io.BytesIO()  # torch's own writing to a full disk raises a RuntimeError
+    torch.save({**checkpoint.parts, "state": checkpoint.state}, content)
     with replacing(run_dir / "last.pt") as temporary:
-        torch.save({**checkpoint.parts, "state": checkpoint.state}, temporary)
+        temporary.write_bytes(content.getbuffer())
 
 
 def load_checkpoint(run_dir: Path, device: torch.device) -> Checkpoint:

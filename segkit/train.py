@@ -18,7 +18,7 @@ from .data import Split
 from .devices import describe_device
 from .discover import discover_split
 from .errors import SegkitError
-from .history import History, log, logging_to
+from .history import ANEW, History, log, logging_to
 from .judge import choose_prominence, judge
 from .layout import learning_rate_at
 from .learner import Learner
@@ -39,7 +39,7 @@ def fit(model: UNet, split: Split, settings: Settings, on_epoch: Callable[[Histo
     """Train the student on split.train, judge it on split.validation, and keep the best in settings.run_dir.
 
     model: changed in place; holds the best weights at the end. on_epoch: called with the history after every epoch.
-    Returns the history. The run folder gets what DESIGN's table lists; RESUME goes on from its last.pt.
+    Returns the history. The run folder gets what the README's table lists; RESUME goes on from its last.pt.
     With PROCESSES over 1, or started by torchrun, the frames are shared out among the processes; one of them writes.
     Raises SegkitError where the run exists already, nothing can be decoded, the training breaks down
     more than 3 times, a file cannot be written, or the kernel is interrupted (nothing is lost then).
@@ -93,7 +93,9 @@ class _Training:
 
     def run(self, on_epoch: Callable[[History], None] | None) -> History:
         if self.settings.resume:
-            self._restore(load_checkpoint(self.settings.run_dir, self.team.device))
+            checkpoint = load_checkpoint(self.settings.run_dir, self.team.device)
+            self._restore(checkpoint)
+            self.sound = checkpoint if self.epoch else None
             log.info("resumed after epoch %d", self.epoch)
         epochs = self.settings.epochs
         try:
@@ -202,14 +204,13 @@ class _Training:
             raise SegkitError(f"the training broke down {self.tries} times ({event}): look at the flagged frames in "
                               "02_data_exploration, and try a smaller LEARNING_RATE")
         self.rate_scale *= 0.5
-        if self.sound:
-            tries, scale, rows = self.tries, self.rate_scale, self.history.rows
-            self._restore(self.sound)
-            self.tries, self.rate_scale, self.history.rows = tries, scale, rows
+        if self.sound:  # the best weights' file stays, and so does least_loss, which is theirs
+            self.learner.restore(self.sound)
+            self.epoch = self.sound.state["epoch"]
             return f"{event}: rolled back to epoch {self.epoch}"
         self.epoch, self.best_dice, self.least_loss = 0, -1.0, math.inf
         self.learner.start(self.material.foreground, self.tries)
-        return f"{event}: started anew with other weights"
+        return f"{event}: {ANEW}"
 
     def _restore(self, checkpoint: Checkpoint) -> None:
         self.learner.restore(checkpoint)

@@ -1,16 +1,27 @@
 """Trainings of a few steps: enough to show what `fit` promises."""
 
 import json
+import math
+import resource
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+import tifffile
 import torch
 
 from segkit import SegkitError, Settings, UNet, discover, fit, load_model, segment_dataset, split_by_position
 from segkit import learner as learner_module
-from segkit.data import Split
-from segkit.settings import parse_settings
+from segkit import train as train_module
+from segkit.data import Frame, Split
+from segkit.decode import build_store
+from segkit.learner import Learner
+from segkit.material import prepare
+from segkit.run import Checkpoint, open_run, save_checkpoint
+from segkit.settings import DEMO, parse_settings
+from segkit.team import Team
+from tests.helpers import squares, write
 
 
 def settings_for(tmp_path, **changes):
@@ -30,7 +41,7 @@ def untimed(history):
     return history.table().drop(columns=["seconds", "crops_per_second"])
 
 
-def test_a_run_leaves_what_the_design_says(tiny):
+def test_a_run_leaves_what_the_readme_says(tiny):
     _, history, settings = train(tiny)
     left = {p.name for p in settings.run_dir.iterdir()}
     assert left == {"settings.json", "split.json", "run.log", "history.csv", "model.safetensors", "MODEL_CARD.md",
@@ -86,6 +97,55 @@ def test_resume_without_a_run_and_a_damaged_last_pt_are_named(tiny):
             train(tiny, EPOCHS=3, RESUME=1)
 
 
+def split_of(train, validation):
+    """A split of frames that are nowhere, a letter for each position."""
+    return Split(*(tuple(Frame(Path("i.tif"), Path("m.tif"), "REF", letter, 0) for letter in letters)
+                   for letters in (train, validation)))
+
+
+def test_a_resumed_run_is_never_judged_by_what_it_has_learnt_from(tmp_path):
+    settings, resumed = settings_for(tmp_path), settings_for(tmp_path, RESUME=1)
+    (open_run(split_of("AB", "C"), settings) / "last.pt").touch()
+    open_run(split_of("AD", "C"), resumed)  # more to learn from is fine, and so is less
+    before = (settings.run_dir / "split.json").read_text()
+    for learnt in "ABD":
+        with pytest.raises(SegkitError, match=f"REF/{learnt}/0 would now be a validation frame.*set VALIDATION as"):
+            open_run(split_of("E", "C" + learnt), resumed)
+    assert (settings.run_dir / "split.json").read_text() == before
+
+
+def test_only_the_bundled_demos_training_is_renewed(tmp_path):
+    bundled = Settings(root=tmp_path)
+    users = Settings(root=tmp_path, dataset_path=tmp_path / "data" / "demo")
+    assert bundled.dataset_path == tmp_path / DEMO
+    assert bundled.run == users.run == "demo"
+    split, last = split_of("A", "B"), bundled.run_dir / "last.pt"
+    open_run(split, bundled)
+    last.touch()
+    open_run(split, bundled)
+    assert not last.exists()
+    for before, after in ((bundled, users), (users, bundled), (users, users)):
+        open_run(split, before)
+        last.touch()
+        with pytest.raises(SegkitError, match=r"RESUME=1 goes on.*another RUN"):
+            open_run(split, after)
+        last.unlink()
+
+
+def test_a_full_disk_is_said_and_the_last_checkpoint_stays(tmp_path):
+    save_checkpoint(Checkpoint({"model": {}}, {"epoch": 1}), tmp_path)
+    before = (tmp_path / "last.pt").read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))  # no file grows beyond 1000 bytes
+    try:
+        with pytest.raises(SegkitError, match="free some disk space"):
+            save_checkpoint(Checkpoint({"model": {"weight": torch.zeros(1000)}}, {"epoch": 2}), tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert [p.name for p in tmp_path.iterdir()] == ["last.pt"]
+    assert (tmp_path / "last.pt").read_bytes() == before
+
+
 def test_start_from_begins_with_another_runs_weights(tiny):
     first, _, _ = train(tiny)
     second, _, _ = train(tiny, RUN="second", START_FROM="r", LEARNING_RATE=1e-7, EPOCHS=1)
@@ -110,6 +170,38 @@ def test_a_loss_without_value_is_rolled_back_and_said(tiny, monkeypatch):
     assert np.isfinite([float(v.sum()) for v in load_model(settings.run_dir, "cpu").state_dict().values()]).all()
 
 
+def test_a_breakdown_right_after_resuming_goes_back_to_what_was_resumed(tiny, monkeypatch):
+    train(tiny, EPOCHS=2)
+    real, calls = learner_module.student_loss, []
+
+    def first_nan(output, target):
+        calls.append(output)
+        return real(output, target) * (math.nan if len(calls) == 1 else 1)
+
+    monkeypatch.setattr(learner_module, "student_loss", first_nan)
+    _, history, _ = train(tiny, EPOCHS=3, RESUME=1)
+    assert [event[-24:] for event in history.events] == [": rolled back to epoch 2"]
+    assert [row["epoch"] for row in history.rows if not row["event"]] == [1, 2, 3]
+
+
+@pytest.mark.parametrize(("course", "event", "kept"), [
+    ([(1.0, 0.4), (0.5, 0.1), (math.nan, 0.1), (0.8, 0.4), (0.7, 0.4), (0.6, 0.4), (0.6, 0.4)], "rolled back",
+     [1.0, 0.5]),
+    ([(0.2, 0.0), (0.1, 0.0), (0.1, 0.0), (0.1, 0.0), (0.1, 0.0), (0.6, 0.4), (0.5, 0.4), (0.7, 0.4), (0.7, 0.4),
+      (0.7, 0.4)], "started anew", [0.2, 0.1, 0.6, 0.5])])
+def test_the_best_epoch_is_the_one_whose_weights_were_kept_last(tiny, monkeypatch, course, event, kept):
+    left, saved = iter(course), []
+    monkeypatch.setattr(train_module._Training, "_train_epoch", lambda self, bar: (1.0, 0.5))
+    monkeypatch.setattr(train_module._Training, "_validate", lambda self: next(left))
+    keep = train_module._Training._keep_best
+    monkeypatch.setattr(train_module._Training, "_keep_best",
+                        lambda self, val_dice: (saved.append(self.least_loss), keep(self, val_dice)))
+    _, history, _ = train(tiny, EPOCHS=5, CROPS_PER_EPOCH=100)  # 50 steps an epoch
+    assert [event in said for said in history.events] == [True]
+    assert saved == kept
+    assert history.best["val_loss"] == kept[-1]
+
+
 def test_a_training_that_never_works_stops_after_three_tries(tiny, monkeypatch):
     monkeypatch.setattr(learner_module, "student_loss", lambda output, target: output.sum() * float("nan"))
     with pytest.raises(SegkitError, match="broke down 4 times"):
@@ -117,7 +209,6 @@ def test_a_training_that_never_works_stops_after_three_tries(tiny, monkeypatch):
 
 
 def test_frames_of_many_sizes_and_smaller_than_the_crop_train(tiny):
-    from tests.helpers import squares, write
     write(tiny / "REF_raw_data/Pos101/aphase/img_000000002.tiff", np.full((20, 33), 90, np.uint8))
     write(tiny / "REF_masks/Pos101/PreprocessedPhaseMasks/MASK_img_000000002.tif",
           squares((3, 3), shape=(20, 33)).astype(np.uint16))
@@ -163,6 +254,34 @@ def test_a_validation_frame_that_cannot_be_decoded_is_left_out_and_the_others_ju
     fit(UNet(), split, settings)
     assert f"left out {image}" in (settings.run_dir / "run.log").read_text()
     assert (settings.run_dir / "report.json").is_file()
+
+
+def test_a_damaged_page_costs_its_own_frame_only(tiny):
+    raw, masks = tiny / "REF_raw_data/Pos109/aphase", tiny / "REF_masks/Pos109/PreprocessedPhaseMasks"
+    for path in (*raw.iterdir(), *masks.iterdir()):
+        path.unlink()
+    noise = np.random.default_rng(0).integers(0, 255, (3, 40, 48), np.uint8)
+    stack = write(raw / "lapse.tif", noise, photometric="minisblack", compression="zlib")
+    write(masks / "MASK_lapse.tif", np.stack([squares((4, 4)).astype(np.uint8)] * 3), photometric="minisblack")
+    with tifffile.TiffFile(stack) as file:
+        start = file.pages[1].dataoffsets[0]
+    content = bytearray(stack.read_bytes())
+    content[start:start + 400] = bytes(400)
+    stack.write_bytes(content)
+    split = split_by_position(discover(tiny).pairs)
+    material = prepare(split, settings_for(tiny), Team("cpu"))
+    assert [frame.name for frame in material.validation_frames] == ["REF/Pos109/0", "REF/Pos109/2"]
+    assert material.validation_frames == list(material.validation.frames)
+
+
+def test_each_frame_of_a_group_has_its_own_validation_loss(tiny, monkeypatch):
+    store, _ = build_store(discover(tiny).pairs, torch.device("cpu"), tiny)
+    learner = Learner(UNet(), Team("cpu"), settings_for(tiny))
+    learner.start(0.3, 0)
+    alone = learner.judge(store).losses
+    monkeypatch.setattr(learner_module, "_same_size", lambda store, at_most: [[0, 1, 2, 3]])  # as on a GPU
+    assert learner.judge(store).losses == pytest.approx(alone, rel=1e-5)
+    assert len(set(alone)) == 2  # two positions with the same two frames
 
 
 def test_the_weights_kept_are_those_of_the_lowest_validation_loss(tiny):
