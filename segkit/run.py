@@ -132,8 +132,8 @@ def model_card(model: UNet, report: dict[str, Any], frames: int) -> str:
     return f"""# {info.settings['RUN']}: a segkit student
 
 A U-Net of {model.count_parameters():,} parameters ({info.norm} normalisation) that outlines cells in phase-contrast
-images. Trained on the dataset {Path(info.settings['DATASET_PATH']).name} for {report['epochs']} epochs (best: {report['best_epoch']}) on
-{report['device']}.
+images. Trained on the dataset {Path(info.settings['DATASET_PATH']).name} for {report['epochs']} epochs (best:
+{report['best_epoch']}) on {report['device']}.
 
 Over {frames} whole validation frames, of positions that it never learnt from: mean Dice {report['val_dice']:.4f}, mean
 panoptic quality at IoU 0.5 {report['val_panoptic_quality']:.4f}.
