@@ -102,14 +102,14 @@ class Split:
 
 
 def split_by_position(pairs: Iterable[Frame],
-                      validation: Sequence[str] = ("09", "10", "19", "20")) -> Split:
+                      validation: str | Sequence[str] = ("09", "10", "19", "20")) -> Split:
     """Split pairs into training and validation by how the position's name ends.
 
-    pairs: frames with masks; validation: endings such as "09" (Pos109, Pos209, ...), or whole names.
+    pairs: frames with masks; validation: endings such as "09" (Pos109, Pos209, ...), or whole names; one or several.
     Raises SegkitError where either side would be empty.
     """
     pairs = tuple(pairs)
-    endings = tuple(ending for ending in validation if ending)
+    endings = tuple(ending for ending in ([validation] if isinstance(validation, str) else validation) if ending)
     held_out = tuple(f for f in pairs if endings and f.position.endswith(endings))
     kept = tuple(f for f in pairs if not (endings and f.position.endswith(endings)))
     positions = ", ".join(sorted({f.position for f in pairs})[:8]) or "none"

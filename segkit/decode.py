@@ -22,6 +22,7 @@ from .store import Store
 from .targets import distance_target, intensity_range
 
 POINTS = 128  # foreground pixels remembered per frame, for crops that contain cells
+OUTLIER = 8  # ranges beyond the range that an image is normalised by
 
 
 class Decoded(NamedTuple):
@@ -36,7 +37,10 @@ class Decoded(NamedTuple):
 
 
 def decode(frame: Frame) -> Decoded:
-    """Read, normalise and make the target of one pair. Whole numbers up to 65535 are kept exactly."""
+    """Read, normalise and make the target of one pair. Whole numbers up to 65535 are kept exactly.
+
+    Other numbers are kept in 65535 steps; outliers are cut off, lest they leave few steps to the rest.
+    """
     image, labels = read_pair(frame)
     finite = np.isfinite(image)
     if not finite.all():
@@ -44,8 +48,10 @@ def decode(frame: Frame) -> Decoded:
     low, high = intensity_range(image)
     least, most = float(image.min()), float(image.max())
     exact = least >= 0 and most <= 65535 and np.array_equal(image, np.round(image))
+    if not exact:
+        least, most = max(least, low - OUTLIER * (high - low)), min(most, high + OUTLIER * (high - low))
     step, zero = (1.0, 0.0) if exact else ((most - least) / 65535 or 1.0, least)
-    pixels = np.round((image - zero) / step).astype(np.uint16)
+    pixels = np.round((np.clip(image, least, most) - zero) / step).astype(np.uint16)
     target, widths = distance_target(labels)
     inside = np.flatnonzero(target)
     chosen = inside[np.linspace(0, len(inside) - 1, POINTS).astype(np.int64)] if len(inside) else None

@@ -112,7 +112,8 @@ class _Scan:
     def plain_folder(self, folder: Path) -> None:
         masks = [f for f in files_in(folder) if MASK_NAME.match(f.stem)]
         if self.masks_root != folder:
-            masks += [f for sub in folders_below(self.masks_root) for f in files_in(sub)]
+            masks += [f for sub in folders_below(self.masks_root) if sub.resolve() != folder.resolve()
+                      for f in files_in(sub)]
         if images := images_in(folder):
             self.paired(images, masks, folder.resolve().name, "Pos0", folder, quiet=not masks)
 

@@ -7,7 +7,7 @@ from segkit.crops import cut_crops, draw_crops
 from segkit.data import read_pair
 from segkit.decode import build_store
 from segkit.targets import normalise
-from tests.helpers import FIXTURE
+from tests.helpers import FIXTURE, squares, write
 
 CPU = torch.device("cpu")
 PLAIN = {"angle": 0.0, "zoom": 1.0, "mirror": 1.0, "contrast": 1.0, "offset": 0.0, "gamma": 1.0, "slope_y": 0.0,
@@ -32,6 +32,17 @@ def test_whole_frames_are_what_segment_sees(store):
         whole, target = store.whole([k], 16)
         np.testing.assert_allclose(whole[0, 0].numpy(), normalise(image), atol=2e-5)
         np.testing.assert_array_equal(target[0, 0].numpy() > 0, labels > 0)
+
+
+def test_an_outlier_leaves_the_other_pixels_as_segment_sees_them(tmp_path):
+    rng = np.random.default_rng(0)
+    image = rng.normal(100, 5, (40, 48)).astype(np.float32)
+    image[3, 4] = 1e6
+    write(tmp_path / "A_raw_data" / "Pos1" / "img_0.tif", image)
+    write(tmp_path / "A_masks" / "Pos1" / "MASK_img_0.tif", squares((5, 5)).astype(np.uint8))
+    whole, _ = build_store(discover(tmp_path).pairs, CPU, tmp_path / "cache")[0].whole([0], 16)
+    usual = image < 1e6
+    np.testing.assert_allclose(whole[0, 0, :40, :48].numpy()[usual], normalise(image)[usual], atol=1e-3)
 
 
 def test_an_unchanged_crop_is_cut_pixel_by_pixel(store):

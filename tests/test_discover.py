@@ -55,6 +55,14 @@ def test_a_plain_folder_of_images_is_a_dataset_without_experiments(tmp_path):
     assert len(discover(tmp_path).frames) == 3
 
 
+def test_images_are_not_taken_for_their_own_masks(tmp_path):
+    for folder, value in (("img", 3), ("labels", 1)):
+        write(tmp_path / folder / "a_0.tif", np.full((20, 20), value, np.uint8))
+    dataset = discover(tmp_path / "img", tmp_path)
+    assert [f.masks for f in dataset.frames] == [tmp_path / "labels" / "a_0.tif"]
+    assert not dataset.problems
+
+
 def test_a_mask_that_cannot_be_used_loses_the_pair_but_not_the_frame(tiny):
     mask = next((tiny / "REF_masks").rglob("MASK_img_000000001.tif"))
     mask.write_bytes(b"")
@@ -111,6 +119,11 @@ def test_masks_may_lie_under_masks_path(tiny, tmp_path_factory):
 def test_a_wrong_dataset_path_gives_one_sentence(tmp_path, make, words):
     with pytest.raises(SegkitError, match=words):
         discover(make(tmp_path))
+
+
+def test_one_ending_may_be_given_as_text():
+    pairs = discover(FIXTURE).pairs
+    assert split_by_position(pairs, "09") == split_by_position(pairs, ("09",))
 
 
 def test_no_position_is_on_both_sides_of_the_split():
