@@ -9,6 +9,7 @@ import unicodedata
 import zipfile
 import zlib
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
@@ -139,9 +140,10 @@ def arrange(source: str | Path, dataset_path: str | Path, *, move: bool = False)
 
 def _carry_out(job: Move, opened: dict[Path, zipfile.ZipFile], move: bool) -> None:
     if job.entry.archive is None and move:
-        job.target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.move(job.entry.source, job.target)
-        return
+        with suppress(OSError):  # on another disk it is copied and then removed; what else is wrong is said below
+            job.target.parent.mkdir(parents=True, exist_ok=True)
+            os.rename(job.entry.source, job.target)
+            return
     if job.entry.archive is None and not os.access(job.entry.source, os.R_OK):
         raise RuntimeError("not readable")
     with replacing(job.target) as temporary:
@@ -152,6 +154,8 @@ def _carry_out(job: Move, opened: dict[Path, zipfile.ZipFile], move: bool) -> No
                 opened[job.entry.archive] = zipfile.ZipFile(job.entry.archive)
             with opened[job.entry.archive].open(job.entry.source) as packed, open(temporary, "wb") as file:
                 shutil.copyfileobj(packed, file, 1 << 20)
+    if job.entry.archive is None and move:
+        os.unlink(job.entry.source)
 
 
 def _is_there(job: Move) -> bool:

@@ -12,6 +12,7 @@ import numpy as np
 import tifffile
 from PIL import Image
 from scipy import ndimage
+from skimage.segmentation import relabel_sequential
 
 from .errors import SegkitError
 
@@ -35,63 +36,40 @@ def read_header(path: str | Path) -> Header:
     Raises SegkitError where the file is empty, damaged, cut short or of a kind segkit does not read.
     """
     path = Path(path)
+    png = path.suffix.lower() == ".png"
     try:
-        if path.stat().st_size == 0:
+        there = path.stat().st_size
+        if there == 0:
             raise SegkitError(f"{path.name} is empty (0 bytes): copy it again from its source")
-        with warnings.catch_warnings(action="ignore"), Image.open(path) as picture:
-            width, height = picture.size
-            pages = getattr(picture, "n_frames", 1)
-            tags = getattr(picture, "tag_v2", {})
-            ends = [start + size for start, size in zip(tags.get(273, ()), tags.get(279, ()), strict=False)]
-        plain = path.suffix.lower() == ".png" or (ends and "ImageJ" not in str(tags.get(270, ""))
-                                                  and "<OME" not in str(tags.get(270, "")))
-        if plain:
-            if ends and max(ends) > path.stat().st_size:
-                raise SegkitError(f"{path.name} is cut short: {path.stat().st_size} of {max(ends)} bytes are "
-                                  "there; copy it again from its source")
-            return Header(pages, height, width)
+        if png:
+            with warnings.catch_warnings(action="ignore"), Image.open(path) as picture:
+                return Header(1, picture.height, picture.width)
+        with tifffile.TiffFile(path) as tif:
+            series = tif.series[0]
+            sizes = dict(zip(series.axes, series.shape, strict=True))
+            end = max((start + size for page in tif.pages for start, size
+                       in zip(page.aspage().dataoffsets, page.aspage().databytecounts, strict=False)), default=0)
+            if end > there:
+                raise SegkitError(f"{path.name} is cut short: {there} of {end} bytes are there; copy it again from its "
+                                  "source")
+            return Header(_count_planes(path, series), sizes["Y"], sizes["X"])
     except SegkitError:
         raise
     except PermissionError:
         raise SegkitError(f"{path.name} may not be read: give yourself the right to read it") from None
-    except DAMAGE:
-        if path.suffix.lower() == ".png":
-            raise SegkitError(f"{path.name} cannot be read: it is no sound PNG picture; "
-                              "copy or export it again") from None
-    return _read_series_header(path)
-
-
-def _read_series_header(path: Path) -> Header:
-    """The same through tifffile: OME-TIFF, ImageJ, BigTIFF and whatever Pillow does not know."""
-    try:
-        with tifffile.TiffFile(path) as tif:
-            series = tif.series[0]
-            height, width = _plane_shape(series)
-            ends = [start + size for page in tif.pages for start, size
-                    in zip(page.aspage().dataoffsets, page.aspage().databytecounts, strict=False)]
-            if ends and max(ends) > path.stat().st_size:
-                raise SegkitError(f"{path.name} is cut short; copy it again from its source")
-            return Header(_count_planes(path, series), height, width)
-    except SegkitError:
-        raise
     except DAMAGE as error:
-        raise SegkitError(f"{path.name} cannot be read as TIFF ({type(error).__name__}): "
+        raise SegkitError(f"{path.name} cannot be read as {'PNG' if png else 'TIFF'} ({type(error).__name__}): "
                           "it is damaged or of another kind; copy or export it again") from None
-
-
-def _plane_shape(series: tifffile.TiffPageSeries) -> tuple[int, int]:
-    sizes = dict(zip(series.axes, series.shape, strict=True))
-    return sizes["Y"], sizes["X"]
 
 
 def _count_planes(path: Path, series: tifffile.TiffPageSeries) -> int:
     """How many (H, W) planes a series holds along its one stack axis; RGB samples are not planes."""
-    stacks = {axis: size for axis, size in zip(series.axes, series.shape, strict=True)
-              if axis not in "YXS" and size > 1}
-    if len(stacks) > 1 or "C" in stacks:
+    stacks = [(axis, size) for axis, size in zip(series.axes, series.shape, strict=True)
+              if axis not in "YXS" and size > 1]  # an axis of unknown kind, Q, may be there twice
+    if len(stacks) > 1 or any(axis == "C" for axis, _ in stacks):
         raise SegkitError(f"{path.name} holds a stack with axes {series.axes} {series.shape}: segkit needs one channel "
                           "with time as its only stack axis; export the phase-contrast channel alone")
-    return next(iter(stacks.values()), 1)
+    return stacks[0][1] if stacks else 1
 
 
 def _read_plane(path: Path, page: int) -> np.ndarray:
@@ -156,7 +134,7 @@ def read_labels(path: str | Path, page: int = 0) -> np.ndarray:
 
     Accepts whole numbers of any type, colour-coded cells, and binary masks (one value beside 0), whose
     connected components (8-neighbourhood) become the cells.
-    Returns int32 (H, W), 0 = background. Raises SegkitError for values that are not whole or are negative.
+    Returns int32 (H, W), 0 = background; numbers beyond the count of pixels are numbered anew, in order. Raises SegkitError for values that are not whole or are negative.
     """
     path = Path(path)
     plane = _read_plane(path, page)
@@ -173,6 +151,8 @@ def read_labels(path: str | Path, page: int = 0) -> np.ndarray:
     labels = plane.astype(np.int32)
     if labels.any() and np.all((labels == 0) | (labels == labels.max())):
         labels = ndimage.label(labels, structure=np.ones((3, 3)))[0].astype(np.int32)
+    if labels.size and labels.max() > labels.size:  # what looks at every number up to the largest would take long
+        labels = relabel_sequential(labels)[0].astype(np.int32)
     return np.ascontiguousarray(labels)
 
 

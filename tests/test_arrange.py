@@ -1,4 +1,7 @@
+import errno
+import os
 import zipfile
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -104,6 +107,24 @@ def test_an_interrupted_call_can_be_repeated_and_overwrites_nothing(downloads, t
     assert files[0].is_file()
     assert files[1].read_bytes() == b"mine"
     assert [p.path for p in plan.problems] == [files[1]]
+
+
+@pytest.mark.parametrize("other_disk", [False, True])
+def test_what_is_moved_arrives_whole_and_is_gone_from_its_source(tiny, tmp_path_factory, monkeypatch, other_disk):
+    if other_disk:
+        monkeypatch.setattr(os, "rename", Mock(side_effect=OSError(errno.EXDEV, "another disk")))
+    dataset, count = tmp_path_factory.mktemp("out") / "dataset", len(discover(tiny).pairs)
+    arrange(tiny, dataset, move=True)
+    assert len(discover(dataset).pairs) == count
+    assert not list(tiny.rglob("*.tif*"))
+
+
+def test_moving_into_a_file_says_so_and_loses_nothing(tiny, tmp_path_factory):
+    dataset, count = tmp_path_factory.mktemp("out"), len(list(tiny.rglob("*.tif*")))
+    (dataset / "REF_masks").write_text("in the way")
+    with pytest.raises(SegkitError, match="cannot write"):
+        arrange(tiny, dataset, move=True)
+    assert len([*tiny.rglob("*.tif*"), *dataset.rglob("*.tif*")]) == count
 
 
 @pytest.mark.parametrize("make", [lambda p: p / "nowhere", lambda p: p, lambda p: write(p / "a.tif", np.zeros((4, 4)))])

@@ -6,6 +6,7 @@ from PIL import Image
 from segkit import SegkitError, read_image, read_labels
 from segkit.images import read_header
 from segkit.metadata import read_metadata
+from tests.helpers import squares
 
 RAMP = np.arange(20 * 24, dtype=np.uint16).reshape(20, 24) * 100
 
@@ -49,6 +50,18 @@ def test_a_stack_of_channels_is_refused_with_a_reason(tmp_path):
         read_header(tmp_path / "a.tif")
 
 
+def test_header_and_reader_agree_on_what_a_file_holds(tmp_path):
+    tifffile.imwrite(tmp_path / "channels.tif", np.stack([[RAMP] * 2] * 3))  # axes unknown: QQYX
+    for read in (read_header, read_image):
+        with pytest.raises(SegkitError, match="one channel with time"):
+            read(tmp_path / "channels.tif")
+    with tifffile.TiffWriter(tmp_path / "thumbnail.tif") as tif:
+        tif.write(RAMP, metadata=None)
+        tif.write(RAMP[::4, ::4], subfiletype=1, metadata=None)
+    assert read_header(tmp_path / "thumbnail.tif") == (1, 20, 24)
+    np.testing.assert_array_equal(read_image(tmp_path / "thumbnail.tif"), RAMP)
+
+
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA", "L", "P"])
 def test_grey_pictures_saved_in_colour_give_the_grey(tmp_path, mode):
     grey = (RAMP % 250).astype(np.uint8)
@@ -69,6 +82,12 @@ def test_labels_of_every_encoding_give_the_same_cells(tmp_path):
         labels = read_labels(path)
         assert labels.dtype == np.int32, name
         np.testing.assert_array_equal(labels, truth, err_msg=name)
+
+
+def test_numbers_far_beyond_the_cells_are_numbered_anew(tmp_path):
+    labels = squares((5, 5), (5, 25))
+    tifffile.imwrite(tmp_path / "a.tif", (labels * 10 ** 9).astype(np.uint32))
+    np.testing.assert_array_equal(read_labels(tmp_path / "a.tif"), labels)
 
 
 def test_a_probability_map_is_no_labels(tmp_path):
