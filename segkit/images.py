@@ -134,7 +134,8 @@ def read_labels(path: str | Path, page: int = 0) -> np.ndarray:
 
     Accepts whole numbers of any type, colour-coded cells, and binary masks (one value beside 0), whose
     connected components (8-neighbourhood) become the cells.
-    Returns int32 (H, W), 0 = background; numbers beyond the count of pixels are numbered anew, in order. Raises SegkitError for values that are not whole or are negative.
+    Returns int32 (H, W), 0 = background; numbers beyond the count of pixels are numbered anew, in order.
+    Raises SegkitError for values that are not whole or are negative.
     """
     path = Path(path)
     plane = _read_plane(path, page)
