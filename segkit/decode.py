@@ -16,6 +16,7 @@ import torch
 from tqdm.auto import tqdm
 
 from .data import Frame, Problem, read_pair
+from .devices import free_memory
 from .errors import SegkitError
 from .images import read_header
 from .store import Store
@@ -207,14 +208,3 @@ def _load_index(folder: Path) -> tuple[dict[str, np.ndarray], list[tuple[int, in
         index = {name: archive[name] for name in archive.files}
     faults = json.loads(str(index.pop("faults")))
     return index, [(int(h), int(w)) for h, w in index.pop("sizes")], {int(i): reason for i, reason in faults.items()}
-
-
-def free_memory() -> int:
-    """Bytes of RAM that are free to use, as far as the system tells."""
-    try:
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable"):
-                return int(line.split()[1]) * 1024
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
-    except (OSError, ValueError, AttributeError):
-        return 8 * 2**30

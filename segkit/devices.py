@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ctypes
+import os
 from contextlib import AbstractContextManager, nullcontext, suppress
+from pathlib import Path
 
 import torch
 
@@ -60,3 +62,29 @@ def describe_device(device: torch.device) -> str:
         return torch.cuda.get_device_name(device)
     precision = "bf16" if has_fast_bf16(device) else "float32"
     return f"{device.type}, {torch.get_num_threads()} threads, {precision}" if device.type == "cpu" else device.type
+
+
+def free_memory(proc: Path = Path("/proc"), groups: Path = Path("/sys/fs/cgroup")) -> int:
+    """Bytes of RAM that are free to use, as far as the system tells; in a container or job, what it may take."""
+    try:
+        for line in (proc / "meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable"):
+                return min(int(line.split()[1]) * 1024, *_left_in_groups(proc, groups))
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    except (OSError, ValueError, AttributeError):
+        return 8 * 2**30
+
+
+def _left_in_groups(proc: Path, groups: Path) -> list[int]:
+    """Bytes that this process's control groups (version 2: SLURM, Docker) leave it; 2 ** 62 where none limits it."""
+    left = [2 ** 62]
+    with suppress(OSError, ValueError):
+        place = groups / (proc / "self" / "cgroup").read_text().strip().rpartition("::/")[2]
+        for group in (place, *place.parents):
+            if not (group / "memory.max").is_file() or (limit := (group / "memory.max").read_text().strip()) == "max":
+                continue
+            stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+            # what is kept of files, and not in use, is given back when it is needed
+            taken = int((group / "memory.current").read_text()) - int(stat["inactive_file"])
+            left.append(max(0, int(limit) - taken))
+    return left

@@ -10,8 +10,7 @@ from importlib.metadata import PackageNotFoundError, requires, version
 import torch
 from packaging.requirements import Requirement
 
-from .decode import free_memory
-from .devices import autocast, describe_device, pick_device
+from .devices import autocast, describe_device, free_memory, pick_device
 from .losses import student_loss
 from .model import UNet
 

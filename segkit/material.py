@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 
 from .data import Frame, Split
-from .decode import build_store, free_memory
-from .devices import describe_device
+from .decode import build_store
+from .devices import describe_device, free_memory
 from .history import log
 from .layout import choose_crop, covering
 from .settings import Settings

@@ -160,8 +160,8 @@ class _Training:
         if not event and val_dice >= 0.5 * self.best_dice:
             self.sound = checkpoint
         if self.team.first:
-            self.history.save(self.settings.run_dir / "history.csv")
             save_checkpoint(checkpoint, self.settings.run_dir)
+            self.history.save(self.settings.run_dir / "history.csv")  # what it names can be gone on from
 
     def _keep_best(self, val_dice: float) -> None:
         judged, width = cast(UNet, self.learner.average.module), round(self.material.cell_width, 2)

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from segkit import SegkitError, UNet, load_model, segment
+from segkit.devices import free_memory
 from segkit.losses import batch_dice, dice_loss_with_logits, student_loss
 from segkit.model import DoubleConv, ModelInfo
 from segkit.model_file import save_model
@@ -123,3 +124,16 @@ def test_batch_dice_is_dice_frame_by_frame():
     expected = [dice(a > 0, b) for a, b in zip(logits, target, strict=True)]
     assert batch_dice(torch.from_numpy(logits), torch.from_numpy(target)).tolist() == pytest.approx(expected)
     assert expected[2] == 1.0
+
+
+def test_a_job_or_container_has_no_more_memory_than_it_may_take(tmp_path):
+    proc, group = tmp_path / "proc", tmp_path / "groups" / "job" / "step"
+    for folder in (proc / "self", group):
+        folder.mkdir(parents=True)
+    (proc / "meminfo").write_text("MemTotal: 64000000 kB\nMemAvailable: 32000000 kB\n")
+    (proc / "self" / "cgroup").write_text("0::/job/step\n")
+    assert free_memory(proc, tmp_path / "groups") == 32000000 * 1024
+    (group / "memory.max").write_text("max\n")
+    for name, value in (("max", "9000"), ("current", "5000"), ("stat", "anon 4000\ninactive_file 1000")):
+        (group.parent / f"memory.{name}").write_text(f"{value}\n")
+    assert free_memory(proc, tmp_path / "groups") == 5000
