@@ -12,4 +12,4 @@ figure = show_pictures([grey(image), probability, overlay(image, labels, None), 
                         overlay(image, teacher, TEACHER)],
                        ["image", "student: probability", "student: cells", "student: outlines", "teacher: outlines"],
                        0.0733)
-(settings.root / "docs" / "result.png").write_bytes(to_png(figure))
+(settings.root / "docs" / "result.png").write_bytes(to_png(figure, 9))
