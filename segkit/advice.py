@@ -37,8 +37,8 @@ def shown_value(settings: Settings, name: str) -> Any:
 
 def settings_table(settings: Settings) -> pd.DataFrame:
     """The settings as plain text, readable without a kernel; paths inside the project are shown relative to it."""
-    rows = [(f.name.upper(), str(shown_value(settings, f.name.upper())), f.metadata["unit"], f.metadata["help"])
-            for f in public_fields()]
+    rows = [(f.name.upper(), str(shown_value(settings, f.name.upper())).replace(",", ", "), f.metadata["unit"],
+             f.metadata["help"]) for f in public_fields()]  # with spaces, so that a long value is broken into lines
     return pd.DataFrame(rows, columns=["setting", "value", "unit", "meaning"]).set_index("setting")
 
 
