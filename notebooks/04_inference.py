@@ -160,14 +160,14 @@ from segkit.figures import TEACHER
 
 by_name = {(f.experiment, f.position, f.frame): f for f in dataset.pairs}
 ranked = judged.sort_values("panoptic_quality", ascending=False) if len(judged) else judged
-chosen = ranked.iloc[[0, len(ranked) // 2, -1]] if len(ranked) else ranked
+names = {len(ranked) // 2: "middle", len(ranked) - 1: "worst", 0: "best"} if len(ranked) else {}
 pictures, titles = [], []
-for rank, row in zip(("best", "middle", "worst"), chosen.itertuples(), strict=False):
+for place, row in zip(sorted(names), ranked.iloc[sorted(names)].itertuples(), strict=True):
     pair = by_name[row.experiment, row.position, row.frame]
     image, teacher = read_pair(pair)
     labels = read_labels(masks_path_in(settings.run_dir / "masks", pair))
     pictures += [overlay(image, teacher, TEACHER), overlay(image, labels)]
-    titles += [f"{rank}: {pair.name}, teacher: {row.teacher_cells} cells", f"student: {row.cells} cells"]
+    titles += [f"{names[place]}: {pair.name}, teacher: {row.teacher_cells} cells", f"student: {row.cells} cells"]
 show_pictures(pictures, titles, settings.pixel_size_um, columns=2)
 
 # %% [markdown]

@@ -20,6 +20,7 @@ CELL_COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00"
 NEAR = 4  # pixels around a cell; two cells nearer than twice that get different colours
 DPI = 72
 SHEET = 13  # inches, the widest figure
+LEAST_ZOOM = 0.44  # pixels of the figure for each of the picture's; rather fewer columns than less
 GAP, TITLE, BELOW = 8, 23, 20  # pixels between pictures, for a title, for the scale bar
 
 
@@ -128,13 +129,14 @@ def show_pictures(pictures: Sequence[np.ndarray], titles: Sequence[str], pixel_s
                   columns: int = 5) -> Picture:
     """Pictures side by side, grey (H, W) float or RGB (H, W, 3), the scale bar under the first of the last row.
 
-    A picture is shown with as many pixels as it has, or a multiple of them, as far as SHEET inches hold them.
+    A picture is shown with as many pixels as it has, or a multiple of them, as far as SHEET inches hold them; there
+    are fewer columns where it would be shown much smaller.
     """
     if not pictures:
         return nothing_to_show()
-    columns = min(columns, len(pictures))
-    rows = -(-len(pictures) // columns)
     height, width = pictures[0].shape[:2]
+    columns = min(columns, len(pictures), max(1, int(SHEET * DPI / (LEAST_ZOOM * width))))
+    rows = -(-len(pictures) // columns)
     zoom = _zoom(width, columns)
     wide, tall = zoom * width, zoom * height
     whole_width, whole_height = columns * (wide + GAP) - GAP, rows * (tall + TITLE) + BELOW

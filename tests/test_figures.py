@@ -46,6 +46,7 @@ def test_a_picture_has_as_many_pixels_as_the_image_or_a_multiple_and_fits_the_sh
     for count, width, wide in ((1, 600, 600), (2, 600, 936), (6, 600, 936), (1, 128, 3 * 128), (3, 128, 3 * 256 + 16)):
         figure = show_pictures([np.zeros((500, width))] * count, ["a"] * count, columns=6)
         assert round(figure.bbox.width) == wide
+    assert show_pictures([np.zeros((520, 696))] * 5, ["a"] * 5).axes[0].get_subplotspec().get_gridspec().ncols == 3
 
 
 def test_cells_near_each_other_have_colours_of_their_own():
