@@ -12,15 +12,18 @@ from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
+from torch import nn
 
 import segkit
+import segkit.model
 from segkit.discover import discover_split
 from segkit.judge import judge
-from segkit.model import ModelInfo
 from segkit.settings import parse_settings
 from segkit.sources import load_settings
 
 EPOCHS = 5
+NORMS = {"batch": nn.BatchNorm2d, "group": lambda channels: nn.GroupNorm(8, channels),
+         "instance": lambda channels: nn.GroupNorm(channels, channels)}
 
 
 def main(arguments: list[str]) -> None:
@@ -29,7 +32,7 @@ def main(arguments: list[str]) -> None:
     print("| dataset | norm | Dice | least Dice | panoptic quality | least | epochs repeated | s a step |\n"
           "| --- | --- | --- | --- | --- | --- | --- | --- |", flush=True)
     for name in (a for a in arguments if "=" not in a):
-        for norm in ("batch", "group", "instance"):
+        for norm, segkit.model.norm in NORMS.items():
             rows = []
             for seed in range(seeds):
                 settings = parse_settings({"BATCH_SIZE": 8, "EPOCHS": EPOCHS, **values, "DATASET_PATH": name,
@@ -38,7 +41,7 @@ def main(arguments: list[str]) -> None:
                 with tempfile.TemporaryDirectory() as folder:
                     settings = replace(settings, root=Path(folder),
                                        crops_per_epoch=settings.batch_size * steps // settings.epochs)
-                    model = segkit.UNet(ModelInfo(norm=norm))
+                    model = segkit.UNet()
                     history = segkit.fit(model, split, settings)
                 scores = judge(model, split.validation)[["dice", "panoptic_quality"]].mean()
                 speed = settings.batch_size / history.table()["crops_per_second"].median()

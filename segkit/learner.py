@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -21,13 +22,13 @@ from .history import log
 from .losses import batch_dice, student_loss
 from .model import STRIDE, UNet
 from .model_file import load_model
-from .run import Checkpoint
 from .settings import Settings
 from .store import Store
 from .team import Team
 
 WEIGHT_DECAY, CLIP = 1e-2, 1.0
 PREVIEWS = 2
+LEARNING = ("model", "average", "optimiser")  # what changes while a student learns
 WHOLE = 2 ** 23  # pixels of whole frames that are judged at once on a GPU, at most 8 frames
 
 
@@ -65,9 +66,9 @@ class Learner:
         if start_from is None:
             share = min(max(foreground, 1e-3), 0.9)
             fresh.out.bias = nn.Parameter(torch.tensor([math.log(share / (1 - share)), 0.5 * share]))
-        elif (fresh.info.outputs, fresh.info.norm) != (2, self.model.info.norm):
-            raise SegkitError(f"START_FROM {start_from} is a model of the starting recipe, with masks only, or has "
-                              "another normalisation layer: start from a model that segkit trained")
+        elif fresh.info.outputs != 2:
+            raise SegkitError(f"START_FROM {start_from} is a model of the starting recipe, with masks only: start from "
+                              "a model that segkit trained")
         self.model.load_state_dict(fresh.state_dict())
         self.average = AveragedModel(self.model, multi_avg_fn=average_weights)
         self.optimiser = torch.optim.AdamW(self.model.parameters(), weight_decay=WEIGHT_DECAY,
@@ -150,12 +151,14 @@ class Learner:
         return Judged(torch.stack(losses).tolist(), torch.cat(dices).tolist(),
                       [previews[frame] for frame in sorted(previews)])
 
-    def checkpoint(self, state: dict[str, Any]) -> Checkpoint:
-        """Everything needed to go on, copied; state: plain values to keep beside it."""
-        return Checkpoint.of(self.model, self.average, self.optimiser, state)
+    def state(self) -> dict[str, dict[str, Any]]:
+        """Weights, running average and optimiser, copied."""
+        return copy.deepcopy({name: getattr(self, name).state_dict() for name in LEARNING})
 
-    def restore(self, checkpoint: Checkpoint) -> None:
-        checkpoint.load_into(self.model, self.average, self.optimiser)
+    def restore(self, state: dict[str, dict[str, Any]]) -> None:
+        """Go on from a state; it is not changed."""
+        for name in LEARNING:
+            getattr(self, name).load_state_dict(copy.deepcopy(state[name]))
 
 
 def preview_frames(frames: Sequence[Frame]) -> list[int]:

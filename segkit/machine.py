@@ -10,9 +10,11 @@ from importlib.metadata import PackageNotFoundError, requires, version
 import torch
 from packaging.requirements import Requirement
 
-from .devices import autocast, describe_device, free_memory, pick_device
-from .losses import student_loss
+from .devices import describe_device, free_memory, pick_device
+from .learner import Learner
 from .model import UNet
+from .settings import Settings
+from .team import Team
 
 
 def check_installation() -> dict[str, bool]:
@@ -37,21 +39,15 @@ def check_installation() -> dict[str, bool]:
 
 def measure_speed(device: torch.device, crop: int = 64, batch: int = 16, steps: int = 2) -> float:
     """Megapixels per second through whole training steps of the student, after one to warm up."""
-    model = UNet().to(device).to(memory_format=torch.channels_last)
-    optimiser = torch.optim.AdamW(model.parameters())
-    images = torch.rand(batch, 1, crop, crop, device=device).contiguous(memory_format=torch.channels_last)
+    learner = Learner(UNet(), Team(str(device)), Settings(batch_size=batch))
+    learner.start(foreground=0.2, tries=0)
+    images = torch.rand(batch, 1, crop, crop, device=device)
     targets = (torch.rand(batch, 1, crop, crop, device=device) > 0.8).float()
     began = 0.0
     for step in range(steps + 1):
         if step == 1:
             began = time.perf_counter()
-        optimiser.zero_grad()
-        with autocast(device):
-            output = model(images)
-        loss = student_loss(output, targets)
-        loss.backward()
-        optimiser.step()
-        float(loss.detach())  # waits for the device
+        learner.step(images, targets).tolist()  # waits for the device
     return batch * crop * crop * steps / (time.perf_counter() - began) / 1e6
 
 

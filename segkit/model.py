@@ -2,53 +2,47 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, cast
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .targets import SPECK
+
 WIDTHS = (24, 48, 96, 192, 384)  # channels per level (Visuna et al. 2025, doi 10.1016/j.engappai.2025.112503)
 STRIDE = 2 ** (len(WIDTHS) - 1)  # height and width of the input must be multiples of this
+norm: Callable[[int], nn.Module] = nn.BatchNorm2d  # chosen by measurement (benchmarks/norms.py puts others here)
 
 
 @dataclass(frozen=True)
 class ModelInfo:
     """What a model's file says besides its weights: how to build it and how to use it."""
 
-    norm: str = "batch"  # batch | group | instance
     outputs: int = 2  # foreground logits, and the normalised distance to the cell's edge
     align_corners: bool = False
-    normalisation: str = "percentile"  # see segkit.normalise
+    normalisation: str = "percentile"  # see segkit.targets.normalise
     threshold: float = 0.5  # foreground probability above which a pixel belongs to a cell
     prominence: float = 0.2  # how far the distance falls between two cells that touch
-    min_area: int = 12  # pixels; smaller cells are specks
+    min_area: int = SPECK  # pixels; smaller cells are specks
     cell_width: float = 0.0  # median of the training cells, pixels; 0: unknown
     scores: dict[str, Any] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
 
 
-def _norm(kind: str, channels: int) -> nn.Module:
-    if kind == "group":
-        return nn.GroupNorm(8, channels)
-    if kind == "instance":
-        return nn.GroupNorm(channels, channels)
-    return nn.BatchNorm2d(channels)
-
-
 class DoubleConv(nn.Sequential):
-    """Twice: 3 x 3 convolution, normalisation, ReLU. (B, in, H, W) -> (B, out, H, W).
+    """Twice: 3 x 3 convolution, batch norm, ReLU. (B, in, H, W) -> (B, out, H, W).
 
     With a skip connection, as on torch.cat([skip, x], 1), but each part is convolved for itself: the sum is the same,
     and the whole is never copied, there or back (benchmarks/README.md has what it gains).
     """
 
-    def __init__(self, channels_in: int, channels_out: int, norm: str) -> None:
+    def __init__(self, channels_in: int, channels_out: int) -> None:
         layers: list[nn.Module] = []
         for channels in (channels_in, channels_out):
-            layers += [nn.Conv2d(channels, channels_out, 3, padding=1), _norm(norm, channels_out),
-                       nn.ReLU(inplace=True)]
+            layers += [nn.Conv2d(channels, channels_out, 3, padding=1), norm(channels_out), nn.ReLU(inplace=True)]
         super().__init__(*layers)
 
     def forward(self, x: Tensor, skip: Tensor | None = None) -> Tensor:
@@ -73,10 +67,8 @@ class UNet(nn.Module):
     def __init__(self, info: ModelInfo | None = None) -> None:
         super().__init__()
         self.info = info or ModelInfo()
-        self.down = nn.ModuleList(DoubleConv(a, b, self.info.norm)
-                                  for a, b in zip((1, *WIDTHS[:-1]), WIDTHS, strict=True))
-        self.up = nn.ModuleList(DoubleConv(a + b, b, self.info.norm)
-                                for a, b in zip(WIDTHS[:0:-1], WIDTHS[-2::-1], strict=True))
+        self.down = nn.ModuleList(DoubleConv(a, b) for a, b in zip((1, *WIDTHS[:-1]), WIDTHS, strict=True))
+        self.up = nn.ModuleList(DoubleConv(a + b, b) for a, b in zip(WIDTHS[:0:-1], WIDTHS[-2::-1], strict=True))
         self.out = nn.Conv2d(WIDTHS[0], self.info.outputs, 1)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -73,8 +73,7 @@ def _read_plain_weights(path: Path) -> UNet:
             for pattern, ours in _PLAIN_PARTS:
                 name = re.sub(f"^{pattern}", ours, name)
             renamed[name] = tensor
-        model = UNet(ModelInfo(norm="batch", outputs=1, align_corners=True, normalisation="minmax",
-                               min_area=1))
+        model = UNet(ModelInfo(outputs=1, align_corners=True, normalisation="minmax", min_area=1))
         model.load_state_dict(renamed)
     except (OSError, RuntimeError, EOFError, ValueError, AttributeError, LookupError, TypeError,
             pickle.UnpicklingError):

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import copy
 import io
 import pickle
 import platform
-from dataclasses import dataclass, replace
+from collections.abc import Iterable
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
-from torch import nn
 
 from .data import Split
 from .errors import SegkitError
@@ -61,39 +60,19 @@ def _left_in(run_dir: Path, name: str) -> dict[str, Any]:
     return read_json(run_dir / name, "the run's file") if (run_dir / name).is_file() else {}
 
 
-@dataclass(frozen=True)
-class Checkpoint:
-    """Copies of weights, running average and optimiser, and a few plain values."""
-
-    parts: dict[str, Any]
-    state: dict[str, Any]
-
-    @classmethod
-    def of(cls, model: nn.Module, average: nn.Module, optimiser: torch.optim.Optimizer,
-           state: dict[str, Any]) -> Checkpoint:
-        return cls(copy.deepcopy({"model": model.state_dict(), "average": average.state_dict(),
-                                  "optimiser": optimiser.state_dict()}), state)
-
-    def load_into(self, model: nn.Module, average: nn.Module, optimiser: torch.optim.Optimizer) -> None:
-        model.load_state_dict(self.parts["model"])
-        average.load_state_dict(self.parts["average"])
-        optimiser.load_state_dict(copy.deepcopy(self.parts["optimiser"]))
-
-
-def save_checkpoint(checkpoint: Checkpoint, run_dir: Path) -> None:
+def save_checkpoint(checkpoint: dict[str, Any], run_dir: Path) -> None:
     """Write last.pt: plain containers and tensors, so that it loads with weights_only=True."""
     content = io.BytesIO()  # torch's own writing to a full disk raises a RuntimeError
-    torch.save({**checkpoint.parts, "state": checkpoint.state}, content)
+    torch.save(checkpoint, content)
     with replacing(run_dir / "last.pt") as temporary:
         temporary.write_bytes(content.getbuffer())
 
 
-def load_checkpoint(run_dir: Path, device: torch.device) -> Checkpoint:
-    """Read last.pt. Raises SegkitError where it is damaged."""
+def load_checkpoint(run_dir: Path, device: torch.device, needed: Iterable[str]) -> dict[str, Any]:
+    """Read last.pt. Raises SegkitError where it is damaged, or lacks one of the parts that are needed."""
     try:
-        content = torch.load(run_dir / "last.pt", map_location=device, weights_only=True)
-        state = content.pop("state")
-        return Checkpoint({name: content[name] for name in ("model", "average", "optimiser")}, state)
+        checkpoint = torch.load(run_dir / "last.pt", map_location=device, weights_only=True)
+        return {name: checkpoint[name] for name in needed}
     except (OSError, RuntimeError, LookupError, EOFError, ValueError, AttributeError, TypeError,
             pickle.UnpicklingError) as error:
         raise SegkitError(f"{run_dir / 'last.pt'} cannot be read ({type(error).__name__}): set RUN to a new name and "
@@ -131,9 +110,9 @@ def model_card(model: UNet, report: dict[str, Any], frames: int) -> str:
     positions = "\n".join(f"| {name} | {value:.4f} |" for name, value in report["val_dice_by_position"].items())
     return f"""# {info.settings['RUN']}: a segkit student
 
-A U-Net of {model.count_parameters():,} parameters ({info.norm} normalisation) that outlines cells in phase-contrast
-images. Trained on the dataset {Path(info.settings['DATASET_PATH']).name} for {report['epochs']} epochs (best:
-{report['best_epoch']}) on {report['device']}.
+A U-Net of {model.count_parameters():,} parameters that outlines cells in phase-contrast images. Trained on the
+dataset {Path(info.settings['DATASET_PATH']).name} for {report['epochs']} epochs (best: {report['best_epoch']}),
+on {report['device']}.
 
 Over {frames} whole validation frames, of positions that it never learnt from: mean Dice {report['val_dice']:.4f}, mean
 panoptic quality at IoU 0.5 {report['val_panoptic_quality']:.4f}.

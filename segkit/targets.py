@@ -11,10 +11,11 @@ from skimage.segmentation import watershed
 PERCENTILES = (0.5, 99.5)
 LEVELS = np.arange(0.35, 1.0, 0.05)  # of the distance, at which cells are looked for; below the first there is none
 SMOOTHING = 1.2  # pixels
+SPECK = 12  # pixels; nothing smaller is a cell
 EIGHT = np.ones((3, 3), bool)  # neighbourhood
 PLATEAU, DEEP = 0.75, 2.5  # share of half the width nearby, and pixels, from which on the target is 1
 NEARBY = 7  # pixels
-SCALE = 254  # the target's distance is stored as 1 + round(254 * distance), 0 = background
+STEPS = 254  # the target's distance is stored as 1 + round(254 * distance), 0 = background
 
 
 def intensity_range(image: np.ndarray, normalisation: str = "percentile") -> tuple[float, float]:
@@ -61,12 +62,12 @@ def distance_target(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         nearby = ndimage.maximum_filter(distance, NEARBY)
         inside = cell[1:-1, 1:-1]
         share = (distance[inside] - 0.5) / np.minimum(PLATEAU * (nearby[inside] - 0.5), DEEP)
-        target[box][inside] = 1 + np.round(SCALE * np.minimum(share, 1)).astype(np.uint8)
+        target[box][inside] = 1 + np.round(STEPS * np.minimum(share, 1)).astype(np.uint8)
     return target, np.array(widths, np.float32)
 
 
 def label_cells(probability: np.ndarray, distance: np.ndarray | None, threshold: float = 0.5, prominence: float = 0.2,
-                min_area: int = 12) -> np.ndarray:
+                min_area: int = SPECK) -> np.ndarray:
     """Cut the foreground into cells: watershed from the distance's prominent peaks, one for each cell.
 
     probability, distance: float (H, W); distance None: connected components (8-neighbourhood). prominence: how far the

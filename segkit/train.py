@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -21,17 +21,17 @@ from .errors import SegkitError
 from .history import ANEW, History, log, logging_to
 from .judge import choose_prominence, judge
 from .layout import learning_rate_at
-from .learner import Learner
+from .learner import LEARNING, Learner
 from .material import prepare
 from .model import UNet
 from .model_file import load_model, save_model
-from .run import Checkpoint, finish_run, load_checkpoint, open_run, save_checkpoint
+from .run import finish_run, load_checkpoint, open_run, save_checkpoint
 from .settings import Settings
+from .targets import SPECK
 from .team import Team, launch, launched
 
 TRIES = 3  # how often a broken-down training is set right before it gives up
 LEARNT = 0.5  # validation Dice from which on a fall to half is a breakdown; below it a student still wavers
-SPECK = 12  # pixels; nothing smaller is a cell, nor anything smaller than a disc of the training cells' width
 KEPT = ("epoch", "tries", "rate_scale", "best_dice", "least_loss")  # plain values that a checkpoint holds
 
 
@@ -48,7 +48,7 @@ def fit(model: UNet, split: Split, settings: Settings, on_epoch: Callable[[Histo
         if split != discover_split(settings):
             raise SegkitError("PROCESSES trains on the split that the settings give, and another one was handed over: "
                               "say it by VALIDATION and EXCLUDE, or set PROCESSES=1")
-        if (model.info.norm, model.info.outputs, model.info.align_corners) != ("batch", 2, False):
+        if (model.info.outputs, model.info.align_corners) != (2, False):
             raise SegkitError("PROCESSES trains segkit's own UNet(): set PROCESSES=1 for another")
         history = launch(settings, on_epoch)
         _take_best(model, settings)
@@ -88,12 +88,12 @@ class _Training:
         self.steps = self.material.steps
         self.history, self.epoch, self.tries, self.rate_scale = History(), 0, 0, 1.0
         self.best_dice, self.least_loss = -1.0, math.inf
-        self.sound: Checkpoint | None = None  # the last state worth going back to
+        self.sound: dict[str, Any] | None = None  # the last state worth going back to
         self.learner.start(self.material.foreground, self.tries)
 
     def run(self, on_epoch: Callable[[History], None] | None) -> History:
         if self.settings.resume:
-            checkpoint = load_checkpoint(self.settings.run_dir, self.team.device)
+            checkpoint = load_checkpoint(self.settings.run_dir, self.team.device, (*LEARNING, "state"))
             self._restore(checkpoint)
             self.sound = checkpoint if self.epoch else None
             log.info("resumed after epoch %d", self.epoch)
@@ -155,8 +155,8 @@ class _Training:
         if not event and val_loss < self.least_loss:
             self.least_loss = val_loss
             self._keep_best(val_dice)
-        checkpoint = self.learner.checkpoint({**{name: getattr(self, name) for name in KEPT},
-                                              "rows": [dict(row) for row in self.history.rows]})
+        checkpoint = {**self.learner.state(), "state": {**{name: getattr(self, name) for name in KEPT},
+                                                        "rows": [dict(row) for row in self.history.rows]}}
         if not event and val_dice >= 0.5 * self.best_dice:
             self.sound = checkpoint
         if self.team.first:
@@ -165,6 +165,7 @@ class _Training:
 
     def _keep_best(self, val_dice: float) -> None:
         judged, width = cast(UNet, self.learner.average.module), round(self.material.cell_width, 2)
+        # nothing smaller than a disc of the training cells' width is a cell
         judged.info = replace(self.learner.model.info, cell_width=width, min_area=max(SPECK, round(0.75 * width ** 2)),
                               settings=self.settings.as_dict(), scores={"val_dice": val_dice, "epoch": self.epoch})
         if self.team.first:
@@ -206,14 +207,14 @@ class _Training:
         self.rate_scale *= 0.5
         if self.sound:  # the best weights' file stays, and so does least_loss, which is theirs
             self.learner.restore(self.sound)
-            self.epoch = self.sound.state["epoch"]
+            self.epoch = self.sound["state"]["epoch"]
             return f"{event}: rolled back to epoch {self.epoch}"
         self.epoch, self.best_dice, self.least_loss = 0, -1.0, math.inf
         self.learner.start(self.material.foreground, self.tries)
         return f"{event}: {ANEW}"
 
-    def _restore(self, checkpoint: Checkpoint) -> None:
+    def _restore(self, checkpoint: dict[str, Any]) -> None:
         self.learner.restore(checkpoint)
         for name in KEPT:
-            setattr(self, name, checkpoint.state[name])
-        self.history.rows = [dict(row) for row in checkpoint.state["rows"]]
+            setattr(self, name, checkpoint["state"][name])
+        self.history.rows = [dict(row) for row in checkpoint["state"]["rows"]]

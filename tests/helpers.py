@@ -4,8 +4,10 @@ from pathlib import Path
 
 import numpy as np
 import tifffile
+import torch
+from torch.optim.swa_utils import update_bn
 
-from segkit import make_demo_dataset
+from segkit import UNet, make_demo_dataset
 
 FIXTURE = Path(__file__).parent / "fixture"
 
@@ -22,6 +24,14 @@ def write(path, array, **options):
     path.parent.mkdir(parents=True, exist_ok=True)
     tifffile.imwrite(path, array, **options)
     return path
+
+
+def untaught_student():
+    """Deterministic: some pixels are cells, most are not."""
+    torch.manual_seed(1)
+    student = UNet()
+    update_bn([torch.rand(4, 1, 64, 64)], student)
+    return student.eval()
 
 
 def small_demo(path, cells=6):

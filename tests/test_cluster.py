@@ -14,10 +14,9 @@ import torch
 
 from segkit import SegkitError, Settings, UNet, discover, fit, load_model, segment_dataset
 from segkit.discover import discover_split
-from segkit.model import ModelInfo
 from segkit.settings import parse_settings
 from segkit.team import Team
-from tests.helpers import FIXTURE, small_demo
+from tests.helpers import FIXTURE, small_demo, untaught_student
 
 
 def settings_for(folder, **changes):
@@ -102,8 +101,7 @@ def test_what_cannot_be_shared_out_is_said(tmp_path):
 
 @pytest.fixture(scope="module")
 def student():
-    torch.manual_seed(1)
-    return UNet(ModelInfo(norm="group")).eval()
+    return untaught_student()
 
 
 @pytest.fixture(scope="module")

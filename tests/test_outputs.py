@@ -15,14 +15,12 @@ from segkit.data import masks_path_in
 from segkit.model import ModelInfo
 from segkit.outputs import dice_complaint, width_complaint
 from segkit.segmentation import _spans
-from tests.helpers import FIXTURE
+from tests.helpers import FIXTURE, untaught_student
 
 
 @pytest.fixture(scope="module")
 def model():
-    """Untaught but deterministic: some pixels are cells, most are not."""
-    torch.manual_seed(1)
-    return UNet(ModelInfo(norm="group")).eval()
+    return untaught_student()
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +46,7 @@ def test_tiles_answer_every_pixel_once_and_see_beyond_what_they_answer(size, ali
 def test_a_tiled_batch_norm_answer_is_the_whole_ones(monkeypatch):
     """Without statistics of the picture itself only the margin matters."""
     torch.manual_seed(0)
-    model = UNet(ModelInfo(norm="batch")).eval()
+    model = UNet().eval()
     image = np.random.default_rng(0).random((400, 300))
     whole = segment(model, image)
     monkeypatch.setattr(segmentation_module, "TILE", 320)

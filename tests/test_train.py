@@ -18,7 +18,7 @@ from segkit.data import Frame, Split
 from segkit.decode import build_store
 from segkit.learner import Learner
 from segkit.material import prepare
-from segkit.run import Checkpoint, open_run, save_checkpoint
+from segkit.run import open_run, save_checkpoint
 from segkit.settings import DEMO, parse_settings
 from segkit.team import Team
 from tests.helpers import squares, write
@@ -133,13 +133,13 @@ def test_only_the_bundled_demos_training_is_renewed(tmp_path):
 
 
 def test_a_full_disk_is_said_and_the_last_checkpoint_stays(tmp_path):
-    save_checkpoint(Checkpoint({"model": {}}, {"epoch": 1}), tmp_path)
+    save_checkpoint({"model": {}, "state": {"epoch": 1}}, tmp_path)
     before = (tmp_path / "last.pt").read_bytes()
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))  # no file grows beyond 1000 bytes
     try:
         with pytest.raises(SegkitError, match="free some disk space"):
-            save_checkpoint(Checkpoint({"model": {"weight": torch.zeros(1000)}}, {"epoch": 2}), tmp_path)
+            save_checkpoint({"model": {"weight": torch.zeros(1000)}, "state": {"epoch": 2}}, tmp_path)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert [p.name for p in tmp_path.iterdir()] == ["last.pt"]
