@@ -28,7 +28,7 @@ from segkit.devices import describe_device, pick_device
 from segkit.discover import discover_split
 from segkit.figures import STUDENT, TEACHER, new_figure
 from segkit.images import read_header
-from segkit.judge import judge
+from segkit.judge import score_frames
 from segkit.layout import covering
 from segkit.scores import dice
 from segkit.settings import Settings, parse_settings
@@ -47,7 +47,7 @@ class Course(NamedTuple):
 
 
 def scores_of(network: segkit.UNet, frames: Sequence[Frame]) -> dict[str, float]:
-    return judge(network, frames)[["dice", "panoptic_quality"]].mean().to_dict()
+    return score_frames(network, frames)[["dice", "panoptic_quality"]].mean().to_dict()
 
 
 def train_student(settings: Settings) -> Course:

@@ -17,7 +17,7 @@ from torch import nn
 import segkit
 import segkit.model
 from segkit.discover import discover_split
-from segkit.judge import judge
+from segkit.judge import score_frames
 from segkit.settings import parse_settings
 from segkit.sources import load_settings
 
@@ -43,7 +43,7 @@ def main(arguments: list[str]) -> None:
                                        crops_per_epoch=settings.batch_size * steps // settings.epochs)
                     model = segkit.UNet()
                     history = segkit.fit(model, split, settings)
-                scores = judge(model, split.validation)[["dice", "panoptic_quality"]].mean()
+                scores = score_frames(model, split.validation)[["dice", "panoptic_quality"]].mean()
                 speed = settings.batch_size / history.table()["crops_per_second"].median()
                 rows.append({**scores, "events": len(history.events), "step": speed})
             table = pd.DataFrame(rows)

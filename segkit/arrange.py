@@ -17,7 +17,7 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from .archives import EXPERIMENT, Entry, file_crc, is_mask_folder, list_images
-from .data import Problem
+from .data import Problem, table_of_problems
 from .errors import SegkitError
 from .files import replacing
 
@@ -50,12 +50,10 @@ class Plan:
         table = pd.DataFrame(rows, columns=["from", "to", "MB"])
         return table.groupby(["from", "to"], as_index=False).agg(files=("MB", "size"), MB=("MB", "sum")).round(1)
 
-    def problem_table(self) -> pd.DataFrame:
-        return pd.DataFrame([(str(p.path), p.reason) for p in self.problems], columns=["path", "reason"])
-
     def _repr_html_(self) -> str:
+        said = table_of_problems(self.problems, self.dataset_path)
         with pd.option_context("display.max_colwidth", None, "display.max_rows", None):
-            problems = f"<b>{len(self.problems)} problem(s)</b>{self.problem_table().to_html(index=False)}"
+            problems = f"<b>{len(self.problems)} problem(s)</b>{said.to_html(index=False)}"
             return (problems if self.problems else "") + self.table().to_html(index=False)
 
 

@@ -47,6 +47,13 @@ class Problem:
     frames_lost: int = 0
 
 
+def table_of_problems(problems: Iterable[Problem], root: Path) -> pd.DataFrame:
+    """One row per problem; paths relative to root where they lie in it."""
+    rows = [(str(p.path.relative_to(root) if p.path.is_relative_to(root) else p.path), p.reason, p.frames_lost)
+            for p in problems]
+    return pd.DataFrame(rows, columns=["path", "reason", "frames lost"])
+
+
 @dataclass(frozen=True)
 class Dataset:
     """What `discover` found: every usable frame, and every problem."""
@@ -70,10 +77,7 @@ class Dataset:
 
     def problem_table(self) -> pd.DataFrame:
         """One row per problem, the costliest first; paths relative to the dataset."""
-        def relative(path: Path) -> str:
-            return str(path.relative_to(self.path)) if path.is_relative_to(self.path) else str(path)
-        rows = [(relative(p.path), p.reason, p.frames_lost) for p in self.problems]
-        return pd.DataFrame(rows, columns=["path", "reason", "frames lost"])
+        return table_of_problems(self.problems, self.path)
 
     def problem_summary(self, at_most: int = 3) -> list[str]:
         """The costliest problems, a sentence each, and how many more there are."""

@@ -54,6 +54,12 @@ class History:
     def save(self, path: Path) -> None:
         write_table(path, self.table())
 
+    @classmethod
+    def read(cls, path: Path) -> History:
+        """The rows of a saved history, without previews."""
+        numbers = {name: [""] for name in COLUMNS if name != "event"}
+        return cls(pd.read_csv(path, keep_default_na=False, na_values=numbers).to_dict("records"))
+
     def _repr_html_(self) -> str:
         return self.table().round(3).to_html(index=False)
 

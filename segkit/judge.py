@@ -52,6 +52,6 @@ def score_frame(frame: Frame, labels: np.ndarray) -> dict[str, Any]:
             "area_px": int((labels > 0).sum()), "teacher_area_px": int((teacher > 0).sum())}
 
 
-def judge(model: UNet, frames: Sequence[Frame]) -> pd.DataFrame:
+def score_frames(model: UNet, frames: Sequence[Frame]) -> pd.DataFrame:
     """`score_frame` for every pair, segmented anew: one row per frame."""
     return pd.DataFrame([score_frame(frame, segment(model, read_pair(frame)[0]).labels) for frame in frames])

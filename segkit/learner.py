@@ -48,7 +48,7 @@ class Learner:
         if self.device.type == "cpu":
             keep_memory()
         self.model = model.to(self.device).to(memory_format=torch.channels_last)
-        self.forward = team.prepare(self.model)
+        self.forward = team.wrap(self.model)
         self.batch = settings.batch_size // team.size
         self.part = self.batch  # crops that go through the network at once
         if settings.batch_size % team.size:

@@ -16,13 +16,12 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TypeVar
 
-import pandas as pd
 import torch
 from torch import Tensor, nn
 
 from .devices import pick_device
 from .errors import STOPPED, SegkitError
-from .history import COLUMNS, History
+from .history import History
 from .settings import Settings
 
 POLL = 0.5  # seconds between looks at what a team has done
@@ -76,7 +75,7 @@ class Team:
                               f"{len(items)}")
         return list(items[self.rank::self.size])
 
-    def prepare(self, model: nn.Module) -> nn.Module:
+    def wrap(self, model: nn.Module) -> nn.Module:
         """The model as its forward pass must be called, so that gradients are averaged over the team."""
         return self._accelerator.prepare(model) if self._accelerator else model
 
@@ -121,7 +120,7 @@ def launch(settings: Settings, on_epoch: Callable[[History], None] | None = None
             now = _time_of(table)
             if on_epoch and now not in (None, seen):
                 seen = now
-                on_epoch(read_history(settings))
+                on_epoch(History.read(table))
     except BaseException as error:
         team.terminate()
         team.wait()
@@ -134,7 +133,7 @@ def launch(settings: Settings, on_epoch: Callable[[History], None] | None = None
         reasons = [line.partition(STOPPED)[2].strip() for line in said if STOPPED in line]
         raise SegkitError(reasons[0] if reasons else f"the {settings.processes} processes ended with code "
                           f"{team.returncode} and no reason: look at {settings.run_dir / 'run.log'}")
-    return read_history(settings)
+    return History.read(table)
 
 
 def _runs(process: subprocess.Popen) -> bool:
@@ -151,10 +150,3 @@ def _time_of(path: Path) -> int | None:
         return path.stat().st_mtime_ns
     except OSError:
         return None
-
-
-def read_history(settings: Settings) -> History:
-    """The history that a run has written so far."""
-    numbers = {name: [""] for name in COLUMNS if name != "event"}
-    table = pd.read_csv(settings.run_dir / "history.csv", keep_default_na=False, na_values=numbers)
-    return History(table.to_dict("records"))

@@ -19,7 +19,7 @@ from .devices import describe_device
 from .discover import discover_split
 from .errors import SegkitError
 from .history import ANEW, History, log, logging_to
-from .judge import choose_prominence, judge
+from .judge import choose_prominence, score_frames
 from .layout import learning_rate_at
 from .learner import LEARNING, Learner
 from .material import prepare
@@ -124,7 +124,7 @@ class _Training:
         team.wait()  # until its file is there
         _take_best(model, self.settings)
         model.info = choose_prominence(model, self.material.validation_frames)
-        scores = team.gather(judge(model, self.material.validation.frames).to_dict("records"))
+        scores = team.gather(score_frames(model, self.material.validation.frames).to_dict("records"))
         if team.first:
             finish_run(model, pd.DataFrame(scores).sort_values(["experiment", "position", "frame"]), self.history,
                        self.settings, describe_device(team.device))
