@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure, FigureBase
+from PIL import Image
 from skimage.segmentation import expand_labels
 from torchvision.utils import draw_segmentation_masks
 
@@ -29,7 +30,7 @@ class Picture(Figure):
 
     def __init__(self, width: float, height: float) -> None:
         super().__init__(figsize=(width, height), dpi=DPI, layout="constrained", facecolor="white")
-        FigureCanvasAgg(self)
+        self.canvas: FigureCanvasAgg = FigureCanvasAgg(self)
 
     def _repr_png_(self) -> bytes:
         return to_png(self, compress_level=6)
@@ -37,8 +38,10 @@ class Picture(Figure):
 
 def to_png(figure: Picture, compress_level: int = 1) -> bytes:
     """A figure as PNG, quickly, for an ipywidgets.Image; a higher level (to 9) is slower and smaller."""
+    figure.canvas.draw()  # savefig would draw twice
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", pil_kwargs={"compress_level": compress_level})
+    picture = Image.fromarray(np.asarray(figure.canvas.buffer_rgba())).convert("RGB")
+    picture.save(buffer, "png", compress_level=compress_level, dpi=(DPI, DPI))
     return buffer.getvalue()
 
 
