@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import logging
+import os
 import struct
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import tifffile
@@ -17,6 +20,7 @@ from skimage.segmentation import relabel_sequential
 from .errors import SegkitError
 
 IMAGE_SUFFIXES = (".tif", ".tiff", ".png")
+_ENDIAN: dict[str, Literal["little", "big"]] = {"<": "little", ">": "big"}
 DAMAGE = (OSError, ValueError, KeyError, IndexError, TypeError, RuntimeError, EOFError, ArithmeticError,
            SyntaxError, MemoryError, AttributeError, struct.error, tifffile.TiffFileError, Image.DecompressionBombError)
 logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what it warns of becomes our own error
@@ -44,7 +48,7 @@ def read_header(path: str | Path) -> Header:
         if png:
             with warnings.catch_warnings(action="ignore"), Image.open(path) as picture:
                 return Header(1, picture.height, picture.width)
-        with tifffile.TiffFile(path) as tif:
+        with open_tiff(path) as tif:
             series = tif.series[0]
             sizes = dict(zip(series.axes, series.shape, strict=True))
             end = max((start + size for page in tif.pages for start, size
@@ -60,6 +64,25 @@ def read_header(path: str | Path) -> Header:
     except DAMAGE as error:
         raise SegkitError(f"{path.name} cannot be read as {'PNG' if png else 'TIFF'} ({type(error).__name__}): "
                           "it is damaged or of another kind; copy or export it again") from None
+
+
+@contextmanager
+def open_tiff(path: str | Path) -> Iterator[tifffile.TiffFile]:
+    """A TIFF, its chain of pages checked: one that leads back into itself would be followed for ever.
+
+    Raises one of DAMAGE where the file is damaged.
+    """
+    with tifffile.TiffFile(path) as tif:
+        kind, file, seen, at = tif.tiff, tif.filehandle, set(), tif.pages.first.offset
+        while 0 < at < file.size:
+            if at in seen:
+                raise ValueError("the chain of pages leads back into itself")
+            seen.add(at)
+            file.seek(at)
+            tags = int.from_bytes(file.read(kind.tagnosize), _ENDIAN[kind.byteorder])
+            file.seek(tags * kind.tagsize, os.SEEK_CUR)
+            at = int.from_bytes(file.read(kind.offsetsize), _ENDIAN[kind.byteorder])
+        yield tif
 
 
 def _count_planes(path: Path, series: tifffile.TiffPageSeries) -> int:
@@ -80,7 +103,7 @@ def _read_plane(path: Path, page: int) -> np.ndarray:
                 if page:
                     raise SegkitError(f"{path.name} has 1 page, page {page} was asked for")
                 return np.asarray(picture.convert("RGBA") if picture.mode == "P" else picture)
-        with tifffile.TiffFile(path) as tif:
+        with open_tiff(path) as tif:
             series = tif.series[0]
             planes = _count_planes(path, series)
             if not 0 <= page < planes:

@@ -5,9 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from xml.etree import ElementTree
 
-import tifffile
-
-from .images import DAMAGE
+from .images import DAMAGE, open_tiff
 
 
 def read_metadata(path: str | Path) -> dict[str, float]:
@@ -17,7 +15,7 @@ def read_metadata(path: str | Path) -> dict[str, float]:
     """
     found: dict[str, float | None] = {}
     try:
-        with tifffile.TiffFile(path) as tif:
+        with open_tiff(path) as tif:
             tags, imagej = tif.pages.first.tags, tif.imagej_metadata or {}
             x, y = tags["XResolution"].value if "XResolution" in tags else (0, 1)
             per_unit, unit = x / max(y, 1), tags["ResolutionUnit"].value if "ResolutionUnit" in tags else 1

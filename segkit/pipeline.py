@@ -17,7 +17,7 @@ from .cells import measure_cells
 from .data import Frame, masks_path_in
 from .errors import SegkitError
 from .files import replacing
-from .images import DAMAGE, read_image
+from .images import DAMAGE, open_tiff, read_image
 from .judge import score_frame
 from .model import UNet
 from .segmentation import Maps, label, predict
@@ -156,7 +156,7 @@ def write_labels(path: Path, labels: np.ndarray, pixel_size_um: float | None = N
 def _labels_made_before(path: Path, stamp: str) -> np.ndarray | None:
     """The labels in a file that carries this stamp, else None."""
     try:
-        with tifffile.TiffFile(path) as tif:
+        with open_tiff(path) as tif:
             return tif.asarray().astype(np.int32) if tif.pages.first.description == stamp else None
     except DAMAGE:
         return None

@@ -106,6 +106,24 @@ def test_a_damaged_file_gives_one_sentence(tmp_path, content, suffix):
             read(path)
 
 
+@pytest.mark.parametrize("pages", [2, 150])
+def test_a_chain_of_pages_that_leads_back_into_itself_is_no_endless_file(tmp_path, pages):
+    path = tmp_path / "img_1.tif"
+    with tifffile.TiffWriter(path) as writer:
+        for _ in range(pages):
+            writer.write(np.ones((4, 5), np.uint8), metadata=None)
+    with tifffile.TiffFile(path) as tif:
+        first, last = tif.pages[0].offset, tif.pages[-1]
+    content = bytearray(path.read_bytes())
+    end = last.offset + 2 + 12 * len(last.tags)
+    assert content[end:end + 4] == bytes(4)  # where the last page says that there is none after it
+    content[end:end + 4] = first.to_bytes(4, "little")
+    path.write_bytes(content)
+    for reader in (read_header, read_image, read_labels):
+        with pytest.raises(SegkitError, match="is damaged"):
+            reader(path)
+
+
 def test_a_file_cut_short_is_noticed_without_decoding(tmp_path):
     path = tmp_path / "a.tif"
     tifffile.imwrite(path, RAMP)
