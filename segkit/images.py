@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import struct
 import warnings
@@ -20,6 +21,7 @@ from skimage.segmentation import relabel_sequential
 from .errors import SegkitError
 
 IMAGE_SUFFIXES = (".tif", ".tiff", ".png")
+UNPACKED = 50_000  # at most so many bytes come out of one, in pictures without any cell
 _ENDIAN: dict[str, Literal["little", "big"]] = {"<": "little", ">": "big"}
 DAMAGE = (OSError, ValueError, KeyError, IndexError, TypeError, RuntimeError, EOFError, ArithmeticError,
            SyntaxError, MemoryError, AttributeError, struct.error, tifffile.TiffFileError, Image.DecompressionBombError)
@@ -68,12 +70,16 @@ def read_header(path: str | Path) -> Header:
 
 @contextmanager
 def open_tiff(path: str | Path) -> Iterator[tifffile.TiffFile]:
-    """A TIFF, its chain of pages checked: one that leads back into itself would be followed for ever.
+    """A TIFF, checked for what would take all memory: a circle of pages, or a size far beyond what is stored.
 
     Raises one of DAMAGE where the file is damaged.
     """
     with tifffile.TiffFile(path) as tif:
-        kind, file, seen, at = tif.tiff, tif.filehandle, set(), tif.pages.first.offset
+        page = tif.pages.first
+        most = sum(page.databytecounts) * (UNPACKED if page.compression > 1 else 8)  # 8: a bit becomes a byte
+        if page.nbytes > most or math.prod(page.chunked) > len(page.dataoffsets):
+            raise ValueError(f"{page.shape} pixels are promised, and {sum(page.databytecounts)} bytes are stored")
+        kind, file, seen, at = tif.tiff, tif.filehandle, set(), page.offset
         while 0 < at < file.size:
             if at in seen:
                 raise ValueError("the chain of pages leads back into itself")

@@ -124,6 +124,22 @@ def test_a_chain_of_pages_that_leads_back_into_itself_is_no_endless_file(tmp_pat
             reader(path)
 
 
+@pytest.mark.parametrize("compression", [None, "zlib", "zstd", "lzw"])
+def test_a_size_far_beyond_what_is_stored_is_said_before_memory_is_taken(tmp_path, compression):
+    path = tmp_path / "img_1.tif"
+    tifffile.imwrite(path, np.zeros((3000, 3000), np.uint16), compression=compression)
+    assert read_header(path) == (1, 3000, 3000)
+    assert not read_labels(path).any()
+    with tifffile.TiffFile(path) as tif:
+        tag = tif.pages[0].tags["ImageLength"]
+    content = bytearray(path.read_bytes())
+    content[tag.valueoffset:tag.valueoffset + 4] = (3 * 10 ** 8).to_bytes(4, "little")
+    path.write_bytes(content)
+    for reader in (read_header, read_image, read_labels):
+        with pytest.raises(SegkitError, match="is damaged"):
+            reader(path)
+
+
 def test_a_file_cut_short_is_noticed_without_decoding(tmp_path):
     path = tmp_path / "a.tif"
     tifffile.imwrite(path, RAMP)
