@@ -70,7 +70,7 @@ def read_damaged_tiffs(count, folder, seed=0):
 
 
 def test_damaged_tiffs_raise_the_named_error_and_no_other(tmp_path):
-    assert read_damaged_tiffs(200, tmp_path) < 200
+    assert read_damaged_tiffs(2000, tmp_path) < 2000  # some were damaged enough
 
 
 @MANY
