@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import struct
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -15,6 +16,8 @@ from .images import IMAGE_SUFFIXES
 
 _JUNK = re.compile(r"^(__MACOSX|\.DS_Store|Thumbs\.db|desktop\.ini|\._.*|\..*)$", re.IGNORECASE)
 _PACKED = (".zip", ".tar", ".gz", ".tgz", ".7z", ".rar", ".bz2", ".xz", ".part", ".crdownload", ".download")
+DAMAGED_ZIP = (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, ValueError, LookupError, ArithmeticError,
+               struct.error)  # what zipfile raises for one; NotImplementedError is a RuntimeError
 EXPERIMENT = re.compile(r"raw_data|masks", re.IGNORECASE)
 
 
@@ -93,7 +96,7 @@ def _archive_entries(path: Path, problems: list[Problem]) -> Iterator[Entry]:
     try:
         with zipfile.ZipFile(path) as archive:
             infos = archive.infolist()
-    except (zipfile.BadZipFile, OSError) as error:
+    except (*DAMAGED_ZIP, OSError) as error:
         problems.append(Problem(path, f"{path.name} is no sound zip archive ({error}): download it again"))
         return
     stem = path.stem if path.suffix.lower() == ".zip" else path.name

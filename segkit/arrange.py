@@ -7,7 +7,6 @@ import re
 import shutil
 import unicodedata
 import zipfile
-import zlib
 from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -16,7 +15,7 @@ from pathlib import Path, PurePosixPath
 import pandas as pd
 from tqdm.auto import tqdm
 
-from .archives import EXPERIMENT, Entry, file_crc, is_mask_folder, list_images
+from .archives import DAMAGED_ZIP, EXPERIMENT, Entry, file_crc, is_mask_folder, list_images
 from .data import Problem, table_of_problems
 from .errors import SegkitError
 from .files import replacing
@@ -125,7 +124,7 @@ def arrange(source: str | Path, dataset_path: str | Path, *, move: bool = False)
         for job in tqdm(todo, desc="arranging", unit="file", leave=False):
             try:
                 _carry_out(job, opened, move)
-            except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError) as error:
+            except DAMAGED_ZIP as error:
                 what = next((words for sign, words in FAULTS.items() if sign in str(error)),
                             f"is damaged ({error}): download the archive again")
                 plan.problems.append(Problem(Path(job.entry.source),

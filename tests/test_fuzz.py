@@ -1,11 +1,12 @@
 """Whatever comes: the only error is the named one, and what is promised of every answer holds.
 
-`python -m tests.test_fuzz 5000` damages so many TIFFs; the tests do 200.
+`python -m tests.test_fuzz 5000` damages so many TIFFs; the tests do 2,000.
 """
 
 import random
 import sys
 import tempfile
+import zipfile
 from contextlib import suppress
 from pathlib import Path
 
@@ -15,8 +16,9 @@ import tifffile
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
+from PIL import Image
 
-from segkit import SegkitError, UNet, discover, match_instances, read_image, read_labels, segment
+from segkit import SegkitError, UNet, arrange, discover, match_instances, read_image, read_labels, segment
 from segkit.images import read_header
 from segkit.metadata import read_metadata
 from segkit.names import name_key
@@ -71,6 +73,30 @@ def read_damaged_tiffs(count, folder, seed=0):
 
 def test_damaged_tiffs_raise_the_named_error_and_no_other(tmp_path):
     assert read_damaged_tiffs(2000, tmp_path) < 2000  # some were damaged enough
+
+
+def test_damaged_pngs_and_archives_are_named_and_leave_nothing_elsewhere(tmp_path):
+    source, downloads, outcomes = random.Random(0), tmp_path / "downloads", []
+    downloads.mkdir()
+    image, archive = downloads / "img_1.png", downloads / "REF_raw_data.zip"
+    Image.fromarray(np.arange(480, dtype=np.uint16).reshape(20, 24)).save(image)
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as packed:
+        for position in ("Pos101", "Pos102"):
+            packed.write(image, f"REF_raw_data/{position}/aphase/img_1.png")
+    contents = image.read_bytes(), archive.read_bytes()
+    for k in range(300):
+        for path, content in zip((image, archive), contents, strict=True):
+            path.write_bytes(damage(content, source))
+        for reader in (read_header, read_image, read_labels):
+            with suppress(SegkitError):
+                reader(image)
+        try:
+            outcomes.append(bool(arrange(archive, tmp_path / "arranged" / str(k)).problems))
+        except SegkitError:
+            outcomes.append(True)
+    assert any(outcomes)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["arranged", "downloads"]
+    assert {path.name for path in tmp_path.rglob("*") if path.is_file()} == {image.name, archive.name}
 
 
 @MANY
