@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import ctypes
 import os
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from .errors import SegkitError
 
@@ -42,6 +44,21 @@ def has_fast_bf16(device: torch.device) -> bool:
 def autocast(device: torch.device) -> AbstractContextManager:
     """bf16 autocast where the hardware has it, else plain float32."""
     return torch.autocast(device.type, torch.bfloat16) if has_fast_bf16(device) else nullcontext()
+
+
+def in_parts(forward: Callable[[Tensor], Tensor], batch: Tensor) -> Tensor:
+    """forward(batch), in halves where the GPU's memory does not hold the whole (B, C, H, W).
+
+    Raises SegkitError where it does not hold one picture.
+    """
+    try:
+        return forward(batch)
+    except torch.OutOfMemoryError:
+        if len(batch) == 1:
+            raise SegkitError(f"a picture of {batch.shape[-2]} x {batch.shape[-1]} pixels does not fit into the GPU's "
+                              "memory: set DEVICE=cpu") from None
+    torch.cuda.empty_cache()
+    return torch.cat([in_parts(forward, half) for half in batch.chunk(2)])
 
 
 def keep_memory() -> None:

@@ -16,7 +16,7 @@ from torch.optim.swa_utils import AveragedModel
 from .averaging import average_weights, calibrate, calibration_batches
 from .crops import cut_crops, draw_crops
 from .data import Frame
-from .devices import autocast, keep_memory
+from .devices import autocast, in_parts, keep_memory
 from .errors import SegkitError
 from .history import log
 from .losses import batch_dice, student_loss
@@ -138,7 +138,7 @@ class Learner:
         for index in _same_size(store, at_most):
             images, targets = (t.to(self.device) for t in store.whole(index, STRIDE))
             with autocast(self.device):
-                output = judged(images.contiguous(memory_format=torch.channels_last))
+                output = in_parts(judged, images.contiguous(memory_format=torch.channels_last))
             height, width = int(store.height[index[0]]), int(store.width[index[0]])
             output, targets = output[..., :height, :width].float(), targets[..., :height, :width]
             losses += [student_loss(o, t) for o, t in zip(output.split(1), targets.split(1), strict=True)]

@@ -30,7 +30,7 @@ def open_run(split: Split, settings: Settings) -> Path:
     """Make the run's folder and write settings.json and split.json into it.
 
     Raises SegkitError where a run of that name is there already and is neither resumed nor the bundled demo's, and
-    where a resumed one would be judged by frames that it has learnt from.
+    where a resumed one would be judged by other frames than before, some of which it may have learnt from.
     """
     run_dir = settings.run_dir
     there = any((run_dir / name).is_file() for name in ("last.pt", "model.safetensors", "report.json"))
@@ -45,12 +45,14 @@ def open_run(split: Split, settings: Settings) -> Path:
     if settings.resume and not (run_dir / "last.pt").is_file():
         raise SegkitError(f"RESUME is set and {run_dir} holds no last.pt: set RESUME=0, or RUN to an interrupted run")
     train, validation = ([f.name for f in frames] for frames in (split.train, split.validation))
-    learnt = _left_in(run_dir, "split.json").get("train", []) if settings.resume else []
-    if leaked := sorted(set(learnt) & set(validation)):
-        raise SegkitError(f"RESUME is set and {leaked[0]} would now be a validation frame, which runs/{settings.run} "
-                          "has learnt from: set VALIDATION as in its settings.json, or RUN to a new name")
+    earlier = _left_in(run_dir, "split.json") if settings.resume else {}
+    if others := sorted(set(earlier.get("validation", validation)) ^ set(validation)):
+        raise SegkitError(f"RESUME is set and runs/{settings.run} has been judged by other validation frames, "
+                          f"{others[0]} the first that differs: set VALIDATION and EXCLUDE as in its settings.json, or "
+                          "RUN to a new name and START_FROM to this run")
     write_json(run_dir / "settings.json", settings.as_dict())
-    write_json(run_dir / "split.json", {"train": list(dict.fromkeys(train + learnt)), "validation": validation,
+    write_json(run_dir / "split.json", {"train": list(dict.fromkeys(train + earlier.get("train", []))),
+                                        "validation": validation,
                                         "excluded": dict.fromkeys(settings.exclude, "EXCLUDE")})
     return run_dir
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from .devices import autocast
+from .devices import autocast, in_parts
 from .errors import SegkitError
 from .model import STRIDE, UNet
 from .targets import label_cells, normalise
@@ -66,7 +66,7 @@ def _tiled(model: UNet, x: Tensor) -> Tensor:
             padded = np.pad(tile, ((0, 0), (0, 0), (0, -tile.shape[-2] % STRIDE), (0, -tile.shape[-1] % STRIDE)),
                             mode="reflect")
             with torch.inference_mode(), autocast(device):
-                output = model.eval()(torch.from_numpy(padded).to(device, memory_format=torch.channels_last))
+                output = in_parts(model.eval(), torch.from_numpy(padded).to(device, memory_format=torch.channels_last))
                 output = output[..., first_row - top:last_row - top, first_column - left:last_column - left].float()
                 output[:, 0].sigmoid_()
             maps[..., first_row:last_row, first_column:last_column] = output.cpu()

@@ -16,6 +16,7 @@ from segkit import learner as learner_module
 from segkit import train as train_module
 from segkit.data import Frame, Split
 from segkit.decode import build_store
+from segkit.devices import in_parts
 from segkit.learner import Learner
 from segkit.material import prepare
 from segkit.run import open_run, save_checkpoint
@@ -103,14 +104,14 @@ def split_of(train, validation):
                    for letters in (train, validation)))
 
 
-def test_a_resumed_run_is_never_judged_by_what_it_has_learnt_from(tmp_path):
+def test_a_resumed_run_is_judged_by_the_same_frames_as_before(tmp_path):
     settings, resumed = settings_for(tmp_path), settings_for(tmp_path, RESUME=1)
     (open_run(split_of("AB", "C"), settings) / "last.pt").touch()
     open_run(split_of("AD", "C"), resumed)  # more to learn from is fine, and so is less
     before = (settings.run_dir / "split.json").read_text()
-    for learnt in "ABD":
-        with pytest.raises(SegkitError, match=f"REF/{learnt}/0 would now be a validation frame.*set VALIDATION as"):
-            open_run(split_of("E", "C" + learnt), resumed)
+    for other in ("CA", "CB", "CD", "CF", "F"):
+        with pytest.raises(SegkitError, match=r"other validation frames, REF/[ABCDF]/0 .*START_FROM to this run"):
+            open_run(split_of("E", other), resumed)
     assert (settings.run_dir / "split.json").read_text() == before
 
 
@@ -282,6 +283,44 @@ def test_each_frame_of_a_group_has_its_own_validation_loss(tiny, monkeypatch):
     monkeypatch.setattr(learner_module, "_same_size", lambda store, at_most: [[0, 1, 2, 3]])  # as on a GPU
     assert learner.judge(store).losses == pytest.approx(alone, rel=1e-5)
     assert len(set(alone)) == 2  # two positions with the same two frames
+
+
+class SmallMemory:
+    """A GPU's memory that holds so many pictures at once, before a network."""
+
+    def __init__(self, network, pictures):
+        self.network, self.pictures, self.seen = network, pictures, []
+
+    def __call__(self, batch):
+        if len(batch) > self.pictures:
+            raise torch.OutOfMemoryError
+        self.seen.append(len(batch))
+        return self.network(batch)
+
+
+def test_a_batch_beyond_the_gpus_memory_is_taken_in_parts_and_gives_the_same(tiny):
+    images, targets = torch.rand(4, 1, 32, 32), (torch.rand(4, 1, 32, 32) > 0.7).float()
+    gradients = []
+    for pictures in (4, 1):
+        learner = Learner(UNet(), Team("cpu"), settings_for(tiny, BATCH_SIZE=4))
+        learner.start(0.3, 0)
+        learner.model.eval()  # batch norm measures each part for itself otherwise
+        learner.forward = SmallMemory(learner.model, pictures)
+        learner.step(images, targets)
+        assert learner.forward.seen == [pictures] * (4 // pictures)
+        gradients.append(torch.cat([p.grad.flatten() for p in learner.model.parameters()]))
+    assert torch.nn.functional.cosine_similarity(*gradients, dim=0) > 0.9
+    learner.forward = SmallMemory(learner.model, 0)
+    with pytest.raises(SegkitError, match="set a smaller CROP"):
+        learner.step(images, targets)
+
+
+def test_pictures_beyond_the_gpus_memory_are_answered_in_parts():
+    batch, memory = torch.rand(5, 1, 32, 48), SmallMemory(torch.neg, 2)
+    assert torch.equal(in_parts(memory, batch), -batch)
+    assert memory.seen == [2, 1, 2]
+    with pytest.raises(SegkitError, match="32 x 48 pixels does not fit into the GPU's memory: set DEVICE=cpu"):
+        in_parts(SmallMemory(torch.neg, 0), batch)
 
 
 def test_the_weights_kept_are_those_of_the_lowest_validation_loss(tiny):
