@@ -38,6 +38,12 @@ class Frame:
         return f"{self.experiment}/{self.position}/{self.frame}"
 
 
+    @property
+    def masks_page(self) -> int:
+        """The page of `masks` that holds this frame's labels; of labels written by segkit each page has a file."""
+        return 0 if self.masks and self.masks.stem == labels_stem(self.image, self.page) else self.page
+
+
 @dataclass(frozen=True)
 class Problem:
     """Something in the dataset that cannot be used as it is, and how many frames it costs."""
@@ -160,7 +166,7 @@ def read_pair(frame: Frame) -> tuple[np.ndarray, np.ndarray]:
     if frame.masks is None:
         raise SegkitError(f"{frame.name} has no masks file: a pair was needed")
     try:
-        image, labels = read_image(frame.image, frame.page), read_labels(frame.masks, frame.page)
+        image, labels = read_image(frame.image, frame.page), read_labels(frame.masks, frame.masks_page)
     except SegkitError as error:
         raise SegkitError(f"{frame.name}: {error}") from None
     return common_area(frame.image.name, image, labels)
@@ -206,5 +212,9 @@ def masks_path_in(root: Path, frame: Frame) -> Path:
     """Where under root a frame's labels are written, in the users' own layout."""
     raw = next((p.name for p in frame.image.parents if "raw_data" in p.name.lower()), None)
     folder = masks_folder_name(raw) if raw else f"{frame.experiment}_masks"
-    page = f"_{frame.page:05d}" if frame.page else ""
-    return root / folder / frame.position / "PreprocessedPhaseMasks" / f"MASK_{frame.image.stem}{page}.tif"
+    return root / folder / frame.position / "PreprocessedPhaseMasks" / f"{labels_stem(frame.image, frame.page)}.tif"
+
+
+def labels_stem(image: Path, page: int) -> str:
+    """What the file of an image's (of one of its pages') labels is called, without its ending."""
+    return f"MASK_{image.stem}" + (f"_{page:05d}" if page else "")

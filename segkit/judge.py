@@ -42,7 +42,7 @@ def score_frame(frame: Frame, labels: np.ndarray) -> dict[str, Any]:
     Raises SegkitError where the masks file cannot be read or is of another size (2 pixels are cut off).
     """
     assert frame.masks is not None, f"{frame.name} has no masks file"
-    labels, teacher = common_area(frame.image.name, labels, read_labels(frame.masks, frame.page))
+    labels, teacher = common_area(frame.image.name, labels, read_labels(frame.masks, frame.masks_page))
     matched = match_instances(labels, teacher)
     return {"experiment": frame.experiment, "position": frame.position, "frame": frame.frame,
             "dice": dice(labels, teacher), "panoptic_quality": matched.panoptic_quality,

@@ -6,7 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
-from .data import Frame, Problem, check_sizes
+from .data import Frame, Problem, check_sizes, labels_stem
 from .errors import SegkitError
 from .images import Header, read_header
 from .names import Key, name_key
@@ -39,18 +39,23 @@ def pair(images: Sequence[Path], masks: Sequence[Path], experiment: str, positio
         used.add(masks_key)
         if key not in headers:
             continue
-        header, masks_file = headers[key], by_key.get(masks_key) if masks_key else None
-        if masks_file is None:
-            unpaired += header.pages
-        else:
+        image, header, masks_file = by_image[key], headers[key], by_key.get(masks_key) if masks_key else None
+        files: list[Path | None] = [masks_file] * header.pages
+        own = [k if (k := name_key(labels_stem(image, page))) in by_key and k not in by_image else None
+               for page in range(1, header.pages)]  # a file for each page, as segkit writes them
+        if any(own):
+            used.update(own)
+            files = [masks_file, *(by_key[k] if k else None for k in own)]
+        unpaired += files.count(None)
+        for file, pages in Counter(f for f in files if f is not None).items():
             try:
-                cropped += header.pages * _differ(by_image[key], header, masks_file)
+                cropped += pages * _differ(image, header._replace(pages=pages), file)
             except SegkitError as error:
-                problems.append(Problem(masks_file, str(error), header.pages))
-                masks_file = None
-        for page in range(header.pages):
+                problems.append(Problem(file, str(error), pages))
+                files = [None if f == file else f for f in files]
+        for page, labels_file in enumerate(files):
             number = len(frames) if stacked else key.number if numbered else order
-            frames.append(Frame(by_image[key], masks_file, experiment, position, number, page))
+            frames.append(Frame(image, labels_file, experiment, position, number, page))
     if unpaired and not quiet:
         problems.append(Problem(where, f"{unpaired} frame(s) of {experiment} {position} have no masks file", unpaired))
     if cropped:

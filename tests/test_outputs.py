@@ -11,7 +11,7 @@ import torch
 from segkit import SegkitError, UNet, dice, discover, read_image, read_labels, segment, segment_dataset
 from segkit import pipeline as pipeline_module
 from segkit import segmentation as segmentation_module
-from segkit.data import masks_path_in
+from segkit.data import masks_path_in, read_pair
 from segkit.model import ModelInfo
 from segkit.outputs import dice_complaint, width_complaint
 from segkit.segmentation import _spans
@@ -126,6 +126,28 @@ def test_the_labels_come_back_as_a_dataset_with_their_pixel_size(model, frames, 
             assert numerator / denominator == pytest.approx(1e4 / 0.05, rel=1e-3)  # pixels per cm
     cells = pd.read_csv(tmp_path / "cells.csv")
     np.testing.assert_allclose(cells["area_um2"], cells["area_px"] * 0.0025, rtol=1e-4)
+
+
+def test_the_labels_of_a_stack_come_back_page_by_page(model, tmp_path):
+    raw, rng = tmp_path / "data" / "A_raw_data" / "Pos1", np.random.default_rng(0)
+    raw.mkdir(parents=True)
+    for name in ("lapse_7", "lapse_8"):
+        tifffile.imwrite(raw / f"{name}.tif", rng.integers(0, 255, (3, 40, 44)).astype(np.uint8),
+                         photometric="minisblack")
+    frames = discover(tmp_path / "data").frames
+    segment_dataset(model, frames, tmp_path)
+    again = discover(tmp_path / "data", tmp_path / "masks")
+    assert again.problems == ()
+    assert [(f.image.stem, f.page) for f in again.pairs] == [(f.image.stem, f.page) for f in frames]
+    for frame in again.pairs:
+        image, labels = read_pair(frame)
+        assert labels.any()
+        assert np.array_equal(labels > 0, segment(model, image).mask)
+    read_page = tmp_path / "masks" / "A_masks" / "Pos1" / "PreprocessedPhaseMasks" / "MASK_lapse_7_00002.tif"
+    read_page.unlink()
+    fewer = discover(tmp_path / "data", tmp_path / "masks")
+    assert [f.masks is None for f in fewer.frames] == [False, False, True, False, False, False]
+    assert [p.frames_lost for p in fewer.problems] == [1]
 
 
 def test_one_unreadable_frame_is_listed_and_the_rest_done(model, frames, tmp_path):
