@@ -165,9 +165,9 @@ if comparison.empty:
 from segkit.growth import growth_rates
 
 if len(scores):
-    teacher = both.assign(area_px=both["teacher_area_px"]).drop(columns="area_um2")
+    teacher = both.assign(area_px=both["teacher_area_px"])
     rates = [growth_rates(table, minutes_per_frame=minutes, drug_frame=None).query("phase == 'all'")
-             for table in (both.drop(columns="area_um2"), teacher)]
+             for table in (both, teacher)]
     drift = (rates[0]["growth_per_hour"] - rates[1]["growth_per_hour"]).abs()
     usual = rates[1]["growth_per_hour"].abs().max()
     print(f"positions compared: {drift.notna().sum()}")

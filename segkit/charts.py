@@ -81,7 +81,7 @@ def show_over_time(table: pd.DataFrame, value: str, ylabel: str,
 
     table: experiment, position, frame (or since_start) and the value's column.
     """
-    names = sorted(table["experiment"].unique())
+    names = sorted(table.loc[table[value].notna(), "experiment"].unique())
     if not names:
         return nothing_to_show()
     figure, panels = _panels(len(names))

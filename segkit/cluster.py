@@ -63,7 +63,7 @@ def work_on_cluster(cluster: str, model: UNet, frames: Sequence[Frame], out_dir:
     except ImportError:
         raise SegkitError("CLUSTER needs the package distributed: pip install 'segkit[cluster]'") from None
     kind, _, number = cluster.partition(":")
-    if kind == "local" and not (number.isdigit() and int(number) > 0):
+    if kind == "local" and not (number.isdecimal() and int(number) > 0):
         raise SegkitError(f"CLUSTER is {cluster}: local:4, for 4 processes, or a scheduler's address was needed")
     with ExitStack() as stack:
         try:

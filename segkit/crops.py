@@ -18,8 +18,9 @@ def draw_crops(store: Store, count: int, size: tuple[int, int], generator: torch
 
     Where cells are rare, up to half of the crops are centred near one, so that nearly empty frames teach too; where
     they cover a tenth of the frames or more, crops lie anywhere, and teach the surroundings as well. All are turned
-    by quarters and mirrored; three quarters are also shifted by parts of a pixel and zoomed by 0.84 to 1.18, and of
-    these a quarter is turned by any angle and zoomed by 0.7 to 1.4 (measured: benchmarks/README.md).
+    by quarters (by halves where they are not square) and mirrored; three quarters are also shifted by parts of a
+    pixel and zoomed by 0.84 to 1.18, and of these a quarter is turned by any angle and zoomed by 0.7 to 1.4
+    (measured: benchmarks/README.md).
     """
     def uniform(low: float, high: float, n: int = count) -> Tensor:
         return torch.rand(n, generator=generator) * (high - low) + low

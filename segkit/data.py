@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -203,6 +204,13 @@ def check_sizes(name: str, image: tuple[int, ...], masks: tuple[int, ...]) -> No
                           f"size (to {CROPPABLE} pixels) was needed; are they of the same frame and uncropped?")
 
 
+def of_experiment(value: Any, experiment: str) -> Any:
+    """What is said of an experiment: a mapping's entry, or what is no mapping. Raises SegkitError where none is."""
+    if isinstance(value, Mapping) and experiment not in value:
+        raise SegkitError(f"nothing is said of experiment {experiment}, only of {', '.join(map(str, value))}")
+    return value[experiment] if isinstance(value, Mapping) else value
+
+
 def masks_folder_name(raw_folder: str) -> str:
     """The masks folder that belongs to a raw one: HR_REF_raw_data -> HR_REF_masks, whatever follows."""
     return re.sub("raw_data", "masks", raw_folder, flags=re.IGNORECASE)
@@ -210,11 +218,12 @@ def masks_folder_name(raw_folder: str) -> str:
 
 def masks_path_in(root: Path, frame: Frame) -> Path:
     """Where under root a frame's labels are written, in the users' own layout."""
-    raw = next((p.name for p in frame.image.parents if "raw_data" in p.name.lower()), None)
+    raw = next((p.parent.name for p in frame.image.parents
+                if p.name == frame.position and "raw_data" in p.parent.name.lower()), None)
     folder = masks_folder_name(raw) if raw else f"{frame.experiment}_masks"
     return root / folder / frame.position / "PreprocessedPhaseMasks" / f"{labels_stem(frame.image, frame.page)}.tif"
 
 
 def labels_stem(image: Path, page: int) -> str:
     """What the file of an image's (of one of its pages') labels is called, without its ending."""
-    return f"MASK_{image.stem}" + (f"_{page:05d}" if page else "")
+    return f"MASK_{image.stem}" + (f"_page{page:05d}" if page else "")

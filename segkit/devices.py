@@ -25,7 +25,7 @@ def pick_device(name: str = "auto") -> torch.device:
     if name == "auto":
         return torch.device(next(kind for kind in ("cuda", "mps", "cpu") if usable[kind]))
     kind, _, number = name.partition(":")
-    if not usable.get(kind, False) or (number and (not number.isdigit() or int(number) >= torch.cuda.device_count())):
+    if not usable.get(kind, False) or (number and (not number.isdecimal() or int(number) >= torch.cuda.device_count())):
         there = ", ".join(kind for kind, ok in usable.items() if ok)
         raise SegkitError(f"DEVICE is {name}, which PyTorch does not find here: choose auto or one of {there}")
     return torch.device(name)

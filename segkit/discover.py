@@ -52,6 +52,7 @@ class _Scan:
 
     def __init__(self, masks_root: Path) -> None:
         self.masks_root = masks_root
+        self.names: set[str] = set()  # of experiments
         self.frames: list[Frame] = []
         self.problems: list[Problem] = []
 
@@ -60,6 +61,11 @@ class _Scan:
 
     def experiment(self, raw: Path) -> None:
         name = re.sub("_?raw_data", "", raw.name, flags=re.IGNORECASE) or raw.name
+        if name in self.names:
+            self.problem(raw, f"a second folder of experiment {name}: {raw.name} is left out; rename it",
+                         sum(len(images_in(sub)) for sub in folders_below(raw)))
+            return
+        self.names.add(name)
         wanted = masks_folder_name(raw.name)
         masks = next((f for f in self.listed(self.masks_root) if same_name(f.name, wanted)), None)
         positions = []

@@ -48,7 +48,7 @@ class SettingsForm(w.VBox):
                 button.on_click(action)
                 buttons.append(button)
         super().__init__([sections[0], self.message, *sections[1:], w.HBox([*buttons, self.saved])])
-        self._judge()
+        self._check()
 
     __repr__ = quiet_repr
 
@@ -67,7 +67,7 @@ class SettingsForm(w.VBox):
             field = w.Dropdown(value=value, options=sorted({"auto", "cpu", "cuda", "mps", value}), **common)
         else:
             field = w.Text(value=value, continuous_update=False, **common)
-        field.observe(lambda change: self._judge(), "value")
+        field.observe(lambda change: self._check(), "value")
         self._fields[name] = field
         unit = spec.metadata["unit"]
         note = f"{html.escape(spec.metadata['help'])}{f' ({unit})' if unit else ''}"
@@ -88,7 +88,7 @@ class SettingsForm(w.VBox):
         saved = self._base.experiments != own_conditions(self._base) and "DATASET_PATH" not in moved
         return settings if saved or "EXPERIMENTS" in moved else replace(settings, experiments=own_conditions(settings))
 
-    def _judge(self) -> None:
+    def _check(self) -> None:
         self.saved.value = ""
         try:
             settings, moved = self.settings, self._moved()
@@ -112,7 +112,7 @@ class SettingsForm(w.VBox):
         self._followed.clear()
         for name, field in self._fields.items():
             field.value = shown_value(self._base, name)
-        self._judge()
+        self._check()
 
 
 class ExperimentsForm(w.VBox):

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from .data import Frame
+from .data import Frame, of_experiment
 from .errors import SegkitError
 from .files import write_table
 from .settings import Settings
@@ -25,7 +25,7 @@ COMPARISON_COLUMNS = ("experiment", "reference", "phase", "positions", "referenc
 
 
 def areas_over_time(cells: pd.DataFrame, frames: Iterable[Frame] = ()) -> pd.DataFrame:
-    """One row per frame: experiment, position, frame, since_start (frames), cells, area_px, area_um2.
+    """One row per frame: experiment, position, frame, since_start (frames), cells, area_px.
 
     cells: a row per cell, as in cells.csv. frames: all that were looked at, so that those without any cell count too;
     left out, only frames with cells are known. Raises SegkitError where a column is missing
@@ -35,17 +35,16 @@ def areas_over_time(cells: pd.DataFrame, frames: Iterable[Frame] = ()) -> pd.Dat
     if missing := [name for name in needed if name not in cells.columns]:
         raise SegkitError(f"the table of cells has no column {', '.join(missing)}: cells.csv of a run was needed")
     key = needed[:3]
-    um = cells["area_um2"] if "area_um2" in cells.columns else np.nan
-    counted = cells[needed].assign(area_um2=um, cells=1).groupby(key, as_index=False).sum()
+    counted = cells[needed].assign(cells=1).groupby(key, as_index=False).sum()
     seen = pd.DataFrame([(*f.unit, f.frame) for f in frames], columns=key).drop_duplicates()
     if strange := set() if seen.empty else set(counted["experiment"]) - set(seen["experiment"]):
         raise SegkitError(f"cells of experiment {strange.pop()}, and no frame belongs to it: give the frames that were "
                           "segmented, and read names as text (dtype={'experiment': str, 'position': str})")
     table = counted if seen.empty else seen.merge(counted, how="outer", on=key)
-    table = table.fillna({"cells": 0, "area_px": 0, "area_um2": 0}).sort_values(key, ignore_index=True)
+    table = table.fillna({"cells": 0, "area_px": 0}).sort_values(key, ignore_index=True)
     start = table.groupby(key[:2])["frame"].transform("min")
     return table.assign(since_start=table["frame"] - start, cells=table["cells"].astype(int))[
-        [*key, "since_start", "cells", "area_px", "area_um2"]]
+        [*key, "since_start", "cells", "area_px"]]
 
 
 def growth_rates(cells: pd.DataFrame, frames: Iterable[Frame] = (), *,
@@ -63,7 +62,7 @@ def growth_rates(cells: pd.DataFrame, frames: Iterable[Frame] = (), *,
     """
     rows = []
     for (experiment, position), line in areas_over_time(cells, frames).groupby(["experiment", "position"]):
-        minutes, drug = _of(minutes_per_frame, experiment), _of(drug_frame, experiment)
+        minutes, drug = of_experiment(minutes_per_frame, experiment), of_experiment(drug_frame, experiment)
         with_drug = line["since_start"] >= (np.inf if drug is None or drug < 0 else drug)
         for phase, part in (("all", line), ("before", line[~with_drug]), ("after", line[with_drug])):
             rows.append({"experiment": experiment, "position": position, "phase": phase, "frames": len(part),
@@ -128,7 +127,7 @@ def compare_growth(growth: pd.DataFrame, reference: str | Mapping[str, str] = "R
     names = growth["experiment"].unique()
     rows = []
     for experiment in names:
-        chosen = find_reference(experiment, names, _of(reference, experiment))
+        chosen = find_reference(experiment, names, of_experiment(reference, experiment))
         if chosen:
             rows.append({"experiment": experiment, "reference": chosen, **_compare(
                 growth[growth["experiment"] == experiment], growth[growth["experiment"] == chosen])})
@@ -174,9 +173,3 @@ def _draws(positions: pd.DataFrame, seed: int, count: int = 20_000) -> np.ndarra
         return positions["growth_per_hour"].iloc[0] + within[0] * rng.standard_normal(count)
     error = max(positions["growth_per_hour"].std(ddof=1), np.sqrt((within ** 2).mean())) / np.sqrt(n)
     return positions["growth_per_hour"].mean() + error * rng.standard_t(n - 1, count)
-
-
-def _of(value: Any, experiment: str) -> Any:
-    if isinstance(value, Mapping) and experiment not in value:
-        raise SegkitError(f"nothing is said of experiment {experiment}, only of {', '.join(map(str, value))}")
-    return value[experiment] if isinstance(value, Mapping) else value

@@ -127,7 +127,7 @@ class Learner:
         return scores
 
     @torch.inference_mode()
-    def judge(self, store: Store) -> Judged:
+    def validate(self, store: Store) -> Judged:
         """Loss and Dice of this process's whole frames, by the running average of the weights."""
         judged, largest = self.average.module.eval(), int((store.height * store.width).max())
         at_most = 1 if self.device.type == "cpu" else max(1, min(8, WHOLE // largest))

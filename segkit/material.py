@@ -27,18 +27,24 @@ class Material(NamedTuple):
     cell_width: float  # pixels, median of the training cells
     crop: tuple[int, int]  # height, width
     steps: int  # of an epoch
+    left_out: dict[str, str]  # frames of all processes that could not be decoded, by name, and why
 
 
 def prepare(split: Split, settings: Settings, team: Team) -> Material:
     """Decode this process's share of the split; what cannot be decoded is logged and left out."""
     cache = settings.run_dir.parent / ".cache"
     limit = settings.memory_limit if team.here == 1 else (settings.memory_limit or free_memory() / 2e9) / team.here
-    stores = []
+    stores, left_out = [], {}
     for frames, what in ((split.train, "training frames"), (split.validation, "validation frames")):
-        store, problems = build_store(team.share(frames, what), team.device, cache, limit)
-        for problem in team.gather(problems):
+        share = team.share(frames, what)
+        store, problems = build_store(share, team.device, cache, limit)
+        sound, size = set(store.frames), 3e-9 * store.pixels.numel()  # GB
+        lost = [frame.name for frame in share if frame not in sound]
+        for name, problem in team.gather(list(zip(lost, problems, strict=True))):
             log.info("left out %s: %s", problem.path, problem.reason)
+            left_out[name] = problem.reason
         stores.append(store)
+        limit -= size if size < limit else 0  # what lies on the disk takes none
     train, validation = stores
     decoded = set(team.gather(list(validation.frames)))
     shares = pd.DataFrame(team.gather([{
@@ -57,4 +63,4 @@ def prepare(split: Split, settings: Settings, team: Team) -> Material:
                  settings.batch_size // team.size)
     return Material(train, validation, [frame for frame in split.validation if frame in decoded],
                     float(np.average(shares["foreground"], weights=shares["area"])),
-                    float(shares["cell_width"].median()), crop, steps)
+                    float(shares["cell_width"].median()), crop, steps, left_out)

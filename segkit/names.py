@@ -27,7 +27,7 @@ def name_key(stem: str) -> Key:
     stem = next(filter(None, match.groups())) if match else stem
     parts = re.match(r"^(.*?)(\d+)(\D*)$", stem)
     if not parts:
-        return Key(stem.casefold(), -1)
+        return Key(unicodedata.normalize("NFC", stem).casefold(), -1)
     return Key(unicodedata.normalize("NFC", f"{parts[1]}#{parts[3]}").casefold(), int(parts[2]))
 
 

@@ -14,7 +14,7 @@ import pandas as pd
 import tifffile
 
 from .cells import measure_cells
-from .data import Frame, masks_path_in
+from .data import Frame, masks_path_in, of_experiment
 from .errors import SegkitError
 from .files import replacing
 from .images import DAMAGE, open_tiff, read_image
@@ -113,8 +113,7 @@ def _answers(model: UNet, reads: Iterable[_Read], batch: int, manner: Manner) ->
 
 def _finish(model: UNet, read: _Read, maps: Maps | None, manner: Manner) -> Done:
     """Cut the answer into cells, write the label file, measure and score."""
-    frame, labels, um = read.frame, read.labels, manner.pixel_size_um
-    um = um[frame.experiment] if isinstance(um, Mapping) else um
+    frame, labels, um = read.frame, read.labels, of_experiment(manner.pixel_size_um, read.frame.experiment)
     if read.fault:
         return Done(skipped=(frame.name, str(frame.image), read.fault))
     if labels is None:

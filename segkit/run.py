@@ -46,7 +46,8 @@ def open_run(split: Split, settings: Settings) -> Path:
         raise SegkitError(f"RESUME is set and {run_dir} holds no last.pt: set RESUME=0, or RUN to an interrupted run")
     train, validation = ([f.name for f in frames] for frames in (split.train, split.validation))
     earlier = _left_in(run_dir, "split.json") if settings.resume else {}
-    if others := sorted(set(earlier.get("validation", validation)) ^ set(validation)):
+    now = set(validation) - set(earlier.get("excluded", ()))  # without those that could not be decoded
+    if earlier and (others := sorted(set(earlier["validation"]) ^ now)):
         raise SegkitError(f"RESUME is set and runs/{settings.run} has been judged by other validation frames, "
                           f"{others[0]} the first that differs: set VALIDATION and EXCLUDE as in its settings.json, or "
                           "RUN to a new name and START_FROM to this run")
@@ -55,6 +56,15 @@ def open_run(split: Split, settings: Settings) -> Path:
                                         "validation": validation,
                                         "excluded": dict.fromkeys(settings.exclude, "EXCLUDE")})
     return run_dir
+
+
+def leave_out(run_dir: Path, reasons: dict[str, str]) -> None:
+    """Say in split.json which frames could not be decoded, and so neither train nor validate, and why."""
+    content = _left_in(run_dir, "split.json")
+    for side in ("train", "validation"):
+        content[side] = [name for name in content[side] if name not in reasons]
+    content["excluded"] |= reasons
+    write_json(run_dir / "split.json", content)
 
 
 def _left_in(run_dir: Path, name: str) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from .model import STRIDE, UNet
 from .targets import label_cells, normalise
 
 TILE, MARGIN = 1024, 128  # pixels; larger images are answered in tiles, which see so much beyond what they answer
-FLIPS = ((), (-2,), (-1,), (-2, -1))
+MIRRORS = ((), (-2,), (-1,), (-2, -1))
 
 
 class Segmentation(NamedTuple):
@@ -50,7 +50,7 @@ def predict(model: UNet, images: Sequence[ArrayLike], *, scale: float = 1.0, fli
     if scale != 1:
         scaled = tuple(max(1, round(n * scale)) for n in size)
         x = F.interpolate(x, scaled, mode="bilinear", antialias=True)
-    maps = torch.stack([_tiled(model, x.flip(dims)).flip(dims) for dims in (FLIPS if flips else FLIPS[:1])]).mean(0)
+    maps = torch.stack([_tiled(model, x.flip(dims)).flip(dims) for dims in (MIRRORS if flips else MIRRORS[:1])]).mean(0)
     if scale != 1:
         maps = F.interpolate(maps, size, mode="bilinear", antialias=True)
     return [Maps(m[0], m[1] if len(m) > 1 else None) for m in maps.numpy()]

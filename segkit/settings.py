@@ -76,8 +76,9 @@ class Settings:
         if not self.run:
             demo = self.dataset_path == self.root / DEMO
             object.__setattr__(self, "run", "demo" if demo else self.dataset_path.resolve().name)
-        if self.run in (".", "..") or set(self.run) & set('/\\:*?"<>|'):
-            raise SegkitError(f"RUN is {self.run}: a plain folder name was needed, without / or other marks of a path")
+        if self.run in ("", ".", "..") or set(self.run) & set('/\\:*?"<>|'):
+            raise SegkitError(f"RUN is {self.run or 'empty'}: a plain folder name was needed, without / or other marks "
+                              "of a path")
         if self.openvino and self.cluster:
             raise SegkitError("OPENVINO and CLUSTER are both set: a cluster computes with PyTorch; set one of them")
         if self.crop != "auto":
@@ -106,7 +107,7 @@ class Settings:
     def crop_size(self) -> tuple[int, int]:
         """CROP as (height, width), pixels; "768x448" or "128" for a square. Not for "auto"."""
         parts = self.crop.lower().replace(" ", "").split("x")
-        if len(parts) > 2 or not all(p.isdigit() and int(p) >= 16 for p in parts):
+        if len(parts) > 2 or not all(p.isdecimal() and int(p) >= 16 for p in parts):
             raise SegkitError(f"CROP is {self.crop}: height x width in pixels was needed, each at least 16, "
                               "such as 768x448, or auto")
         return int(parts[0]), int(parts[-1])

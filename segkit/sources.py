@@ -30,7 +30,9 @@ def load_settings(parameters: Mapping[str, Any] | None = None, root: Path | None
     values: dict[str, Any] = {}
     form = root / FORM_FILE
     if form.is_file() and not os.environ.get("SEGKIT_IGNORE_FORM"):
-        values |= read_json(form, "the saved form")
+        values = read_json(form, "the saved form")
+        if not isinstance(values, dict):
+            raise SegkitError(f"the saved form {form} holds no settings: delete it, or save the form anew")
     reserved = {"SEGKIT_IGNORE_FORM", "SEGKIT_CALLER"}  # not settings: for tests, and the folder make was called in
     values = _layer(values, {name.removeprefix("SEGKIT_"): value for name, value in os.environ.items()
                              if name.startswith("SEGKIT_") and name not in reserved}, root)

@@ -15,7 +15,7 @@ SPECK = 12  # pixels; nothing smaller is a cell
 EIGHT = np.ones((3, 3), bool)  # neighbourhood
 PLATEAU, DEEP = 0.75, 2.5  # share of half the width nearby, and pixels, from which on the target is 1
 NEARBY = 7  # pixels
-STEPS = 254  # the target's distance is stored as 1 + round(254 * distance), 0 = background
+GREYS = 254  # the target's distance is stored as 1 + round(254 * distance), 0 = background
 
 
 def intensity_range(image: np.ndarray, normalisation: str = "percentile") -> tuple[float, float]:
@@ -62,7 +62,7 @@ def distance_target(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         nearby = ndimage.maximum_filter(distance, NEARBY)
         inside = cell[1:-1, 1:-1]
         share = (distance[inside] - 0.5) / np.minimum(PLATEAU * (nearby[inside] - 0.5), DEEP)
-        target[box][inside] = 1 + np.round(STEPS * np.minimum(share, 1)).astype(np.uint8)
+        target[box][inside] = 1 + np.round(GREYS * np.minimum(share, 1)).astype(np.uint8)
     return target, np.array(widths, np.float32)
 
 

@@ -25,7 +25,7 @@ from .learner import LEARNING, Learner
 from .material import prepare
 from .model import UNet
 from .model_file import load_model, save_model
-from .run import finish_run, load_checkpoint, open_run, save_checkpoint
+from .run import finish_run, leave_out, load_checkpoint, open_run, save_checkpoint
 from .settings import Settings
 from .targets import SPECK
 from .team import Team, launch, launched
@@ -85,6 +85,8 @@ class _Training:
         self.settings, self.team = settings, team
         self.learner = Learner(model, team, settings)
         self.material = prepare(split, settings, team)
+        if team.first and self.material.left_out:
+            leave_out(settings.run_dir, self.material.left_out)
         self.steps = self.material.steps
         self.history, self.epoch, self.tries, self.rate_scale = History(), 0, 0, 1.0
         self.best_dice, self.least_loss = -1.0, math.inf
@@ -182,12 +184,15 @@ class _Training:
 
     def _validate(self) -> tuple[float, float]:
         """Mean loss and Dice over all whole validation frames, each judged by one process."""
-        losses, dices, self.history.previews = self.learner.judge(self.material.validation)
+        losses, dices, self.history.previews = self.learner.validate(self.material.validation)
         loss, dice = np.mean(self.team.gather(list(zip(losses, dices, strict=True))), axis=0)
         return float(loss), float(dice)
 
     def _breakdown(self, loss: float, val_loss: float, val_dice: float) -> str:
-        """Why this epoch cannot stand, or nothing: a loss without value, a fall, a student that answers nothing."""
+        """Why this epoch cannot stand, or nothing: a loss without value, a fall, a student that answers nothing.
+
+        Of a student that never answered anything the sound state is forgotten.
+        """
         if not math.isfinite(loss + val_loss):
             return f"loss is {loss}, on validation {val_loss}"
         if self.best_dice > LEARNT and val_dice < 0.5 * self.best_dice:

@@ -1,3 +1,5 @@
+import shutil
+
 import numpy as np
 import pytest
 
@@ -157,6 +159,14 @@ def test_an_accent_written_in_two_ways_is_one_name(tiny):
     (tiny / "REF_raw_data").rename(tiny / "Bu\u0308_raw_data")
     (tiny / "REF_masks").rename(tiny / "B\u00fc_masks")
     assert len(discover(tiny).pairs) == 4
+    assert name_key("n\u00e9_masks") == name_key("ne\u0301")
+
+
+def test_two_folders_of_one_experiment_are_not_added_up(tiny):
+    shutil.copytree(tiny / "REF_raw_data", tiny / "REFraw_data")
+    dataset = discover(tiny)
+    assert len(dataset.frames) == 4
+    assert [(p.path.name, p.frames_lost) for p in dataset.problems] == [("REFraw_data", 4)]
 
 
 @pytest.mark.parametrize(("make", "words"), [

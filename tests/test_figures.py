@@ -38,6 +38,7 @@ def test_every_figure_becomes_a_png_with_and_without_content():
     line = pd.DataFrame({"experiment": ["A"], "position": ["P"], "frame": [0], "x": [1.0]})
     many = pd.concat(line.assign(experiment=name) for name in "ABCDE")
     for figure in (show_over_time(line, "x", "x"), show_over_time(many, "x", "x"), show_over_time(line[:0], "x", "x"),
+                   show_over_time(line.assign(x=np.nan), "x", "x"),
                    show_pictures([np.zeros((8, 9))], ["a"], 0.1), show_pictures([], []), show_histograms({}, "x")):
         assert to_png(figure).startswith(b"\x89PNG")
 

@@ -143,11 +143,33 @@ def test_the_labels_of_a_stack_come_back_page_by_page(model, tmp_path):
         image, labels = read_pair(frame)
         assert labels.any()
         assert np.array_equal(labels > 0, segment(model, image).mask)
-    read_page = tmp_path / "masks" / "A_masks" / "Pos1" / "PreprocessedPhaseMasks" / "MASK_lapse_7_00002.tif"
+    read_page = tmp_path / "masks" / "A_masks" / "Pos1" / "PreprocessedPhaseMasks" / "MASK_lapse_7_page00002.tif"
     read_page.unlink()
     fewer = discover(tmp_path / "data", tmp_path / "masks")
     assert [f.masks is None for f in fewer.frames] == [False, False, True, False, False, False]
     assert [p.frames_lost for p in fewer.problems] == [1]
+
+
+def test_label_files_of_pages_and_of_numbered_images_are_never_the_same(model, tmp_path):
+    raw, rng = tmp_path / "data" / "A_raw_data" / "Pos1", np.random.default_rng(0)
+    raw.mkdir(parents=True)
+    tifffile.imwrite(raw / "img.tif", rng.integers(0, 255, (3, 20, 24)).astype(np.uint8), photometric="minisblack")
+    tifffile.imwrite(raw / "img_00001.tif", rng.integers(0, 255, (20, 24)).astype(np.uint8))
+    frames = discover(tmp_path / "data").frames
+    assert len({masks_path_in(tmp_path, frame) for frame in frames}) == len(frames) == 4
+
+
+def test_a_plain_folder_below_raw_data_has_its_own_name(tmp_path):
+    folder = tmp_path / "raw_data" / "mine"
+    folder.mkdir(parents=True)
+    tifffile.imwrite(folder / "img_1.tif", np.zeros((8, 9), np.uint8))
+    frame = discover(folder).frames[0]
+    assert masks_path_in(tmp_path, frame).relative_to(tmp_path).parts[:2] == ("mine_masks", "Pos0")
+
+
+def test_a_pixel_size_that_lacks_an_experiment_is_named(model, frames, tmp_path):
+    with pytest.raises(SegkitError, match="nothing is said of experiment REF, only of OTHER"):
+        segment_dataset(model, frames, tmp_path, pixel_size_um={"OTHER": 0.1})
 
 
 def test_one_unreadable_frame_is_listed_and_the_rest_done(model, frames, tmp_path):

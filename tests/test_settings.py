@@ -37,9 +37,9 @@ def test_an_unknown_name_is_an_error_that_guesses(tmp_path, monkeypatch):
     ("EPOCHS", "many", "a whole number"), ("EPOCHS", "2.5", "a whole number"), ("EPOCHS", 0, "from 1"),
     ("LEARNING_RATE", "x", "a number"), ("RESUME", "perhaps", "1 or 0"), ("CROP", "8x8", "at least 16"),
     ("CROP", "a", "height x width"), ("RUN", "a/b", "plain folder name"), ("DATASET_PATH", "", "give a folder"),
-    ("SEED", "1e99", "from 0")])
+    ("SEED", "1e99", "from 0"), ("CROP", "\u00b2\u00b2", "height x width"), ("DATASET_PATH", "/", "RUN is empty")])
 def test_a_wrong_value_names_setting_value_and_need(name, value, words):
-    with pytest.raises(SegkitError, match=rf"{name}.*{words}"):
+    with pytest.raises(SegkitError, match=words if words.startswith("RUN") else rf"{name}.*{words}"):
         parse_settings({name: value})
 
 
@@ -68,8 +68,9 @@ def test_relative_paths_mean_the_projects_root(tmp_path):
     assert Settings(dataset_path=Path("x/../y"), root=tmp_path).dataset_path == tmp_path / "y"
 
 
-def test_a_damaged_form_gives_one_sentence(tmp_path):
-    (tmp_path / "segkit.json").write_text("{")
+@pytest.mark.parametrize("content", ["{", "null", "[]"])
+def test_a_damaged_form_gives_one_sentence(tmp_path, content):
+    (tmp_path / "segkit.json").write_text(content)
     with pytest.raises(SegkitError, match="saved form"):
         load_settings(root=tmp_path)
 

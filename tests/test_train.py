@@ -3,6 +3,7 @@
 import json
 import math
 import resource
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -255,6 +256,20 @@ def test_a_validation_frame_that_cannot_be_decoded_is_left_out_and_the_others_ju
     fit(UNet(), split, settings)
     assert f"left out {image}" in (settings.run_dir / "run.log").read_text()
     assert (settings.run_dir / "report.json").is_file()
+    name, said = split.validation[0].name, json.loads((settings.run_dir / "split.json").read_text())
+    assert said["validation"] == [split.validation[1].name]
+    assert image.name in said["excluded"][name]
+    fit(UNet(), split, settings_for(tiny, RESUME=1, EPOCHS=3))  # judged by the same frames as before
+
+
+def test_a_memory_limit_holds_for_both_sides_together(tiny):
+    split = split_by_position(discover(tiny).pairs)
+    one_side = 3e-9 * 2 * 40 * 48  # GB
+    for limit, mapped in ((2.1 * one_side, 0), (1.5 * one_side, 1), (0.5 * one_side, 2)):
+        settings = settings_for(tiny, MEMORY_LIMIT=limit, RUN=f"limit{mapped}")
+        shutil.rmtree(settings.run_dir.parent, ignore_errors=True)
+        prepare(split, settings, Team("cpu"))
+        assert len(list(settings.run_dir.parent.rglob("pixels.u16"))) == mapped
 
 
 def test_a_damaged_page_costs_its_own_frame_only(tiny):
@@ -279,9 +294,9 @@ def test_each_frame_of_a_group_has_its_own_validation_loss(tiny, monkeypatch):
     store, _ = build_store(discover(tiny).pairs, torch.device("cpu"), tiny)
     learner = Learner(UNet(), Team("cpu"), settings_for(tiny))
     learner.start(0.3, 0)
-    alone = learner.judge(store).losses
+    alone = learner.validate(store).losses
     monkeypatch.setattr(learner_module, "_same_size", lambda store, at_most: [[0, 1, 2, 3]])  # as on a GPU
-    assert learner.judge(store).losses == pytest.approx(alone, rel=1e-5)
+    assert learner.validate(store).losses == pytest.approx(alone, rel=1e-5)
     assert len(set(alone)) == 2  # two positions with the same two frames
 
 
