@@ -1,7 +1,5 @@
 """What the forms say in words: what is in the dataset, how long a training takes, what the settings are."""
 
-from __future__ import annotations
-
 import os
 from functools import cache
 from typing import Any

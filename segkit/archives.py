@@ -1,7 +1,5 @@
 """What downloads hold: images in folders and zip archives, with or without their ending."""
 
-from __future__ import annotations
-
 import os
 import re
 import struct

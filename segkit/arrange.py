@@ -1,7 +1,5 @@
 """Make the users' layout out of what was downloaded: zip archives, with or without their ending, and folders."""
 
-from __future__ import annotations
-
 import os
 import re
 import shutil

@@ -1,7 +1,5 @@
 """The running average of the weights, which is judged and kept, and its batch norm statistics."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Sequence
 from typing import cast
 

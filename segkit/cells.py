@@ -1,7 +1,5 @@
 """Measure the cells of a frame."""
 
-from __future__ import annotations
-
 import numpy as np
 import pandas as pd
 from skimage.measure import regionprops_table

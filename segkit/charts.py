@@ -1,7 +1,5 @@
 """Charts of tables: every function takes tables and returns a figure; nothing is shown or kept."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Positions segmented by the workers of a Dask cluster: one task each, done again where a worker is lost."""
 
-from __future__ import annotations
-
 import logging
 import os
 from collections import deque

@@ -1,7 +1,5 @@
 """Crops for training: cut, turned, zoomed and varied in light, a whole batch at a time on the device."""
 
-from __future__ import annotations
-
 import math
 
 import torch

@@ -1,7 +1,5 @@
 """What a dataset is: frames, pairs, problems, and the split by position."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass

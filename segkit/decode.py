@@ -1,7 +1,5 @@
 """Decode every frame once, in parallel, into memory or into a cache on disk."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

@@ -1,7 +1,5 @@
 """Synthetic time-lapses that look like the mission's, with exact labels and a growth rate that is known."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path

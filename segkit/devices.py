@@ -1,7 +1,5 @@
 """Which device computes, and in which precision."""
 
-from __future__ import annotations
-
 import ctypes
 import os
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """Find images and masks in a folder; what cannot be used becomes a Problem."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 
@@ -113,7 +111,8 @@ class _Scan:
             return
         _, masks = self._pick(mask_folder, MASK_FOLDERS) if mask_folder else (folder, [])
         beside = [f for f in files_in(source) if MASK_NAME.match(f.stem)]
-        self.paired(images, masks + beside, experiment, folder.name, folder, quiet=without_masks and not beside)
+        self.frames += pair(images, masks + beside, experiment, folder.name, folder, without_masks and not beside,
+                            self.problems)
 
     def plain_folder(self, folder: Path) -> None:
         masks = [f for f in files_in(folder) if MASK_NAME.match(f.stem)]
@@ -121,13 +120,7 @@ class _Scan:
             masks += [f for sub in folders_below(self.masks_root) if sub.resolve() != folder.resolve()
                       for f in files_in(sub)]
         if images := images_in(folder):
-            self.paired(images, masks, folder.resolve().name, "Pos0", folder, quiet=not masks)
-
-    def paired(self, images: list[Path], masks: list[Path], experiment: str, position: str, where: Path,
-               quiet: bool) -> None:
-        frames, problems = pair(images, masks, experiment, position, where, quiet)
-        self.frames += frames
-        self.problems += problems
+            self.frames += pair(images, masks, folder.resolve().name, "Pos0", folder, not masks, self.problems)
 
     def _pick(self, folder: Path, names: tuple[str, ...]) -> tuple[Path, list[Path]]:
         """The first of the named subfolders that holds images; others that do are a problem."""

@@ -1,7 +1,5 @@
 """One process of a training in several: `torchrun --nproc-per-node=4 -m segkit.distributed EPOCHS=250 RUN=hr_ref`."""
 
-from __future__ import annotations
-
 import logging
 import os
 import signal

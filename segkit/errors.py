@@ -1,7 +1,5 @@
 """The one error that segkit raises for what a user can put right."""
 
-from __future__ import annotations
-
 STOPPED = "segkit stopped: "  # what the last line of a command begins with that could not go on
 
 

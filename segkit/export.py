@@ -1,7 +1,5 @@
 """The student in other programs."""
 
-from __future__ import annotations
-
 import json
 import warnings
 from collections.abc import Callable

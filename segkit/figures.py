@@ -1,7 +1,5 @@
 """Pictures of images and labels: every function takes arrays and returns one; nothing is shown or kept."""
 
-from __future__ import annotations
-
 import io
 from collections import defaultdict
 from collections.abc import Sequence
@@ -11,7 +9,7 @@ import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure, FigureBase
 from PIL import Image
-from skimage.segmentation import expand_labels
+from skimage.segmentation import expand_labels, find_boundaries
 from torchvision.utils import draw_segmentation_masks
 
 from .targets import normalise
@@ -66,14 +64,7 @@ def grey(image: np.ndarray, contrast: float = 1.0) -> np.ndarray:
 
 def outlines(labels: np.ndarray) -> np.ndarray:
     """Bool (H, W): the pixels of cells that touch another cell or the background."""
-    edge = np.zeros(labels.shape, bool)
-    for axis in (0, 1):
-        differs = np.diff(labels, axis=axis) != 0
-        first, second = [slice(None)] * 2, [slice(None)] * 2
-        first[axis], second[axis] = slice(None, -1), slice(1, None)
-        edge[tuple(first)] |= differs
-        edge[tuple(second)] |= differs
-    return edge & (labels > 0)
+    return find_boundaries(labels, connectivity=1, mode="inner")
 
 
 def cell_colours(labels: np.ndarray) -> np.ndarray:

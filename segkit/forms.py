@@ -1,7 +1,5 @@
 """Forms for the settings, for what differs by experiment, and for downloads."""
 
-from __future__ import annotations
-
 import html
 from collections.abc import Callable, Sequence
 from dataclasses import replace

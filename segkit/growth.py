@@ -1,7 +1,5 @@
 """From cells to growth: area over time, growth rates, and treated experiments against their reference."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path

@@ -1,13 +1,12 @@
 """Run the notebooks without a browser: what `make run` and `make segment` call."""
 
-from __future__ import annotations
-
 import logging
 import os
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from .discover import discover
@@ -77,7 +76,7 @@ def run_notebooks(names: Sequence[str], values: dict[str, str]) -> Settings:
     for name in names:
         began = time.perf_counter()
         print(f"{name} ...", flush=True)
-        with _Following(settings.run_dir / "run.log"):
+        with _following(settings.run_dir / "run.log"):
             try:
                 papermill.execute_notebook(settings.root / "notebooks" / f"{name}.ipynb", folder / f"{name}.ipynb",
                                            parameters=typed, cwd=str(settings.root / "notebooks"), progress_bar=False,
@@ -95,36 +94,33 @@ def run_notebooks(names: Sequence[str], values: dict[str, str]) -> Settings:
     return settings
 
 
-class _Following:
+@contextmanager
+def _following(path: Path) -> Iterator[None]:
     """Print what is appended to a file while the block runs."""
+    began, ended = path.stat().st_size if path.is_file() else 0, threading.Event()
 
-    def __init__(self, path: Path) -> None:
-        self.path, self.ended = path, threading.Event()
-        self.thread = threading.Thread(target=self._follow, daemon=True)
+    def follow() -> None:
+        at, last = began, False
+        while not last:
+            last = ended.wait(0.5)
+            if not path.is_file():
+                continue
+            if path.stat().st_size < at:  # the demo's run was renewed
+                at = 0
+            with open(path, encoding="utf-8", errors="replace") as file:
+                file.seek(at)
+                text = file.read()
+                at = file.tell()
+            if text:
+                print("  " + text.rstrip("\n").replace("\n", "\n  "), flush=True)
 
-    def __enter__(self) -> None:
-        self.began = self.path.stat().st_size if self.path.is_file() else 0
-        self.thread.start()
-
-    def __exit__(self, *error: object) -> None:
-        self.ended.set()
-        self.thread.join()
-
-    def _follow(self) -> None:
-        at = self.began
-        while True:
-            last = self.ended.wait(0.5)
-            if self.path.is_file():
-                if self.path.stat().st_size < at:  # the demo's run was renewed
-                    at = 0
-                with open(self.path, encoding="utf-8", errors="replace") as file:
-                    file.seek(at)
-                    text = file.read()
-                    at = file.tell()
-                if text:
-                    print("  " + text.rstrip("\n").replace("\n", "\n  "), flush=True)
-            if last:
-                return
+    thread = threading.Thread(target=follow, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
 
 
 if __name__ == "__main__":

@@ -1,7 +1,5 @@
 """What a training has gone through, epoch by epoch, and what is kept of it on disk."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -55,7 +53,7 @@ class History:
         write_table(path, self.table())
 
     @classmethod
-    def read(cls, path: Path) -> History:
+    def read(cls, path: Path) -> "History":
         """The rows of a saved history, without previews."""
         numbers = {name: [""] for name in COLUMNS if name != "event"}
         return cls(pd.read_csv(path, keep_default_na=False, na_values=numbers).to_dict("records"))

@@ -1,7 +1,5 @@
 """Read images and labels from TIFF and PNG files; never write them."""
 
-from __future__ import annotations
-
 import logging
 import math
 import os

@@ -1,7 +1,5 @@
 """How far the student agrees with its teacher, frame by frame."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any

@@ -1,7 +1,5 @@
 """How a training is laid out: the crop's size, the epoch's length, the learning rate's course."""
 
-from __future__ import annotations
-
 import math
 
 import torch

@@ -1,7 +1,5 @@
 """The student while it learns: its weights, their running average and the optimiser, a batch at a time."""
 
-from __future__ import annotations
-
 import copy
 import math
 from collections import deque

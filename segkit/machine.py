@@ -1,7 +1,5 @@
 """What the notebooks say of the machine: installed packages, device, memory, speed."""
 
-from __future__ import annotations
-
 import platform
 import sys
 import time

@@ -1,7 +1,5 @@
 """What a training works with: decoded frames, and the sizes that follow from all of them together."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import numpy as np

@@ -1,7 +1,5 @@
 """What a TIFF says of its making, beside its pixels."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from xml.etree import ElementTree
 

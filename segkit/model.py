@@ -1,7 +1,5 @@
 """The student: a U-Net of 4.4 million parameters."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, cast

@@ -1,7 +1,5 @@
 """The student's file: weights and what is needed to use them; loading runs no code."""
 
-from __future__ import annotations
-
 import json
 import pickle
 import re

@@ -1,7 +1,5 @@
 """What names of files and folders say: which frame a file is, and whether it is an image or masks."""
 
-from __future__ import annotations
-
 import os
 import re
 import unicodedata

@@ -1,7 +1,5 @@
 """The student at work on a whole dataset: label files, cells and scores."""
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing

@@ -1,7 +1,5 @@
 """Pair the images and the masks of one position by name; what finds no other half becomes a Problem."""
 
-from __future__ import annotations
-
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,12 +11,11 @@ from .names import Key, name_key
 
 
 def pair(images: Sequence[Path], masks: Sequence[Path], experiment: str, position: str, where: Path,
-         quiet: bool) -> tuple[list[Frame], list[Problem]]:
-    """The position's frames, in order, and what is wrong with its files.
+         quiet: bool, problems: list[Problem]) -> list[Frame]:
+    """The position's frames, in order; what is wrong with its files is added to problems.
 
     where: the folder that a problem of several files is said of. quiet: that there are no masks is no problem here.
     """
-    problems: list[Problem] = []
     by_key, by_image = _by_key(masks, "masks file", problems), _by_key(images, "image", problems)
     numbers = Counter(key.number for key in by_key)
     image_numbers = Counter(key.number for key in by_image)
@@ -64,7 +61,7 @@ def pair(images: Sequence[Path], masks: Sequence[Path], experiment: str, positio
     if spare := [by_key[key] for key in by_key if key not in used]:
         problems.append(Problem(spare[0].parent, f"{len(spare)} masks file(s) of {experiment} {position} have no "
                                                  f"image, {spare[0].name} the first", len(spare)))
-    return frames, problems
+    return frames
 
 
 def _by_key(files: Sequence[Path], what: str, problems: list[Problem]) -> dict[Key, Path]:

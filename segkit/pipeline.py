@@ -1,7 +1,5 @@
 """Frames through the student, a few on their way at once: read, answered, cut into cells, written, measured."""
 
-from __future__ import annotations
-
 import hashlib
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence

@@ -1,15 +1,13 @@
 """Look for teacher labels and images that should not be learnt from."""
 
-from __future__ import annotations
-
-from collections.abc import Sequence
+from collections import defaultdict
 
 import numpy as np
 import pandas as pd
 from scipy import ndimage
 from tqdm.auto import tqdm
 
-from .data import Dataset, Frame, read_pair
+from .data import Dataset, read_pair
 from .errors import SegkitError
 from .targets import SPECK, normalise
 
@@ -28,18 +26,23 @@ def review_teacher(dataset: Dataset) -> pd.DataFrame:
     rows = []
     before: tuple[tuple[str, str], np.ndarray] | None = None
     for frame in tqdm(dataset.pairs, desc="reviewing", unit="frame", leave=False):
+        which = {"experiment": frame.experiment, "position": frame.position, "frame": frame.frame}
         try:
             image, labels = read_pair(frame)
         except SegkitError as error:
-            rows.append({"frame_object": frame, "flags": [str(error)]})
+            rows.append({**which, "flags": [str(error)]})
             continue
-        rows.append({"frame_object": frame, **_measure(image, labels)})
+        rows.append({**which, **_measure(image, labels)})
         if before and before[0] == frame.unit and np.array_equal(before[1], image):
             rows[-1]["flags"].append("same image as the frame before")
         before = frame.unit, image
-    for unit in dict.fromkeys(row["frame_object"].unit for row in rows):
-        _compare_in_time([row for row in rows if row["frame_object"].unit == unit])
-    return _table(rows)
+    by_unit = defaultdict(list)
+    for row in rows:
+        by_unit[row["experiment"], row["position"]].append(row)
+    for unit in by_unit.values():
+        _compare_in_time(unit)
+    table = pd.DataFrame(rows, columns=["experiment", "position", "frame", *MEASURES, "flags"])
+    return table.assign(flags=["; ".join(flags) for flags in table["flags"]])
 
 
 def _measure(image: np.ndarray, labels: np.ndarray) -> dict:
@@ -100,13 +103,4 @@ def _compare_in_time(rows: list[dict]) -> None:
     for row, value in zip(measured, focus, strict=True):
         if value < 0.5 * np.median(focus):
             row["flags"].append("out of focus: half as sharp as the position's other frames")
-
-
-def _table(rows: Sequence[dict]) -> pd.DataFrame:
-    def one(row: dict) -> dict:
-        frame: Frame = row["frame_object"]
-        return {"experiment": frame.experiment, "position": frame.position, "frame": frame.frame,
-                **{name: row.get(name, np.nan) for name in MEASURES}, "flags": "; ".join(row["flags"])}
-    columns = ["experiment", "position", "frame", *MEASURES, "flags"]
-    return pd.DataFrame([one(row) for row in rows], columns=columns)
 

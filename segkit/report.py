@@ -1,7 +1,5 @@
 """A run as a page that can be mailed, and all runs side by side."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from pathlib import Path

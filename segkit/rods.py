@@ -1,7 +1,5 @@
 """Rod-shaped cells that grow, divide and push each other: the mechanics of the demo dataset."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

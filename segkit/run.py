@@ -1,7 +1,5 @@
 """The folder of a run: opened, kept, finished."""
 
-from __future__ import annotations
-
 import io
 import pickle
 import platform

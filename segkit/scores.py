@@ -1,7 +1,5 @@
 """How well a segmentation agrees with its teacher: Dice for masks, matching for instances."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import numpy as np

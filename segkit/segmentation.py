@@ -1,7 +1,5 @@
 """The student at work on one image."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import NamedTuple
 

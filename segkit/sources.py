@@ -1,10 +1,8 @@
 """Where the settings' values come from: the dataset, the saved form, the environment, the caller."""
 
-from __future__ import annotations
-
 import csv
 import os
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -41,13 +39,13 @@ def load_settings(parameters: Mapping[str, Any] | None = None, root: Path | None
     settings = parse_settings(values, Settings(root=root))
     if "EXPERIMENTS" in values:
         return settings
-    said = [token for token in dataset_conditions(settings.dataset_path)
-            if token.partition("=")[0].rpartition(".")[2] not in values]
-    return replace(settings, experiments=tuple(said))
+    return replace(settings, experiments=dataset_conditions(settings.dataset_path, values))
 
 
-def dataset_conditions(dataset_path: Path) -> list[str]:
+def dataset_conditions(dataset_path: Path, given: Container[str] = ()) -> tuple[str, ...]:
     """What a dataset's own experiments.csv says, in the form of EXPERIMENTS; nothing without that file.
+
+    given: settings that it says nothing of, since somebody has set them.
 
     Its columns are experiment and any of pixel_size_um, minutes_per_frame, drug_frame, reference; empty cells say
     nothing. Raises SegkitError where it cannot be read.
@@ -57,7 +55,7 @@ def dataset_conditions(dataset_path: Path) -> list[str]:
         with open(path, newline="", encoding="utf-8-sig") as file:
             rows = list(csv.DictReader(file))
     except FileNotFoundError:
-        return []
+        return ()
     except (OSError, ValueError, csv.Error) as error:
         raise SegkitError(f"{path} cannot be read ({error}): a table with commas was needed") from None
     tokens = []
@@ -67,16 +65,15 @@ def dataset_conditions(dataset_path: Path) -> list[str]:
         if not experiment or set(cells) - set(CONDITIONS):
             raise SegkitError(f"{path} has columns {', '.join(map(str, row))}: experiment and any of "
                               f"{', '.join(CONDITIONS).lower()} were needed, and a name in every row")
-        tokens += [f"{experiment}.{name}={value}" for name, value in cells.items() if value]
-    return tokens
+        tokens += [f"{experiment}.{name}={value}" for name, value in cells.items()
+                   if value and name not in given]
+    return tuple(tokens)
 
 
 def own_conditions(settings: Settings) -> tuple[str, ...]:
     """EXPERIMENTS where nobody sets it: what the dataset's experiments.csv says of settings that have their default."""
     plain, now = Settings().as_dict(), settings.as_dict()
-    given = {name for name in CONDITIONS if now[name] != plain[name]}
-    return tuple(token for token in dataset_conditions(settings.dataset_path)
-                 if token.partition("=")[0].rpartition(".")[2] not in given)
+    return dataset_conditions(settings.dataset_path, {name for name in CONDITIONS if now[name] != plain[name]})
 
 
 def check_whose_run(settings: Settings) -> None:

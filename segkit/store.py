@@ -1,7 +1,5 @@
 """Decoded frames in flat arrays, from which whole frames and turned, zoomed crops are gathered on the device."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

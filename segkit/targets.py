@@ -1,7 +1,5 @@
 """From pixels to what the network sees, from labels to what it learns, and back to labels."""
 
-from __future__ import annotations
-
 from itertools import pairwise
 
 import numpy as np

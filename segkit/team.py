@@ -4,16 +4,14 @@ Hugging Face Accelerate joins them where torchrun started them. It was chosen ov
 model in one call, needs no launcher of its own, and depends on torch alone of the heavy packages.
 """
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys
-import threading
-from collections import deque
+import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from datetime import timedelta
-from pathlib import Path
+from tempfile import TemporaryFile
 from typing import TypeVar
 
 import torch
@@ -107,46 +105,28 @@ def launch(settings: Settings, on_epoch: Callable[[History], None] | None = None
                f"--nproc-per-node={settings.processes}", "-m", "segkit.distributed",
                *(f"{name}={int(value) if isinstance(value, bool) else value}" for name, value in values.items())]
     threads = {"OMP_NUM_THREADS": str(max(1, torch.get_num_threads() // settings.processes))}
-    team = subprocess.Popen(command, cwd=settings.root, env=threads | os.environ, stdout=subprocess.DEVNULL,
-                            stderr=subprocess.PIPE, text=True, errors="replace",
-                            start_new_session=True)  # an interrupt reaches it once, through us
-    said: deque[str] = deque(maxlen=10_000)
-    reader = threading.Thread(target=said.extend, args=(team.stderr,), daemon=True)  # a full pipe would stop the team
-    reader.start()
-    table = settings.run_dir / "history.csv"
-    seen = _time_of(table)
-    try:
-        while _runs(team):
-            now = _time_of(table)
-            if on_epoch and now not in (None, seen):
-                seen = now
-                on_epoch(History.read(table))
-    except BaseException as error:
-        team.terminate()
-        team.wait()
-        if not isinstance(error, KeyboardInterrupt):
-            raise
-        raise SegkitError(f"interrupted: the finished epochs are saved in {settings.run_dir}; RESUME=1 goes on from "
-                          "there") from None
-    reader.join(5)
-    if team.returncode:
+    table, seen = settings.run_dir / "history.csv", None
+    with suppress(FileNotFoundError):
+        seen = table.stat().st_mtime_ns
+    with TemporaryFile("w+", errors="replace") as said:
+        team = subprocess.Popen(command, cwd=settings.root, env=threads | os.environ, stdout=subprocess.DEVNULL,
+                                stderr=said, start_new_session=True)  # an interrupt reaches it once, through us
+        try:
+            while team.poll() is None:
+                time.sleep(POLL)
+                with suppress(FileNotFoundError):
+                    if on_epoch and seen != (seen := table.stat().st_mtime_ns):
+                        on_epoch(History.read(table))
+        except BaseException as error:
+            team.terminate()
+            team.wait()
+            if not isinstance(error, KeyboardInterrupt):
+                raise
+            raise SegkitError(f"interrupted: the finished epochs are saved in {settings.run_dir}; RESUME=1 goes on "
+                              "from there") from None
+        said.seek(0)
         reasons = [line.partition(STOPPED)[2].strip() for line in said if STOPPED in line]
+    if team.returncode:
         raise SegkitError(reasons[0] if reasons else f"the {settings.processes} processes ended with code "
                           f"{team.returncode} and no reason: look at {settings.run_dir / 'run.log'}")
     return History.read(table)
-
-
-def _runs(process: subprocess.Popen) -> bool:
-    try:
-        process.wait(POLL)
-        return False
-    except subprocess.TimeoutExpired:
-        return True
-
-
-def _time_of(path: Path) -> int | None:
-    """When a file was changed last, None where it is not there."""
-    try:
-        return path.stat().st_mtime_ns
-    except OSError:
-        return None

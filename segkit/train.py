@@ -1,7 +1,5 @@
 """Teach the student: crops in, best weights and history out; breakdowns mend themselves, nothing is lost."""
 
-from __future__ import annotations
-
 import math
 import time
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """Facts, the live picture and the sliders: what is seen and moved in the notebooks."""
 
-from __future__ import annotations
-
 import html
 from collections.abc import Callable, Sequence
 from typing import Any
