@@ -12,7 +12,7 @@ ROOM := $(if $(filter cpu,$(TORCH)),3,9)# GB on the disk while it is unpacked
 # shell reads nothing into it; and the caller's folder for relative paths
 NAMES := $(foreach name,$(.VARIABLES),$(if $(findstring command,$(origin $(name))),$(name)))
 SETTINGS := $(foreach name,$(filter-out -* TORCH PYTHON,$(NAMES)),$(name)="$$$(name)")
-HEADLESS = SEGKIT_CALLER="$(PWD)" $(BIN)/python -m segkit.headless
+HEADLESS = @SEGKIT_CALLER="$(PWD)" $(BIN)/python -m segkit.headless
 
 .PHONY: run segment test test-lowest lab notebooks bench clean install lint pairs
 

@@ -152,12 +152,15 @@ show_histograms(seen, "intensity, each frame's 0.5 and 99.5 percentiles at 0 and
 #
 # Every pair is read and measured: a minute for the demo, longer for a large dataset. A flag asks for a look: the mask
 # is empty where its neighbours in time are not, the number of cells jumps, a mask seems shifted against its image, an
-# image is clipped, out of focus or there twice.
+# image is clipped, out of focus or there twice. Flagged frames are learnt from all the same, unless EXCLUDE names them;
+# `review.csv` in the run's folder has the table.
 
 # %%
 from segkit import review_teacher
+from segkit.files import write_table
 
 review = review_teacher(dataset)
+write_table(settings.run_dir / "review.csv", review)
 flagged = review[review["flags"] != ""]
 print(f"{len(review)} pairs reviewed, {len(flagged)} flagged")
 flagged[["experiment", "position", "frame", "cells", "flags"]] if len(flagged) else "no flags"
@@ -167,8 +170,9 @@ by_name = {(f.experiment, f.position, f.frame): f for f in dataset.pairs}
 look = [by_name[row.experiment, row.position, row.frame] for row in flagged.itertuples()]
 shown = read_sound(look, 6)
 if shown:
+    reasons = {f: row.flags.partition(":")[0][:40] for f, row in zip(look, flagged.itertuples(), strict=True)}
     display(show_pictures([overlay(image, labels, TEACHER) for _, image, labels in shown],
-                          [f.name for f, _, _ in shown], columns=3))
+                          [f"{f.name}: {reasons[f]}" for f, _, _ in shown], columns=3))
 print("to leave out all that are flagged, EXCLUDE =", ",".join(f.name for f in look) or "(nothing)")
 
 # %%

@@ -75,7 +75,8 @@ for _, image, teacher in read_sound(split.validation, 1):
 # the cells below it; running the form's own cell again resets it. If a training was interrupted, tick RESUME.
 #
 # EPOCHS is the number of rounds. In a training step the student looks at BATCH_SIZE crops (pieces of CROP pixels), and
-# LEARNING_RATE is how far it then moves.
+# LEARNING_RATE is how far it then moves. With fewer than 200 steps in all touching cells are seldom told apart; crowded
+# colonies take some 700. Start with that, and go on with RESUME as long as the validation loss falls.
 
 # %%
 from segkit.advice import training_estimate
@@ -127,8 +128,13 @@ Facts({"best epoch": f"{best['epoch']} of {settings.epochs}",
        "training time": f"{history.table()['seconds'].sum():.0f} s"})
 
 # %% [markdown]
+# A `False` above: as long as the validation loss still falls at the last epoch, train on (tick RESUME, more EPOCHS). If
+# it does not, more frames to learn from help, and so does a look at the flagged ones in `02_data_exploration`.
+#
 # *Best* is the epoch of the lowest validation loss, which weighs outlines and the separation of touching cells alike;
-# the Dice may be highest in another. Its student is saved, with everything needed to use it or to go on:
+# the Dice may be highest in another. Its student is saved, with everything needed to use it or to go on. (It is judged
+# once more when its mask has been cut into cells, without specks: that Dice, in `report.json` and in `04_inference`,
+# may differ a little.)
 
 # %%
 kept = ("model.safetensors", "MODEL_CARD.md", "report.json", "history.csv", "last.pt", "run.log")

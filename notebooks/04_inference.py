@@ -38,7 +38,7 @@ from IPython.display import display
 
 from segkit import discover, load_model, read_image, read_labels, segment
 from segkit.data import read_sound
-from segkit.figures import grey, overlay, show_pictures
+from segkit.figures import busiest, grey, overlay, show_pictures
 from segkit.sources import check_whose_run, load_settings
 
 settings = load_settings(globals())
@@ -51,17 +51,19 @@ print("student of run", model.info.settings.get("RUN", "(unknown)"))
 judged = [f for f in dataset.frames if f.position.endswith(settings.validation)] or dataset.frames
 for frame, image, teacher in read_sound(judged[len(judged) // 2:], 1):
     probability, mask, labels = segment(model, image, scale=settings.scale, flips=settings.flips)
-    pictures = {"image": grey(image), "probability": probability, "mask": mask.astype(float),
+    pictures = {frame.name: grey(image), "probability": probability, "mask": mask.astype(float),
                 "student's cells": overlay(image, labels, None)}
     if frame.masks:
         pictures["teacher's cells"] = overlay(image, teacher, None)
-    display(show_pictures([*pictures.values()], [*pictures], settings.pixel_size_um))
+    part = busiest(mask | (teacher > 0), 300)
+    display(show_pictures([picture[part] for picture in pictures.values()], [*pictures], settings.pixel_size_um,
+                          columns=5 if max(image.shape) < 300 else 3))
 
 # %% [markdown]
 # A frame of a validation position, which the student has never learnt from (of any position, where none is kept for
-# validation). *Probability*: how sure it is that a pixel belongs to a cell (black 0, white 1). *Mask*: where that
-# exceeds one half. *Cells*: the mask cut apart where cells touch; the colours only tell neighbours apart and need not
-# agree with the teacher's.
+# validation); of a large one, the 300 x 300 pixels with most cells. *Probability*: how sure it is that a pixel belongs
+# to a cell (black 0, white 1). *Mask*: where that exceeds one half. *Cells*: the mask cut apart where cells touch; the
+# colours only tell neighbours apart and need not agree with the teacher's.
 #
 # **What you will do:** segment everything, compare with the teacher, find the worst frames, browse.
 #
@@ -131,7 +133,8 @@ from segkit.widgets import Facts
 means = scores.groupby(["experiment", "part"]).mean(numeric_only=True) if len(scores) else pd.DataFrame()
 Facts({f"{experiment}, {part} frames":
        f"Dice {row.dice:.3f}, panoptic quality {row.panoptic_quality:.3f}, AP {row.ap50:.3f} / {row.ap75:.3f} / "
-       f"{row.ap90:.3f}, {row.cells:.1f} cells a frame (teacher {row.teacher_cells:.1f})"
+       f"{row.ap90:.3f}, {row.cells:.1f} cells a frame (teacher {row.teacher_cells:.1f}), "
+       f"{row.area_px / max(row.teacher_area_px, 1):.0%} of the teacher's area"
        for (experiment, part), row in means.iterrows()})
 
 # %%
@@ -144,7 +147,9 @@ else:
     print("no validation position with teacher masks here: nothing to judge by")
 
 # %% [markdown]
-# In the figure's right half, bars to the right mean cells too many (cut up), to the left too few (merged or missed).
+# A `False` above: train on as `03_training` says, or look at the frames below. An area far from 100 % of the teacher's
+# means outlines too narrow or too wide, and so do all sizes in `cells.csv`. In the figure's right half, bars to the
+# right mean cells too many (cut up), to the left too few (merged or missed).
 # Validation positions should score about as well as training ones; far lower means learning by heart. The validation
 # positions also chose the student that was kept. For a test that nothing was chosen by, leave a position out of the
 # training from the start (EXCLUDE): it is scored here as *excluded*.
@@ -152,10 +157,11 @@ else:
 # ## 3. The best frame, the middle one, the worst
 #
 # Look here before you trust a mean. Blue is the teacher, orange the student; the frames are those of validation
-# positions, where there are any.
+# positions, where there are any, in the order of their panoptic quality. Of a large frame you see the 230 x 230 pixels
+# where the two masks differ most; the numbers are the whole frame's.
 
 # %%
-from segkit.data import masks_path_in, read_pair
+from segkit.data import common_area, masks_path_in, read_pair
 from segkit.figures import TEACHER
 
 by_name = {(f.experiment, f.position, f.frame): f for f in dataset.pairs}
@@ -166,8 +172,11 @@ for place, row in zip(sorted(names), ranked.iloc[sorted(names)].itertuples(), st
     pair = by_name[row.experiment, row.position, row.frame]
     image, teacher = read_pair(pair)
     labels = read_labels(masks_path_in(settings.run_dir / "masks", pair))
-    pictures += [overlay(image, teacher, TEACHER), overlay(image, labels)]
-    titles += [f"{names[place]}: {pair.name}, teacher: {row.teacher_cells} cells", f"student: {row.cells} cells"]
+    image, labels = common_area(pair.name, image, labels)
+    part = busiest((teacher > 0) != (labels > 0), 230)
+    pictures += [overlay(image, teacher, TEACHER)[part], overlay(image, labels)[part]]
+    titles += [f"{names[place]}: {pair.name}, teacher: {row.teacher_cells} cells",
+               f"student: {row.cells} cells, panoptic quality {row.panoptic_quality:.2f}"]
 show_pictures(pictures, titles, settings.pixel_size_um, columns=2)
 
 # %% [markdown]

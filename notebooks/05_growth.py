@@ -38,7 +38,7 @@ import pandas as pd
 
 from segkit import SegkitError, discover, read_image, read_labels
 from segkit.data import masks_path_in
-from segkit.figures import overlay, show_pictures
+from segkit.figures import busiest, overlay, show_pictures
 from segkit.files import read_table
 from segkit.sources import load_settings
 
@@ -56,14 +56,16 @@ units = sorted({f.unit for f in frames})
 for unit in dict.fromkeys((units[0], units[-1])):
     film = [f for f in frames if f.unit == unit]
     strip = film[:: max(1, -(-len(film) // 6))]
-    pictures = [overlay(read_image(f.image, f.page), read_labels(masks_path_in(settings.run_dir / "masks", f)))
-                for f in strip]
+    labels = [read_labels(masks_path_in(settings.run_dir / "masks", f)) for f in strip]
+    part = busiest(labels[-1] > 0, 149)  # as wide as six pictures in a row are
+    pictures = [overlay(read_image(f.image, f.page), cells_of)[part] for f, cells_of in zip(strip, labels, strict=True)]
     titles = [f"{f.experiment} {f.position}, frame {f.frame}" for f in strip]
     um = settings.for_experiment(unit[0]).pixel_size_um
     display(show_pictures(pictures, titles, um, columns=6))
 
 # %% [markdown]
-# The first position and the last as film strips, with the student's outlines and the frames' numbers.
+# The first position and the last as film strips, with the student's outlines and the frames' numbers; of large frames,
+# the 149 x 149 pixels that hold most cells in the end.
 #
 # **What you will do:** see the area grow, read growth rates with their uncertainty, compare treated experiments with
 # their reference, and check what the student's errors do to the rates.
@@ -81,13 +83,13 @@ for unit in dict.fromkeys((units[0], units[-1])):
 # nothing to do with each other, the rates below have nothing to do with growth.
 
 # %%
-from segkit.settings import CONDITIONS, Settings
+from segkit.advice import assumed_conditions
+from segkit.settings import CONDITIONS
 
 experiments = sorted({f.experiment for f in frames})
 own = {name: settings.for_experiment(name) for name in experiments}
-assumed, given = Settings().as_dict(), {name: own[name].as_dict() for name in experiments}
-same = [key for key in CONDITIONS if all(given[name][key] == assumed[key] for name in experiments)]
-print("segkit's own assumptions, please check:", ", ".join(same) or "none")
+given = {name: own[name].as_dict() for name in experiments}
+print("segkit's own assumptions, please check:", ", ".join(assumed_conditions(settings, experiments)) or "none")
 pd.DataFrame({name: {key: given[name][key] for key in CONDITIONS} for name in experiments}).T
 
 # %% [markdown]
@@ -112,10 +114,11 @@ minutes = {name: s.minutes_per_frame for name, s in own.items()}
 show_growth(curves, minutes, {name: s.drug_frame for name, s in own.items()})
 
 # %% [markdown]
-# Orange is the student, blue dots are the teacher, where there is one: the lines should lie on each other. At the
-# dashed line, DRUG_FRAME, every position is cut into before and after, also the reference's, which gets no drug: equal
-# times are compared. A line that bends without a drug means that cells leave the field of view, or that the chamber is
-# full.
+# Orange is the student, dotted blue the teacher, where there is one; a line for each position. A student that lies
+# below its teacher all along draws cells too narrow, and needs more training (section 5 says what it does to rates). At
+# the dashed line, DRUG_FRAME, every position is cut into before and after, also the reference's, which gets no drug:
+# equal times are compared. A line that bends without a drug means that cells leave the field of view, or that the
+# chamber is full.
 #
 # ## 3. Growth rates
 #

@@ -1,6 +1,7 @@
 """What the forms say in words: what is in the dataset, how long a training takes, what the settings are."""
 
 import os
+from collections.abc import Iterable
 from functools import cache
 from typing import Any
 
@@ -9,10 +10,11 @@ import pandas as pd
 from .data import exclude, split_by_position
 from .devices import pick_device
 from .discover import discover, discover_split
+from .history import duration
 from .images import read_header
-from .layout import choose_crop, covering
+from .layout import FEW_STEPS, choose_crop, covering, steps_of
 from .machine import measure_speed
-from .settings import Settings, public_fields
+from .settings import CONDITIONS, Settings, public_fields
 
 
 def dataset_verdict(settings: Settings) -> str:
@@ -40,6 +42,12 @@ def settings_table(settings: Settings) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["setting", "value", "unit", "meaning"]).set_index("setting")
 
 
+def assumed_conditions(settings: Settings, experiments: Iterable[str]) -> list[str]:
+    """The CONDITIONS that have segkit's default in every experiment: assumed, unless somebody meant them."""
+    plain, own = Settings().as_dict(), [settings.for_experiment(name).as_dict() for name in experiments]
+    return [name for name in CONDITIONS if all(said[name] == plain[name] for said in own)]
+
+
 def training_estimate(settings: Settings) -> str:
     """How long the training will take on this device, about, from a measured speed."""
     pairs = discover_split(settings)
@@ -49,8 +57,10 @@ def training_estimate(settings: Settings) -> str:
     crops = settings.crops_per_epoch or covering(len(pairs.train) * height * width, crop)
     pixels = crops * crop[0] * crop[1] + 0.35 * len(pairs.validation) * height * width
     seconds = settings.epochs * pixels / speed / 1e6
-    duration = f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"
-    return f"{crops} crops of {crop[0]} x {crop[1]} an epoch; about {duration} on this device"
+    steps = settings.epochs * steps_of(crops, settings)
+    few = f", and fewer than {FEW_STEPS} are seldom enough: set more EPOCHS" if steps < FEW_STEPS else ""
+    return (f"{crops} crops of {crop[0]} x {crop[1]} an epoch, {steps} steps in all; about {duration(seconds)} on this "
+            f"device{few}")
 
 
 @cache

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, NullLocator
 
 from .data import Dataset, Split
 from .figures import ACCENT, GREY, SHEET, STUDENT, TEACHER, Picture, bare_axes, new_figure, nothing_to_show
@@ -133,7 +133,7 @@ def show_scores(scores: pd.DataFrame, names: Sequence[str]) -> Picture:
     left.legend(frameon=False, fontsize=8, ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1.0))
     right.barh(range(len(means)), means["excess"], color=STUDENT, height=0.6)
     right.axvline(0, color=GREY, lw=1)
-    widest = max(1.0, means["excess"].abs().max())
+    widest = max(1.0, 1.1 * means["excess"].abs().max(), 0.1 * scores["teacher_cells"].mean())
     right.set_yticks(range(len(means)), [""] * len(means))
     right.set(xlabel="cells per frame, student minus teacher", xlim=(-widest, widest))
     for axes in (left, right):
@@ -164,6 +164,9 @@ def show_growth(curves: dict[str, pd.DataFrame], minutes_per_frame: dict[str, fl
         if 0 <= drug_frame[experiment] <= last:
             axes.axvline(drug_frame[experiment] * hours, color=GREY, ls="--", lw=1, label="DRUG_FRAME")
         axes.set(title=experiment, xlabel="time (h)", yscale="log", ylim=(min(areas) * 0.9, max(areas) * 1.15))
+        if max(areas) < 4 * min(areas):  # too little for the marks of powers of ten
+            axes.yaxis.set_major_locator(MaxNLocator(6))
+            axes.yaxis.set_minor_locator(NullLocator())
         axes.yaxis.set_major_formatter("{x:g}")
         axes.yaxis.set_minor_formatter("{x:g}")
     panels[0].set_ylabel(ylabel)
@@ -173,7 +176,9 @@ def show_growth(curves: dict[str, pd.DataFrame], minutes_per_frame: dict[str, fl
 
 def show_rates(growth: pd.DataFrame) -> Picture:
     """Growth rate of every position with its 95 % interval, and the doubling time in words: before and after."""
-    phases = [p for p in ("before", "after") if growth.loc[growth["phase"] == p, "growth_per_hour"].notna().any()]
+    drug = (growth.loc[growth["phase"] == "after", "frames"] > 0).any()
+    phases = [p for p in ("before", "after")
+              if drug and growth.loc[growth["phase"] == p, "growth_per_hour"].notna().any()]
     table = growth[growth["phase"].isin(phases or ["all"]) & growth["growth_per_hour"].notna()]
     units = sorted(set(zip(table["experiment"], table["position"], strict=True)))
     figure, grid = new_figure(8, 0.42 * max(len(units), 1) + 1.1)

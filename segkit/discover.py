@@ -10,6 +10,7 @@ from .pairing import pair
 from .settings import Settings
 
 IMAGE_FOLDERS = ("aphase", "preprocessedphase", "")  # "": directly in PosXXX; the first that holds images is used
+POSITION = re.compile("pos", re.IGNORECASE)
 MASK_FOLDERS = ("preprocessedphasemasks", "")
 
 
@@ -58,7 +59,7 @@ class _Scan:
         self.problems.append(Problem(path, reason, frames_lost))
 
     def experiment(self, raw: Path) -> None:
-        name = re.sub("_?raw_data", "", raw.name, flags=re.IGNORECASE) or raw.name
+        name = _experiment_name(raw)
         if name in self.names:
             self.problem(raw, f"a second folder of experiment {name}: {raw.name} is left out; rename it",
                          sum(len(images_in(sub)) for sub in folders_below(raw)))
@@ -68,7 +69,7 @@ class _Scan:
         masks = next((f for f in self.listed(self.masks_root) if same_name(f.name, wanted)), None)
         positions = []
         for folder in self.listed(raw):
-            if re.match(r"pos", folder.name, re.IGNORECASE):
+            if POSITION.match(folder.name):
                 positions.append(folder)
             elif lost := sum(len(images_in(sub)) for sub in folders_below(folder)):
                 self.problem(folder, f"{folder.name} is no PosXXX folder: its images are left out; rename it, or run "
@@ -115,12 +116,18 @@ class _Scan:
                             self.problems)
 
     def plain_folder(self, folder: Path) -> None:
-        masks = [f for f in files_in(folder) if MASK_NAME.match(f.stem)]
+        """Images in no layout; a position's folder, and the one in it that holds the images, keep their names."""
+        experiment, position, source = folder.resolve().name, "Pos0", folder
+        for place in (folder.resolve(), folder.resolve().parent):
+            if POSITION.match(place.name) and "raw_data" in place.parent.name.lower():
+                experiment, position = _experiment_name(place.parent), place.name
+                source = self._pick(folder, IMAGE_FOLDERS)[0] if place == folder.resolve() else folder
+        masks = [f for f in files_in(source) if MASK_NAME.match(f.stem)]
         if self.masks_root != folder:
             masks += [f for sub in folders_below(self.masks_root) if sub.resolve() != folder.resolve()
                       for f in files_in(sub)]
-        if images := images_in(folder):
-            self.frames += pair(images, masks, folder.resolve().name, "Pos0", folder, not masks, self.problems)
+        if images := images_in(source):
+            self.frames += pair(images, masks, experiment, position, source, not masks, self.problems)
 
     def _pick(self, folder: Path, names: tuple[str, ...]) -> tuple[Path, list[Path]]:
         """The first of the named subfolders that holds images; others that do are a problem."""
@@ -134,6 +141,10 @@ class _Scan:
                 self.problem(sub, f"{len(files)} image(s) in {sub.name} are left out: expected a folder named "
                                   f"{'aphase' if names is IMAGE_FOLDERS else 'PreprocessedPhaseMasks'}", len(files))
         return found[0] if found else (folder, [])
+
+
+def _experiment_name(raw: Path) -> str:
+    return re.sub("_?raw_data", "", raw.name, flags=re.IGNORECASE) or raw.name
 
 
 def _guess(root: Path) -> str:

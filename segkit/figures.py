@@ -9,6 +9,7 @@ import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure, FigureBase
 from PIL import Image
+from scipy import ndimage
 from skimage.segmentation import expand_labels, find_boundaries
 from torchvision.utils import draw_segmentation_masks
 
@@ -96,6 +97,15 @@ def overlay(image: np.ndarray, labels: np.ndarray, colour: str | None = STUDENT,
         masks = torch.from_numpy(np.stack([kinds == k for k in range(len(CELL_COLOURS))]))
         colours, alpha = list(CELL_COLOURS), 0.55
     return draw_segmentation_masks(picture, masks, alpha=alpha, colors=colours).permute(1, 2, 0).numpy()
+
+
+def busiest(weight: np.ndarray, side: int) -> tuple[slice, slice]:
+    """Where the window of side x side pixels lies that holds most of weight (H, W); all of it, if that is smaller."""
+    size = [min(side, n) for n in weight.shape]
+    mean = ndimage.uniform_filter(weight.astype(np.float32), size, mode="constant")
+    y, x = (min(max(0, int(c) - n // 2), whole - n) for c, n, whole in zip(
+        np.unravel_index(mean.argmax(), mean.shape), size, weight.shape, strict=True))
+    return slice(y, y + size[0]), slice(x, x + size[1])
 
 
 def scale_bar(axes, width: int, pixel_size_um: float | None) -> None:

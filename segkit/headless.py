@@ -9,13 +9,18 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from .advice import assumed_conditions
+from .data import exclude, split_by_position
 from .discover import discover
 from .errors import STOPPED, SegkitError
+from .files import read_table, write_json
+from .model_file import load_model
 from .report import write_report
 from .settings import DEMO, Settings, parse_settings
 from .sources import check_whose_run, load_settings
 
 TRAIN_AND_MEASURE = ("01_setup", "02_data_exploration", "03_training", "04_inference", "05_growth")
+REVIEW = "02_data_exploration"
 MEASURE = ("04_inference", "05_growth")
 
 
@@ -69,10 +74,19 @@ def run_notebooks(names: Sequence[str], values: dict[str, str]) -> Settings:
     values["RUN"] = settings.run
     if names is MEASURE:
         check_whose_run(settings)
+    dataset = discover(settings.dataset_path, settings.masks_path)  # what is wrong is said before anything is begun
+    if names is MEASURE:
+        load_model(settings.model_path, "cpu")
+        if not (settings.run_dir / "last.pt").is_file():  # else they are the training's
+            write_json(settings.run_dir / "settings.json", settings.as_dict())
+    else:
+        split_by_position(exclude(dataset.pairs, settings.exclude)[0], settings.validation)
     folder = settings.run_dir / "notebooks"
     folder.mkdir(parents=True, exist_ok=True)
     typed = {name: settings.as_dict()[name] for name in values}
     print(f"run {settings.run}: {settings.dataset_path} -> {settings.run_dir}", flush=True)
+    assumed = assumed_conditions(settings, {frame.experiment for frame in dataset.frames})
+    print("assumed, please check:", ", ".join(f"{name}={settings.as_dict()[name]}" for name in assumed) or "nothing")
     for name in names:
         began = time.perf_counter()
         print(f"{name} ...", flush=True)
@@ -86,12 +100,24 @@ def run_notebooks(names: Sequence[str], values: dict[str, str]) -> Settings:
                     print("\n".join(error.traceback), file=sys.stderr)
                 raise SegkitError(f"{name}: {error.evalue or error.ename}") from None
         print(f"{name} done in {time.perf_counter() - began:.0f} s", flush=True)
+        if name == REVIEW:
+            _say_flags(settings.run_dir / "review.csv")
     write_report(settings.run_dir)
-    dataset = discover(settings.dataset_path, settings.masks_path)
     for line in dataset.problem_summary():
         print(f"left out: {line}")
     print(f"results in {settings.run_dir}; report.html there shows them", flush=True)
     return settings
+
+
+def _say_flags(review: Path, at_most: int = 5) -> None:
+    """Print which pairs 02 has flagged; they are learnt from all the same."""
+    table = read_table(review)
+    flagged = table[table["flags"].notna()]
+    for row in flagged.head(at_most).itertuples():
+        print(f"  flagged: {row.experiment}/{row.position}/{row.frame}: {row.flags}")
+    if len(flagged):
+        print(f"  {len(flagged)} of {len(table)} pairs are flagged (review.csv) and used all the same: EXCLUDE leaves "
+              "frames out", flush=True)
 
 
 @contextmanager

@@ -62,6 +62,11 @@ class History:
         return self.table().round(3).to_html(index=False)
 
 
+def duration(seconds: float) -> str:
+    """Seconds in words: 45 s, 12 min."""
+    return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"
+
+
 @contextmanager
 def logging_to(path: Path) -> Iterator[None]:
     """Append everything said through `log` to a file, with times, while the block runs."""

@@ -10,6 +10,7 @@ from .settings import Settings
 GPU_CROP, CPU_CROP = (768, 448), (128, 128)  # CROP=auto, (height, width) pixels
 LEAST_CROP = 2 * STRIDE  # pixels; the deepest level needs more than one value per channel
 FIELD_OF_VIEW = 200  # pixels, about: what one answer can depend on (five levels of two 3 x 3 convolutions)
+FEW_STEPS = 200  # with fewer, touching cells are seldom told apart yet (benchmarks/README.md)
 WARM_UP = 0.2  # share of the training during which the learning rate rises
 
 
@@ -28,6 +29,11 @@ def choose_crop(settings: Settings, device: torch.device, smallest: tuple[int, i
 def covering(area: int, crop: tuple[int, int]) -> int:
     """Crops in an epoch: as many as cover the training frames' area once, at least 64 and at most 4096."""
     return min(max(64, round(area / (crop[0] * crop[1]))), 4096)
+
+
+def steps_of(crops: int, settings: Settings) -> int:
+    """Steps of the optimiser in an epoch of so many crops."""
+    return max(1, round(crops / settings.batch_size))
 
 
 def learning_rate_at(progress: float, peak: float) -> float:

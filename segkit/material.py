@@ -9,7 +9,7 @@ from .data import Frame, Split
 from .decode import build_store
 from .devices import describe_device, free_memory
 from .history import log
-from .layout import choose_crop, covering
+from .layout import FEW_STEPS, choose_crop, covering, steps_of
 from .settings import Settings
 from .store import Store
 from .team import Team
@@ -51,10 +51,13 @@ def prepare(split: Split, settings: Settings, team: Team) -> Material:
         "cell_width": train.cell_width, "train": len(train.frames), "validation": len(validation.frames)}]))
     crop = choose_crop(settings, team.device, (int(shares["height"].min()), int(shares["width"].min())))
     crops = settings.crops_per_epoch or covering(int(shares["area"].sum()), crop)
-    steps = max(1, round(crops / settings.batch_size))
+    steps = steps_of(crops, settings)
     log.info("%d training frames, %d validation frames; crops of %d x %d, %d steps of %d an epoch; %s",
              shares["train"].sum(), shares["validation"].sum(), *crop, steps, settings.batch_size,
              describe_device(team.device))
+    if settings.epochs * steps < FEW_STEPS:
+        log.info("%d steps in all are few: %d and more are usual, so set more EPOCHS", settings.epochs * steps,
+                 FEW_STEPS)
     if team.size > 1:
         log.info("%d processes, each with %s training frames, %s validation frames and %d crops of every batch",
                  team.size, "/".join(map(str, shares["train"])), "/".join(map(str, shares["validation"])),

@@ -16,7 +16,7 @@ from .data import Split
 from .devices import describe_device
 from .discover import discover_split
 from .errors import SegkitError
-from .history import ANEW, History, log, logging_to
+from .history import ANEW, History, duration, log, logging_to
 from .judge import choose_prominence, score_frames
 from .layout import learning_rate_at
 from .learner import LEARNING, Learner
@@ -148,8 +148,9 @@ class _Training:
             "crops_per_second": round(self.steps * self.settings.batch_size / seconds, 1)})
         bar.n = self.epoch * self.steps
         bar.set_postfix_str(f"Dice {val_dice:.3f}, {self.history.rows[-1]['crops_per_second']:.0f} crops/s")
-        log.info("epoch %d/%d  loss %.4f  validation Dice %.4f  %.0f crops/s%s", number,
-                 self.settings.epochs, loss, val_dice, self.history.rows[-1]["crops_per_second"],
+        left = (self.settings.epochs - self.epoch) * self.history.rows[-1]["seconds"]
+        log.info("epoch %d/%d  loss %.4f  validation Dice %.4f  %.0f crops/s  %s left%s", number,
+                 self.settings.epochs, loss, val_dice, self.history.rows[-1]["crops_per_second"], duration(left),
                  f"  {event}" if event else "")
         self.best_dice = max(self.best_dice, -1.0 if event else val_dice)
         if not event and val_loss < self.least_loss:

@@ -58,7 +58,7 @@ def test_a_wrong_dataset_path_ends_make_run_with_the_reason(tmp_path):
                           env=os.environ | SETTINGS | {"SEGKIT_CALLER": str(tmp_path)}, capture_output=True, text=True)
     assert done.returncode == 1
     reason = done.stderr.strip().splitlines()[-1]
-    assert reason.startswith(f"segkit stopped: 01_setup: DATASET_PATH {tmp_path}/nowhere is not there")
+    assert reason.startswith(f"segkit stopped: DATASET_PATH {tmp_path}/nowhere is not there")
 
 
 
