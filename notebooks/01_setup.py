@@ -15,7 +15,7 @@
 # # Set up: choose your pictures and check the machine
 #
 # segkit teaches a small neural network, the *student*, to outline bacteria in phase-contrast time-lapses.
-# It learns from outlines that a large network, the *teacher* (Omnipose), drew before. The picture below is
+# It learns from outlines that a large network, the *teacher* (Omnipose, say), drew before. The picture below is
 # what you will have made by the end of `04_inference`, on your own images.
 
 # %% tags=["colab"]

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from segkit import SegkitError, discover, split_by_position
-from segkit.data import exclude, read_pair, read_sound
+from segkit.data import exclude, masks_path_in, read_pair, read_sound
 from segkit.names import name_key
 from tests.helpers import FIXTURE, write
 
@@ -55,6 +55,13 @@ def test_a_plain_folder_of_images_is_a_dataset_without_experiments(tmp_path):
         else:
             write(tmp_path / name, np.zeros((20, 20), np.uint8))
     assert len(discover(tmp_path).frames) == 3
+
+
+@pytest.mark.parametrize("place", ["REF_raw_data/Pos101", "REF_raw_data/Pos101/aphase"])
+def test_a_single_position_is_a_dataset_and_keeps_its_names(tiny, place):
+    frames = discover(tiny / place).frames
+    assert [(f.name, f.masks) for f in frames] == [("REF/Pos101/0", None), ("REF/Pos101/1", None)]
+    assert masks_path_in(tiny, frames[0]).parent == tiny / "REF_masks" / "Pos101" / "PreprocessedPhaseMasks"
 
 
 def test_images_are_not_taken_for_their_own_masks(tmp_path):

@@ -2,7 +2,7 @@ import numpy as np
 import pandas as pd
 
 from segkit.charts import show_histograms, show_over_time, show_training
-from segkit.figures import cell_colours, grey, outlines, overlay, show_pictures, to_png
+from segkit.figures import busiest, cell_colours, grey, outlines, overlay, show_pictures, to_png
 from segkit.history import COLUMNS
 from tests.helpers import squares
 
@@ -48,6 +48,16 @@ def test_a_picture_has_as_many_pixels_as_the_image_or_a_multiple_and_fits_the_sh
         figure = show_pictures([np.zeros((500, width))] * count, ["a"] * count, columns=6)
         assert round(figure.bbox.width) == wide
     assert show_pictures([np.zeros((520, 696))] * 5, ["a"] * 5).axes[0].get_subplotspec().get_gridspec().ncols == 3
+
+
+def test_the_busiest_window_holds_what_there_is_and_lies_inside():
+    weight = np.zeros((50, 70), bool)
+    weight[44:48, 60:66] = True
+    part = busiest(weight, 20)
+    assert weight[part].shape == (20, 20)
+    assert weight[part].sum() == weight.sum()
+    assert weight[busiest(weight, 60)].shape == (50, 60)
+    assert weight[busiest(np.zeros_like(weight), 20)].shape == (20, 20)
 
 
 def test_cells_near_each_other_have_colours_of_their_own():

@@ -1,18 +1,23 @@
 """`make run` without a browser: bad input ends with one sentence and exit code 1."""
 
+import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
-from segkit import SegkitError, discover, split_by_position
+from segkit import SegkitError, UNet, discover, split_by_position
 from segkit.advice import dataset_verdict, settings_table
+from segkit.files import write_table
 from segkit.forms import SettingsForm
-from segkit.headless import main
+from segkit.headless import REVIEW, main
+from segkit.model_file import save_model
 from segkit.settings import Settings, parse_settings
 from segkit.widgets import Browser
 from tests.helpers import write
@@ -41,6 +46,50 @@ def test_a_students_results_are_not_replaced_by_another_students(tmp_path, monke
     assert main(["segment", "MODEL=runs/other", "DATASET_PATH=data"]) == 1
     assert "runs/data holds another student's training" in last_line(capsys)
     assert not (tmp_path / "runs" / "data" / "notebooks").exists()
+
+
+@pytest.fixture
+def project(tiny, monkeypatch):
+    """A project's folder with a dataset, whose notebooks run to their end at once; 02 flags a frame."""
+    def execute(source, target, **options):
+        if Path(source).stem == REVIEW:
+            review = pd.DataFrame({"experiment": "REF", "position": "Pos101", "frame": [0, 1],
+                                   "flags": ["clipped", ""]})
+            write_table(tiny / "runs/data/review.csv", review)
+    for folder in ("data", "notebooks"):
+        (tiny / folder).mkdir()
+    (tiny / "notebooks/01_setup.py").touch()
+    for folder in tiny.glob("REF_*"):
+        folder.rename(tiny / "data" / folder.name)
+    monkeypatch.chdir(tiny)
+    monkeypatch.setattr("papermill.execute_notebook", execute)
+    monkeypatch.setattr("segkit.headless.write_report", lambda run_dir: None)
+    return tiny
+
+
+def test_make_run_says_what_is_assumed_and_what_is_flagged(project, capsys):
+    assert main(["DATASET_PATH=data", "DRUG_FRAME=7"]) == 0
+    said = capsys.readouterr().out
+    assert "assumed, please check: PIXEL_SIZE_UM=0.0733, MINUTES_PER_FRAME=2.0, REFERENCE=REF\n" in said
+    assert "flagged: REF/Pos101/0: clipped\n" in said
+    assert "1 of 2 pairs are flagged" in said
+    assert not (project / "runs/data/settings.json").exists()  # the training writes it
+
+
+def test_make_segment_keeps_what_was_asked(project):
+    save_model(UNet(), project / "runs/student/model.safetensors")
+    assert main(["segment", "DATASET_PATH=data", "MODEL=runs/student", "MINUTES_PER_FRAME=5"]) == 0
+    assert json.loads((project / "runs/data/settings.json").read_text())["MINUTES_PER_FRAME"] == 5
+
+
+@pytest.mark.parametrize(("arguments", "words"), [
+    (["DATASET_PATH=data", "VALIDATION=77"], "no validation position"), (["DATASET_PATH=dat"], "dat is not there"),
+    (["segment", "DATASET_PATH=data", "MODEL=runs/none"], "no trained model at .*none"),
+    (["DATASET_PATH=data", "EXCLUDE=REF/Pos7"], "EXCLUDE names REF/Pos7")])
+def test_what_is_wrong_is_said_before_a_folder_is_made(project, capsys, arguments, words):
+    assert main(arguments) == 1
+    assert re.search(words, last_line(capsys))
+    assert not (project / "runs").exists()
 
 
 @pytest.mark.skipif(not shutil.which("make"), reason="make is not installed")
