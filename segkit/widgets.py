@@ -1,5 +1,6 @@
 """Facts, the live picture and the sliders: what is seen and moved in the notebooks."""
 
+import gc
 import html
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -84,6 +85,8 @@ def browser(dataset: Dataset, draw: Callable[..., bytes], **options: w.ValueWidg
     for control in (frame, *options.values()):
         control.observe(redraw, "value")
     redraw()
+    gc.collect()
+    gc.freeze()  # looking through all that the notebook holds would stop a slider for 0.3 s now and then
     return Browser([w.HBox([position, frame]), w.HBox(list(options.values())), picture, message])
 
 
