@@ -177,7 +177,7 @@ for place, row in zip(sorted(names), ranked.iloc[sorted(names)].itertuples(), st
     pictures += [overlay(image, teacher, TEACHER)[part], overlay(image, labels)[part]]
     titles += [f"{names[place]}: {pair.name}, teacher: {row.teacher_cells} cells",
                f"student: {row.cells} cells, panoptic quality {row.panoptic_quality:.2f}"]
-show_pictures(pictures, titles, settings.pixel_size_um, columns=2)
+show_pictures(pictures, titles, settings.pixel_size_um, columns=2) if pictures else "no teacher masks: nothing to rank"
 
 # %% [markdown]
 # Typical reasons for a bad frame (the demo has none): cells about to divide, cells that touch end to end or lie
