@@ -11,10 +11,16 @@ ROOM := $(if $(filter cpu,$(TORCH)),3,9)# GB on the disk while it is unpacked
 # every variable of the command line that is a setting, its value from the environment that make hands on, so that the
 # shell reads nothing into it; and the caller's folder for relative paths
 NAMES := $(foreach name,$(.VARIABLES),$(if $(findstring command,$(origin $(name))),$(name)))
-SETTINGS := $(foreach name,$(filter-out -* TORCH PYTHON,$(NAMES)),$(name)="$$$(name)")
+SETTINGS := $(foreach name,$(filter-out -* TORCH PYTHON DATA,$(NAMES)),$(name)="$$$(name)")
 HEADLESS = @SEGKIT_CALLER="$(PWD)" $(BIN)/python -m segkit.headless
 
-.PHONY: run segment test test-lowest lab notebooks bench clean install lint pairs
+.PHONY: help run segment test test-lowest lab notebooks bench bench-readme clean install lint pairs
+
+help:
+	@echo "make run      train, segment and measure, on the demo or on DATASET_PATH=... EPOCHS=... RUN=..."
+	@echo "make segment  segment and measure with a student that is there: MODEL=runs/... DATASET_PATH=..."
+	@echo "make lab      the notebooks in JupyterLab"
+	@echo "make test     every check; also: bench, bench-readme, notebooks, test-lowest, lint, clean (README.md)"
 
 run: install
 	$(HEADLESS) $(SETTINGS)
@@ -48,6 +54,14 @@ notebooks: install
 bench: install
 	$(BIN)/python benchmarks/speed.py $(SETTINGS)
 	$(BIN)/python benchmarks/convergence.py $(SETTINGS)
+
+# every figure of README.md anew, an hour on 2 cores; DATA: the folder that holds delta, omnipose and sparse
+DATA ?= ../shared/data
+bench-readme: install
+	$(BIN)/python benchmarks/readme.py "$(DATA)"
+	$(BIN)/python benchmarks/inference.py MODEL=runs/readme_demo_20
+	$(BIN)/python benchmarks/neighbours.py DATASET_PATH="$(DATA)/delta" EPOCHS=15 PLAIN_BATCHES=500
+	$(BIN)/python benchmarks/neighbours.py DATASET_PATH="$(DATA)/omnipose" EPOCHS=60 PLAIN_BATCHES=500
 
 install: $(READY)
 

@@ -112,8 +112,8 @@ ArrangeForm(settings)
 # An *epoch* is one round of training through the dataset; more epochs take longer and end better, up to a point.
 # *Validation* positions are kept apart: the student never learns from them, so they show what it can really do.
 #
-# Set PIXEL_SIZE_UM, MINUTES_PER_FRAME and DRUG_FRAME (-1: no drug) to your microscope's and experiment's: `05_growth`
-# counts on them. The rest may stay as it is.
+# Set PIXEL_SIZE_UM, MINUTES_PER_FRAME and DRUG_FRAME (-1: no drug) to your microscope's and experiment's: every scale
+# bar, all sizes in um and `05_growth` count on them. The rest may stay as it is.
 
 # %%
 from segkit.advice import dataset_verdict

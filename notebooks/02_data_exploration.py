@@ -38,7 +38,7 @@ from IPython.display import display
 
 from segkit import discover
 from segkit.data import Split, exclude, read_pair, read_sound, split_by_position
-from segkit.figures import TEACHER, overlay, show_pictures
+from segkit.figures import TEACHER, busiest, overlay, show_pictures
 from segkit.sources import load_settings
 
 pd.set_option("display.max_colwidth", None, "display.max_rows", 500)  # reasons in full
@@ -47,12 +47,13 @@ dataset = discover(settings.dataset_path, settings.masks_path)
 frames = dataset.pairs or dataset.frames
 first = [f for f in frames if f.unit == frames[0].unit]
 strip = read_sound(first[:: -(-len(first) // 3)], 3)
-show_pictures([overlay(image, labels, TEACHER) for _, image, labels in strip],
-              [f"frame {f.frame}" for f, _, _ in strip], settings.pixel_size_um, columns=3)
+pictures = [overlay(image, labels, TEACHER)[busiest(labels > 0, 300)] for _, image, labels in strip]
+show_pictures(pictures, [f"frame {f.frame}" for f, _, _ in strip], settings.pixel_size_um, columns=3)
 
 # %% [markdown]
-# A film strip of the first position, with the teacher's outlines in blue. Do the outlines sit on the cells? If they
-# are shifted, or belong to other frames, no training can help.
+# A film strip of the first position, with the teacher's outlines in blue (of large frames, the 300 x 300 pixels with
+# most cells). Do the outlines sit on the cells? If they are shifted, or belong to other frames, no training can help.
+# The scale bar is as right as PIXEL_SIZE_UM in `01_setup` is.
 #
 # **What you will do:** count images and masks, read the list of problems, browse, look at the split.
 #
@@ -81,7 +82,7 @@ if not dataset.pairs:
 # %%
 dataset.problem_table() if dataset.problems else "nothing: every file can be used"
 
-# %% [markdown]
+# %% [markdown] tags=["hands-on"]
 # ## 2. Browse
 #
 # Choose a position and a frame. The outlines are the teacher's.
@@ -143,9 +144,10 @@ seen = {" ".join(f.unit): normalise(image).ravel() for f, image, _ in middle[:5]
 show_histograms(seen, "intensity, each frame's 0.5 and 99.5 percentiles at 0 and 1")
 
 # %% [markdown]
-# (The first five positions.) A small hump on the left are dark cells, the large one is the background. However bright
-# a frame is, and whether its file has 8 or 16 bits: every frame is brought to the same range before the student sees
-# it. A curve with another shape than the others' is worth a look in the browser above.
+# (The first five positions.) The highest hump is the background; cells are the lower one to its left where they are
+# dark, and may have none of their own where they are few. However bright a frame is, and whether its file has 8 or 16
+# bits: every frame is brought to the same range before the student sees it. A curve with another shape than the others'
+# is worth a look in the browser above.
 
 # %% [markdown]
 # ## 4. Can the teacher be trusted?
@@ -174,6 +176,10 @@ if shown:
     display(show_pictures([overlay(image, labels, TEACHER) for _, image, labels in shown],
                           [f"{f.name}: {reasons[f]}" for f, _, _ in shown], columns=3))
 print("to leave out all that are flagged, EXCLUDE =", ",".join(f.name for f in look) or "(nothing)")
+
+# %% [markdown]
+# (Up to six of them.) Outlines that all lie beside their cells by the same distance, or belong to another frame: leave
+# the frame out, or mend its mask. Outlines that sit on the cells: the flag was a false alarm, keep the frame.
 
 # %%
 from segkit.charts import show_over_time

@@ -68,7 +68,7 @@ for _, image, teacher in read_sound(split.validation, 1):
 # overlap: twice the area that they share over the sum of their areas, 0 for not at all, 1 for exactly. *Validation*
 # frames are those that the student never learns from.
 
-# %% [markdown]
+# %% [markdown] tags=["hands-on"]
 # ## 1. How long?
 #
 # *Run All* trains with the values below. To change them, run the notebook down to this form, change them, and then run
@@ -86,11 +86,12 @@ form = SettingsForm(settings, {"Training": ("EPOCHS", "LEARNING_RATE", "BATCH_SI
                     verdict=training_estimate)
 form
 
-# %% [markdown]
+# %% [markdown] tags=["hands-on"]
 # ## 2. Train
 #
 # The picture is renewed after every epoch: the curves above, and below what the student now makes of the same
-# validation frames. The stop button interrupts; every finished epoch is saved.
+# validation frames. A Dice near 0 is usual in the first epochs. The stop button interrupts; every finished epoch is
+# saved.
 
 # %%
 from segkit.widgets import LivePicture
@@ -109,7 +110,8 @@ from segkit.charts import show_training
 show_training(history.table(), history.previews)
 
 # %% [markdown]
-# Below the curves, what the student of the last epoch sees in two validation frames. Both losses should fall
+# Below the curves, what the student of the last epoch sees in two validation frames (of large ones, where most cells
+# are). Both losses should fall
 # and level off. The validation Dice (orange) is computed on whole frames, the training Dice (grey) on crops that are
 # turned, blurred and darkened to make them harder, so it may well be the lower one. A validation Dice that falls
 # while the training Dice rises means that the student learns the training frames by heart: more positions help, more

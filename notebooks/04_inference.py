@@ -182,7 +182,8 @@ show_pictures(pictures, titles, settings.pixel_size_um, columns=2) if pictures e
 # %% [markdown]
 # Typical reasons for a bad frame (the demo has none): cells about to divide, cells that touch end to end or lie
 # across each other, cells at the edge, and now and then a teacher who is wrong.
-#
+
+# %% [markdown] tags=["hands-on"]
 # ## 4. Browse
 #
 # Every frame, with the student's outlines (orange) and, if you like, the teacher's (blue).

@@ -8,9 +8,10 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator, NullLocator
 
 from .data import Dataset, Split
-from .figures import ACCENT, GREY, SHEET, STUDENT, TEACHER, Picture, bare_axes, new_figure, nothing_to_show
+from .figures import ACCENT, GREY, SHEET, STUDENT, TEACHER, Picture, bare_axes, busiest, new_figure, nothing_to_show
 from .growth import STOPPED_BELOW
 
+PREVIEW = 200  # pixels of a side that are shown of a frame while the training runs
 SERIES = (TEACHER, STUDENT, ACCENT, GREY, "black")  # colours of lines that belong to nobody in particular
 
 
@@ -18,8 +19,11 @@ def show_training(table: pd.DataFrame,
                   previews: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]] = ()) -> Picture:
     """Loss and Dice against epochs, events as dotted lines; below, what the student sees in a few validation frames.
 
-    table: History.table(); previews: History.previews, (image, probability, target mask), each (H, W).
+    table: History.table(); previews: History.previews, (image, probability, target mask), each (H, W); of a large
+    frame the part with most cells is shown.
     """
+    parts_shown = [busiest(target, PREVIEW) for _, _, target in previews]
+    previews = [(i[part], p[part], t[part]) for (i, p, t), part in zip(previews, parts_shown, strict=True)]
     shapes = [image.shape for image, _, _ in previews]
     tall = max((10 / (3 * len(shapes)) * height / width + 0.35 for height, width in shapes), default=0)  # inches
     figure = Picture(10, 3.2 + tall)

@@ -177,7 +177,7 @@ def _fingerprint(frames: Sequence[Frame]) -> str:
 def _fill_cache(folder: Path, frames: Sequence[Frame], sizes: Sequence[tuple[int, int]],
                 faults: dict[int, str]) -> None:
     """Write the cache beside its place and rename it when it is whole."""
-    part, needed = folder.with_name(folder.name + ".part"), _bytes(sizes)
+    part, needed = folder.with_name(f"{folder.name}.{os.getpid()}.part"), _bytes(sizes)  # another run may fill it, too
     try:
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir(parents=True)

@@ -100,7 +100,12 @@ def overlay(image: np.ndarray, labels: np.ndarray, colour: str | None = STUDENT,
 
 
 def busiest(weight: np.ndarray, side: int) -> tuple[slice, slice]:
-    """Where the window of side x side pixels lies that holds most of weight (H, W); all of it, if that is smaller."""
+    """Where the window of side x side pixels lies that holds most of weight (H, W).
+
+    All of it, where it is smaller or has no weight.
+    """
+    if not weight.any():
+        return slice(None), slice(None)
     size = [min(side, n) for n in weight.shape]
     mean = ndimage.uniform_filter(weight.astype(np.float32), size, mode="constant")
     y, x = (min(max(0, int(c) - n // 2), whole - n) for c, n, whole in zip(

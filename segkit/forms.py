@@ -99,8 +99,10 @@ class SettingsForm(w.VBox):
 
     def _save(self, button: w.Button) -> None:
         try:
-            path = save_form(self.settings)
-            self.saved.value = say(f"saved in {path.name}; the other notebooks use it from their next run", True)
+            settings = self.settings
+            path = save_form(settings)
+            self.saved.value = say(f"{shown_value(settings, 'DATASET_PATH')} and the rest are saved in {path.name}; "
+                                   "the other notebooks use them from their next run", True)
         except SegkitError as error:
             self.saved.value = say(f"not saved: {error}", False)
 
@@ -162,7 +164,7 @@ class ArrangeForm(w.VBox):
         style, layout = {"description_width": "150px"}, w.Layout(width="560px")
         self.source = w.Text(description="downloads", placeholder="folder of zip archives, or one archive", style=style,
                              layout=layout, continuous_update=False)
-        self.target = w.Text(value=str(settings.root / "dataset"), description="new DATASET_PATH", style=style,
+        self.target = w.Text(value=str(settings.root / "dataset"), description="arranged dataset", style=style,
                              layout=layout, continuous_update=False)
         self.button = w.Button(description="Arrange", disabled=True, tooltip="copy and extract; nothing is moved")
         self.message = w.HTML()
@@ -175,9 +177,9 @@ class ArrangeForm(w.VBox):
 
     def _paths(self) -> tuple[str, str]:
         found = tuple(field.value.strip().strip("'\"") for field in (self.source, self.target))
-        for path, what in zip(found, ("the folder of downloads", "the new DATASET_PATH"), strict=True):
+        for path, what in zip(found, ("downloads", "arranged dataset"), strict=True):
             if not path:
-                raise SegkitError(f"{what} is empty: give a folder")
+                raise SegkitError(f"no folder is given at {what}")
         return found[0], found[1]
 
     def _preview(self) -> None:
@@ -187,7 +189,7 @@ class ArrangeForm(w.VBox):
         self.button.disabled = True
         self.message.value = "arranging ..."
         self._report(lambda: arrange(*self._paths()), lambda plan: (
-            f"arranged ({plan.there_already} were there already); set DATASET_PATH below"))
+            f"arranged ({plan.there_already} were there already); set DATASET_PATH below to {self._paths()[1]}"))
 
     def _report(self, make: Callable[[], Plan], words: Callable[[Plan], str]) -> None:
         try:

@@ -16,6 +16,7 @@ from .errors import STOPPED, SegkitError
 from .files import read_table, write_json
 from .model_file import load_model
 from .report import write_report
+from .run import check_training
 from .settings import DEMO, Settings, parse_settings
 from .sources import check_whose_run, load_settings
 
@@ -80,6 +81,7 @@ def run_notebooks(names: Sequence[str], values: dict[str, str]) -> Settings:
         if not (settings.run_dir / "last.pt").is_file():  # else they are the training's
             write_json(settings.run_dir / "settings.json", settings.as_dict())
     else:
+        check_training(settings)
         split_by_position(exclude(dataset.pairs, settings.exclude)[0], settings.validation)
     folder = settings.run_dir / "notebooks"
     folder.mkdir(parents=True, exist_ok=True)

@@ -38,7 +38,8 @@ def load_model(path: str | Path, device: str = "auto") -> UNet:
     path = Path(path).expanduser()
     file = path / "model.safetensors" if path.is_dir() else path
     if not file.is_file():
-        raise SegkitError(f"no trained model at {file}: run 03_training first, or set MODEL to a run's folder")
+        raise SegkitError(f"no trained model at {file}: train first (03_training, make run), or set MODEL to a run's "
+                          "folder")
     model = _read_plain_weights(file) if file.suffix in (".pth", ".pt") else _read_model(file)
     return model.to(pick_device(device)).to(memory_format=torch.channels_last).eval()
 

@@ -88,7 +88,8 @@ def width_complaint(model: UNet, widths: np.ndarray, scale: float = 1.0) -> str:
     if 1 / WIDTH_RATIO <= found / known <= WIDTH_RATIO:
         return ""
     return (f"the cells found are {found / scale:.0f} pixels wide (median), the student was taught on cells of "
-            f"{known:.0f}: look at the overlays, and try SCALE={scale * known / found:.2f}")
+            f"{known:.0f}: look at the outlines in 04_inference (report.html), and try "
+            f"SCALE={scale * known / found:.2f}")
 
 
 def dice_complaint(scores: Sequence[Mapping[str, Any]]) -> str:

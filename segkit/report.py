@@ -1,6 +1,9 @@
 """A run as a page that can be mailed, and all runs side by side."""
 
+import datetime
+import html
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -8,9 +11,11 @@ from typing import Any
 import pandas as pd
 
 from .errors import SegkitError
-from .files import write_text
+from .files import read_json, write_text
 
 WIDGET = "application/vnd.jupyter.widget-"
+FOR_WHO_RUNS = {"answers", "hands-on"}  # tags of cells that say what to press
+NOT_READ = re.compile(r"^\*\*(What you will do|What you need):.*?(\n\n|\Z)|^\*\*On your own\*\*.*", re.S | re.M)
 REPORTED = ("02_data_exploration", "03_training", "04_inference", "05_growth")
 
 
@@ -27,12 +32,12 @@ def write_report(run_dir: str | Path) -> Path:
     if not files:
         raise SegkitError(f"no executed notebook in {run_dir / 'notebooks'}: make run and make segment leave them "
                           "there")
-    page = nbformat.v4.new_notebook()
+    page = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell(_summary(run_dir))])
     for file in files:
         notebook = nbformat.read(file, as_version=4)
         widgets = notebook.metadata.get("widgets", {}).get(f"{WIDGET}state+json", {}).get("state", {})
         for cell in notebook.cells:
-            if "answers" in cell.metadata.get("tags", ()):
+            if FOR_WHO_RUNS.intersection(cell.metadata.get("tags", ())):
                 continue
             if cell.cell_type == "code":
                 for output in cell.outputs:
@@ -40,14 +45,29 @@ def write_report(run_dir: str | Path) -> Path:
                 cell.outputs = [o for o in cell.outputs if o.output_type in ("stream", "display_data", "execute_result")
                                 and o.get("name") != "stderr" and f"{WIDGET}view+json" not in o.get("data", {})]
             else:
-                cell.source = cell.source.partition("**On your own**")[0]  # exercises are for who runs it
+                cell.source = re.sub(r"^## \d+\. ", "## ", NOT_READ.sub("", cell.source), flags=re.M)
             if cell.cell_type == "markdown" or cell.get("outputs"):
                 page.cells.append(cell)
     exporter = HTMLExporter(exclude_input=True, exclude_input_prompt=True, exclude_output_prompt=True,
                             mathjax_url="", require_js_url="")
-    html, _ = exporter.from_notebook_node(page, {"metadata": {"name": f"segkit: {run_dir.name}"}})
-    write_text(run_dir / "report.html", html)
+    content, _ = exporter.from_notebook_node(page, {"metadata": {"name": f"segkit: {run_dir.name}"}})
+    write_text(run_dir / "report.html", content)
     return run_dir / "report.html"
+
+
+def _summary(run_dir: Path) -> str:
+    """Which run it is, how its training scored, and its settings, as Markdown."""
+    report, settings = (read_json(run_dir / name, "the run's file") if (run_dir / name).is_file() else {}
+                        for name in ("report.json", "settings.json"))
+    lines = [f"# Run {html.escape(run_dir.name)}", f"Written {datetime.date.today()}."]
+    if report:
+        lines.append(f"Trained for {report['epochs']} epochs (best: {report['best_epoch']}) on {report['device']}: "
+                     f"validation Dice {report['val_dice']:.3f}, panoptic quality "
+                     f"{report['val_panoptic_quality']:.3f}, over whole frames cut into cells.")
+    rows = "".join(f"<tr><td>{name}</td><td>{html.escape(str(value))}</td></tr>"
+                   for name, value in settings.items() if value not in ("", None))
+    lines.append(f"<details><summary>Settings</summary><table>{rows}</table></details>")
+    return "\n\n".join(lines)
 
 
 def _show_words(output: Any, widgets: Mapping[str, Any]) -> None:

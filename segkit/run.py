@@ -25,24 +25,36 @@ GOOD = 0.9  # validation Dice that students of sound data reach (benchmarks/READ
 PACKAGES = ("segkit", "torch", "torchvision", "numpy", "scikit-image")
 
 
-def open_run(split: Split, settings: Settings) -> Path:
-    """Make the run's folder and write settings.json and split.json into it.
+def check_training(settings: Settings) -> bool:
+    """Whether the run's folder holds a training that is to be renewed: the bundled demo's.
 
-    Raises SegkitError where a run of that name is there already and is neither resumed nor the bundled demo's, and
-    where a resumed one would be judged by other frames than before, some of which it may have learnt from.
+    Raises SegkitError where it holds another, which is not resumed either, or nothing to resume.
     """
     run_dir = settings.run_dir
+    if settings.resume and not (run_dir / "last.pt").is_file():
+        raise SegkitError(f"RESUME is set and {run_dir} holds no last.pt: set RESUME=0, or RUN to an interrupted run")
     there = any((run_dir / name).is_file() for name in ("last.pt", "model.safetensors", "report.json"))
     if there and not settings.resume:
         before = Path(_left_in(run_dir, "settings.json").get("DATASET_PATH", ""))
         bundled = settings.dataset_path == settings.root / DEMO and before.parts[-len(DEMO.parts):] == DEMO.parts
         if settings.run != "demo" or not bundled:  # a user's folder may be called demo too
-            raise SegkitError(f"runs/{settings.run} holds a training already: RESUME=1 goes on with it (with more "
-                              "EPOCHS if it is finished), another RUN begins a new one")
+            finished = (run_dir / "report.json").is_file()
+            how = "with more EPOCHS" if finished else "if it is not running still"
+            raise SegkitError(f"runs/{settings.run} holds a training already: RESUME=1 goes on with it, {how}; another "
+                              "RUN begins a new one")
+    return there and not settings.resume
+
+
+def open_run(split: Split, settings: Settings) -> Path:
+    """Make the run's folder, or renew the demo's, and write settings.json and split.json into it.
+
+    Raises SegkitError where `check_training` does, and where a resumed run would be judged by other frames than
+    before, some of which it may have learnt from.
+    """
+    run_dir = settings.run_dir
+    if check_training(settings):
         for name in ("last.pt", "model.safetensors", "MODEL_CARD.md", "report.json", "history.csv", "run.log"):
             (run_dir / name).unlink(missing_ok=True)
-    if settings.resume and not (run_dir / "last.pt").is_file():
-        raise SegkitError(f"RESUME is set and {run_dir} holds no last.pt: set RESUME=0, or RUN to an interrupted run")
     train, validation = ([f.name for f in frames] for frames in (split.train, split.validation))
     earlier = _left_in(run_dir, "split.json") if settings.resume else {}
     now = set(validation) - set(earlier.get("excluded", ()))  # without those that could not be decoded
@@ -111,11 +123,12 @@ def finish_run(model: UNet, scores: pd.DataFrame, history: History, settings: Se
     save_model(model, settings.run_dir / "model.safetensors")
     write_text(settings.run_dir / "MODEL_CARD.md", model_card(model, report, len(scores)))
     write_json(settings.run_dir / "report.json", report)
-    log.info("finished: validation Dice %.4f, panoptic quality %.4f (epoch %s)", summary["val_dice"],
+    log.info("finished: cut into cells, validation Dice %.4f, panoptic quality %.4f (epoch %s)", summary["val_dice"],
              summary["val_panoptic_quality"], best.get("epoch"))
     if report["val_dice"] < GOOD:
         log.info("that is less than usual (Dice above %.1f): more EPOCHS help as long as the validation loss falls "
-                 "(RESUME=1 goes on), more frames to learn from do, and 04_inference shows the worst frames", GOOD)
+                 "(RESUME=1 goes on), more frames to learn from do, and 04_inference (report.html) shows the worst "
+                 "frames", GOOD)
 
 
 def model_card(model: UNet, report: dict[str, Any], frames: int) -> str:

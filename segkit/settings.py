@@ -151,7 +151,7 @@ def parse_settings(values: Mapping[str, Any], base: Settings | None = None) -> S
     parsed: dict[str, Any] = {}
     for name, value in values.items():
         if name not in known:
-            near = difflib.get_close_matches(name, known, 1)
+            near = difflib.get_close_matches(name.upper(), known, 1)
             raise SegkitError(f"unknown setting {name}: " + (f"did you mean {near[0]}?" if near else
                                                              f"the settings are {', '.join(known)}"))
         parsed[name.lower()] = _parse(name, value, str(known[name].type))

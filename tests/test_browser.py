@@ -106,7 +106,7 @@ def test_setup_runs_to_its_end_and_its_form_answers(lab, page):
     page.wait_for_selector("text=✓ 72 images, 72 with masks", timeout=20_000)
     assert page.locator("text=/nowhere is not there/").count() == 0
     page.click("button:has-text('Save')")
-    page.wait_for_selector("text=saved in segkit.json", timeout=20_000)
+    page.wait_for_selector("text=are saved in segkit.json", timeout=20_000)
     keep_screenshot(page, "01_saved")
     assert (folder / "segkit.json").is_file()
     (folder / "segkit.json").unlink()
@@ -226,10 +226,10 @@ def test_a_training_is_watched_interrupted_and_resumed(lab, page):
     run_cell(page, training)
     log = folder / "runs" / "demo" / "run.log"
     for _ in range(240):
-        if "finished: validation Dice" in log.read_text().split(f"resumed after epoch {saved}")[-1]:
+        if "finished: cut into cells, validation Dice" in log.read_text().split(f"resumed after epoch {saved}")[-1]:
             break
         page.wait_for_timeout(500)
     assert f"resumed after epoch {saved}" in log.read_text()
-    assert "finished: validation Dice" in log.read_text().split(f"resumed after epoch {saved}")[-1]
+    assert "finished: cut into cells, validation Dice" in log.read_text().split(f"resumed after epoch {saved}")[-1]
     page.wait_for_timeout(1000)
     assert page.locator(ERRORS).all_inner_texts() == []

@@ -33,6 +33,8 @@ def last_line(capsys):
 def test_an_unknown_setting_stops_before_anything_runs(capsys):
     assert main(["EPOCH=3"]) == 1
     assert last_line(capsys) == "segkit stopped: unknown setting EPOCH: did you mean EPOCHS?"
+    assert main(["epochs=3"]) == 1
+    assert last_line(capsys) == "segkit stopped: unknown setting epochs: did you mean EPOCHS?"
     assert main(["EPOCHS"]) == 1
     assert "NAME=value" in last_line(capsys)
 
@@ -74,6 +76,18 @@ def test_make_run_says_what_is_assumed_and_what_is_flagged(project, capsys):
     assert "flagged: REF/Pos101/0: clipped\n" in said
     assert "1 of 2 pairs are flagged" in said
     assert not (project / "runs/data/settings.json").exists()  # the training writes it
+
+
+def test_a_training_that_is_there_stops_a_second_before_anything_is_replaced(project, capsys):
+    (project / "runs/data/notebooks").mkdir(parents=True)
+    (project / "runs/data/last.pt").touch()
+    assert main(["DATASET_PATH=data"]) == 1
+    reason = last_line(capsys)
+    assert "runs/data holds a training already: RESUME=1 goes on with it, if it is not running still" in reason
+    (project / "runs/data/last.pt").unlink()
+    assert main(["DATASET_PATH=data", "RESUME=1"]) == 1
+    assert "holds no last.pt" in last_line(capsys)
+    assert [path.name for path in (project / "runs/data").iterdir()] == ["notebooks"]
 
 
 def test_make_segment_keeps_what_was_asked(project):

@@ -9,6 +9,7 @@ import pytest
 from nbclient import NotebookClient
 
 from segkit import SegkitError
+from segkit.files import write_json
 from segkit.report import table_of_runs, write_report
 
 NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
@@ -18,11 +19,22 @@ def test_the_report_shows_results_without_code(tmp_path):
     (tmp_path / "notebooks").mkdir()
     for file in NOTEBOOKS.glob("0[45]*.ipynb"):
         shutil.copy(file, tmp_path / "notebooks")
+    write_json(tmp_path / "settings.json", {"DATASET_PATH": "/data/a&b", "EPOCHS": 7, "EXCLUDE": ""})
+    write_json(tmp_path / "report.json", {"epochs": 7, "best_epoch": 6, "device": "cpu", "val_dice": 0.98765,
+                                          "val_panoptic_quality": 0.5})
     page = write_report(tmp_path).read_text(encoding="utf-8")
+    assert f"Run {tmp_path.name}" in page
+    assert "validation Dice 0.988, panoptic quality 0.500" in page
+    assert "<td>/data/a&amp;b</td>" in page
+    assert "<td>EXCLUDE</td>" not in page
     assert page.count("data:image/png;base64,") >= 7
     assert "Measure growth" in page
     assert "segment_dataset(model" not in page
     assert "On your own" not in page
+    assert "What you will do" not in page
+    assert "5. What do the student" not in page
+    assert "What do the student's errors do" in page
+    assert "Choose a position and a frame" not in page
     assert "run the notebook to see it" not in page
 
 
