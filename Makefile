@@ -36,6 +36,7 @@ test: install lint
 test-lowest: install
 	test -x $(LOWEST)/bin/python || $(PYTHON) -m venv $(LOWEST)
 	$(BIN)/python -m tests.lowest > $(LOWEST)/pins.txt
+	$(LOWEST)/bin/python -m pip install --quiet $(TORCH_INDEX) $$(grep ^torch $(LOWEST)/pins.txt)
 	$(LOWEST)/bin/python -m pip install --quiet -r $(LOWEST)/pins.txt
 	$(LOWEST)/bin/python -m pip install --quiet -e '.[test]'
 	$(LOWEST)/bin/python -m pytest tests --ignore=tests/test_browser.py

@@ -1,6 +1,7 @@
-"""The README's table of trainings: `python benchmarks/readme.py FOLDER`, FOLDER holding delta, omnipose and sparse.
+"""The README's table of trainings and the demo's growth: `python benchmarks/readme.py FOLDER`.
 
-Each row is a `make run` of its own, in runs/readme_...; what is finished there is not trained again.
+FOLDER holds delta, omnipose and sparse. Each row is a `make run` of its own, in runs/readme_...; what is finished there
+is not trained again.
 """
 
 import subprocess
@@ -36,6 +37,16 @@ def flipped(name: str, dataset: list[str]) -> str:
     return f"| {name}, FLIPS=1 | | | {judged['dice'].mean():.3f} | {judged['panoptic_quality'].mean():.3f} |"
 
 
+def growth_error(name: str) -> str:
+    """How far the demo's measured growth is from what was put in, at most."""
+    growth = read_table(Settings().root / "runs" / name / "growth.csv").query("phase != 'all'")
+    truth = read_json(Settings().dataset_path / "truth.json", "the demo's truth")["positions"]
+    true = [60 * truth[f"{row.experiment}/{row.position}"][f"growth_per_minute_{row.phase}"]
+            for row in growth.itertuples()]
+    error = (growth["growth_per_hour"] - true).abs().max() / max(true)
+    return f"growth on the demo: at most {error:.1%} (of the rate without drug) from what was put in"
+
+
 def main(folder: Path) -> None:
     rows = []
     for name, epochs in TRAININGS:
@@ -45,7 +56,7 @@ def main(folder: Path) -> None:
         if (name, epochs) == FLIPPED:
             rows.append(flipped(run_name, dataset))
     print("\n| training | training frames | training | validation Dice | panoptic quality |\n| --- | --- | --- | --- | "
-          "--- |", *rows, sep="\n")
+          "--- |", *rows, "", growth_error("readme_demo_20"), sep="\n")
 
 
 if __name__ == "__main__":
