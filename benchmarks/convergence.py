@@ -67,7 +67,8 @@ def train_plainly(training: PlainTraining, frames: Sequence[Frame], seconds: flo
     Its scores are those of its state after the seconds, as its author has them: nothing better is kept.
     """
     images = [read_pair(frame) for frame in frames]
-    spent, steps, rows, scores = 0.0, 0, [], None
+    spent, steps, scores = 0.0, 0, None
+    rows: list[tuple[int, float, float]] = []
     while scores is None or steps < batches:
         began = time.perf_counter()
         training.step()

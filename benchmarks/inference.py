@@ -11,6 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -32,7 +33,7 @@ def seconds(action: Callable[[], object]) -> float:
     return time.perf_counter() - began
 
 
-def synthetic_frames(folder: Path, count: int) -> list[segkit.Frame]:
+def synthetic_frames(folder: Path, count: int) -> tuple[segkit.Frame, ...]:
     """Frames of 768 x 448 with 38 cells and more."""
     return segkit.discover(segkit.make_demo_dataset(folder, shape=(768, 448), frames=count, cells=38,
                                                     positions={"REF": (101,)}, doubling_minutes=2000)).frames
@@ -60,7 +61,7 @@ def main(arguments: list[str]) -> None:
             faster = with_openvino(model)
             actions["`segment` through OpenVINO, labels included"] = lambda: segkit.segment(faster, image)
         times = {name: min(seconds(action) for _ in range(ROUNDS + 1)) for name, action in actions.items()}
-        whole = [seconds(lambda k=k: segkit.segment_dataset(model, frames, Path(folder) / f"out{k}")) / FRAMES
+        whole = [seconds(partial(segkit.segment_dataset, model, frames, Path(folder) / f"out{k}")) / FRAMES
                  for k in range(2)]
         times["`segment_dataset`, a frame (reading, scores, tables and label files included)"] = min(whole)
     print(f"768 x 448, {cells} cells; {describe_device(device)}; torch {torch.__version__}; best of {ROUNDS}\n")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 import tempfile
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,8 +23,9 @@ from segkit.settings import parse_settings
 from segkit.sources import load_settings
 
 EPOCHS = 5
-NORMS = {"batch": nn.BatchNorm2d, "group": lambda channels: nn.GroupNorm(8, channels),
-         "instance": lambda channels: nn.GroupNorm(channels, channels)}
+NORMS: dict[str, Callable[[int], nn.Module]] = {
+    "batch": nn.BatchNorm2d, "group": lambda channels: nn.GroupNorm(8, channels),
+    "instance": lambda channels: nn.GroupNorm(channels, channels)}
 
 
 def main(arguments: list[str]) -> None:

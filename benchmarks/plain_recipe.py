@@ -12,12 +12,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from scipy import ndimage
-from torch import Tensor, nn
+from torch import Tensor
 
 import segkit
 from segkit.data import Frame, read_pair
@@ -63,7 +64,7 @@ class PlainUNet(segkit.UNet):
     """The starting recipe's network: the same layers, corners aligned, skip connections joined by a copy."""
 
     def __init__(self) -> None:
-        super().__init__(ModelInfo(norm="batch", outputs=1, align_corners=True, normalisation="minmax", min_area=1))
+        super().__init__(ModelInfo(outputs=1, align_corners=True, normalisation="minmax", min_area=1))
 
     def forward(self, x: Tensor) -> Tensor:
         skips = [self.down[0](x)]
@@ -84,12 +85,12 @@ class PlainTraining:
         torch.manual_seed(seed)
         self.frames, self.crop, self.batch, self.device = frames, crop, batch, device
         self.rng = np.random.default_rng(seed)
-        self.network: nn.Module = PlainUNet().to(device)
+        self.network: Any = PlainUNet().to(device)  # stands where `segkit.segment` expects a UNet
         self.optimiser = torch.optim.AdamW(self.network.parameters(), lr=1e-4, weight_decay=1e-2)
 
     def draw(self) -> tuple[np.ndarray, np.ndarray]:
         """One crop: image and mask (h, w)."""
-        return plain_crop(*read_pair(self.frames[self.rng.integers(len(self.frames))]), self.crop, self.rng)
+        return plain_crop(*read_pair(self.frames[int(self.rng.integers(len(self.frames)))]), self.crop, self.rng)
 
     def loss(self, output: Tensor, masks: Tensor) -> Tensor:
         return F.binary_cross_entropy(output.sigmoid(), masks)

@@ -44,7 +44,7 @@ def best_dice(settings: Settings) -> tuple[float, int]:
     except segkit.SegkitError as error:
         print(f"stopped: {error}", flush=True)
         return 0.0, 3
-    return history.best["val_dice"], len(history.events)
+    return (history.best or {"val_dice": 0.0})["val_dice"], len(history.events)
 
 
 def main(arguments: list[str]) -> int:

@@ -47,13 +47,14 @@ dataset = discover(settings.dataset_path, settings.masks_path)
 frames = dataset.pairs or dataset.frames
 first = [f for f in frames if f.unit == frames[0].unit]
 strip = read_sound(first[:: -(-len(first) // 3)], 3)
-pictures = [overlay(image, labels, TEACHER)[busiest(labels > 0, 300)] for _, image, labels in strip]
+part = busiest(strip[-1][2] > 0, 300) if strip else ()
+pictures = [overlay(image, labels, TEACHER)[part] for _, image, labels in strip]
 show_pictures(pictures, [f"frame {f.frame}" for f, _, _ in strip], settings.pixel_size_um, columns=3)
 
 # %% [markdown]
 # A film strip of the first position, with the teacher's outlines in blue (of large frames, the 300 x 300 pixels with
-# most cells). Do the outlines sit on the cells? If they are shifted, or belong to other frames, no training can help.
-# The scale bar is as right as PIXEL_SIZE_UM in `01_setup` is.
+# most cells in the end). Do the outlines sit on the cells? If they are shifted, or belong to other frames, no training
+# can help. The scale bar is as right as PIXEL_SIZE_UM in `01_setup` is.
 #
 # **What you will do:** count images and masks, read the list of problems, browse, look at the split.
 #
