@@ -61,6 +61,7 @@ DATA ?= ../shared/data
 bench-readme: install
 	$(BIN)/python benchmarks/readme.py "$(DATA)"
 	$(BIN)/python benchmarks/inference.py MODEL=runs/readme_demo_20
+	$(BIN)/python benchmarks/neighbours.py EPOCHS=20 PLAIN_BATCHES=240
 	$(BIN)/python benchmarks/neighbours.py DATASET_PATH="$(DATA)/delta" EPOCHS=15 PLAIN_BATCHES=500
 	$(BIN)/python benchmarks/neighbours.py DATASET_PATH="$(DATA)/omnipose" EPOCHS=60 PLAIN_BATCHES=500
 
