@@ -47,8 +47,6 @@ class LivePicture(w.Image):
 
     def __init__(self) -> None:
         super().__init__(value=to_png(show_training(History().table())), format="png", layout=AS_IT_IS)
-        gc.collect()
-        gc.freeze()
 
     __repr__ = quiet_repr
 
