@@ -39,7 +39,7 @@ def show_training(table: pd.DataFrame,
         axes.set(xlabel="epoch", ylabel=label)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     curves[1].set_ylim(0, 1.02)
-    curves[1].legend(frameon=False, loc="lower right")
+    curves[0].legend(frameon=False, loc="upper right")  # where a falling loss leaves room from the first epoch on
     pictures = [(p, t) for image, probability, target in previews
                 for p, t in ((np.clip(image, 0, 1), "image"), (probability, "student's probability"),
                              (target.astype(float), "teacher's mask"))]

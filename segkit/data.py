@@ -36,7 +36,6 @@ class Frame:
         """EXPERIMENT/PosXXX/frame, as settings and tables name it."""
         return f"{self.experiment}/{self.position}/{self.frame}"
 
-
     @property
     def masks_page(self) -> int:
         """The page of `masks` that holds this frame's labels; of labels written by segkit each page has a file."""

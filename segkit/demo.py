@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +11,12 @@ from scipy import ndimage
 from tqdm.auto import tqdm
 
 from .errors import SegkitError
+from .files import writing
 from .rods import Rods, divide, draw_labels, relax
 
 RADIUS = 4.5  # half a rod's width, pixels
 WALL = 4.0  # clearance from the chamber's edge, pixels
+_write_tiff = partial(tifffile.imwrite, compression="zlib", compressionargs={"level": 9})
 
 
 def make_demo_dataset(path: str | Path, *, shape: tuple[int, int] = (128, 128), frames: int = 12,
@@ -27,47 +30,49 @@ def make_demo_dataset(path: str | Path, *, shape: tuple[int, int] = (128, 128), 
     experiment named RIF... is treated: from drug_frame on (counted from the first frame) its growth rate is
     drug_factor of before. cells: per position at the start. doubling_minutes: of the cells' area without drug.
     The folders vary as real ones do: aphase or PreprocessedPhase, .tif or .tiff, images and masks of 8 or 16 bits,
-    numbering from 0 or later. Same seed, same files. Returns path. Raises SegkitError where path is not empty.
+    numbering from 0 or later. Same seed, same files. Returns path. Raises SegkitError where path is not empty
+    or cannot be written.
     """
     root = Path(path)
-    if root.exists() and any(root.iterdir()):
-        raise SegkitError(f"{root} is not empty: give a new folder for the demo dataset")
+    with writing(root):
+        root.mkdir(parents=True, exist_ok=True)
+        if any(root.iterdir()):
+            raise SegkitError(f"{root} is not empty: give a new folder for the demo dataset")
     positions = positions or {"REF": (101, 102, 109), "RIF10": (201, 202, 209)}
     grown: dict[str, dict[str, object]] = {}
     truth = {"minutes_per_frame": minutes_per_frame, "drug_frame": drug_frame, "reference": "REF", "positions": grown}
     jobs = [(experiment, number) for experiment, numbers in positions.items() for number in numbers]
-    for order, (experiment, number) in enumerate(tqdm(jobs, desc="demo", unit="position", leave=False)):
-        rng = np.random.default_rng([seed, order])
-        rate = np.log(2) / doubling_minutes * rng.uniform(0.9, 1.1)  # per minute
-        treated = experiment.startswith("RIF")
-        rates = np.full(frames, rate)
-        if treated:
-            rates[drug_frame:] *= drug_factor
-        first = (0, 0, 10)[order % 3]
-        raw = root / f"{experiment}_raw_data" / f"Pos{number}" / ("aphase", "PreprocessedPhase")[order % 2]
-        masks = root / f"{experiment}_masks" / f"Pos{number}" / "PreprocessedPhaseMasks"
-        raw.mkdir(parents=True)
-        masks.mkdir(parents=True)
-        suffix, image_type = (".tiff", ".tif")[order % 2], (np.uint8, np.uint8, np.uint16)[order % 3]
-        labels_type = (np.uint8, np.uint16)[order % 2]
-        areas = []
-        for k, (image, labels) in enumerate(grow(shape, frames, cells, rates * minutes_per_frame, rng)):
-            areas.append(int((labels > 0).sum()))
-            scale = 30000 if image_type is np.uint16 else 170
-            picture = np.clip(image * scale, 0, np.iinfo(image_type).max).round().astype(image_type)
-            tifffile.imwrite(raw / f"img_{first + k:09d}{suffix}", picture, compression="zlib",
-                             compressionargs={"level": 9}, predictor=True)
-            if labels.max() > np.iinfo(labels_type).max:
-                labels_type = np.uint16
-            tifffile.imwrite(masks / f"MASK_img_{first + k:09d}.tif", labels.astype(labels_type), compression="zlib",
-                             compressionargs={"level": 9})
-        grown[f"{experiment}/Pos{number}"] = {
-            "growth_per_minute_before": rate, "growth_per_minute_after": rates[-1], "first_frame": first,
-            "area_pixels": areas}
-    lines = [f"{experiment},{minutes_per_frame:g},{drug_frame}" for experiment in positions]
-    (root / "experiments.csv").write_text("experiment,minutes_per_frame,drug_frame\n" + "\n".join(lines) + "\n",
-                                          encoding="utf-8")
-    (root / "truth.json").write_text(json.dumps(truth, indent=1) + "\n", encoding="utf-8")
+    with writing(root):
+        for order, (experiment, number) in enumerate(tqdm(jobs, desc="demo", unit="position", leave=False)):
+            rng = np.random.default_rng([seed, order])
+            rate = np.log(2) / doubling_minutes * rng.uniform(0.9, 1.1)  # per minute
+            treated = experiment.startswith("RIF")
+            rates = np.full(frames, rate)
+            if treated:
+                rates[drug_frame:] *= drug_factor
+            first = (0, 0, 10)[order % 3]
+            raw = root / f"{experiment}_raw_data" / f"Pos{number}" / ("aphase", "PreprocessedPhase")[order % 2]
+            masks = root / f"{experiment}_masks" / f"Pos{number}" / "PreprocessedPhaseMasks"
+            raw.mkdir(parents=True)
+            masks.mkdir(parents=True)
+            suffix, image_type = (".tiff", ".tif")[order % 2], (np.uint8, np.uint8, np.uint16)[order % 3]
+            labels_type = (np.uint8, np.uint16)[order % 2]
+            areas = []
+            for k, (image, labels) in enumerate(grow(shape, frames, cells, rates * minutes_per_frame, rng)):
+                areas.append(int((labels > 0).sum()))
+                scale = 30000 if image_type is np.uint16 else 170
+                picture = np.clip(image * scale, 0, np.iinfo(image_type).max).round().astype(image_type)
+                _write_tiff(raw / f"img_{first + k:09d}{suffix}", picture, predictor=True)
+                if labels.max() > np.iinfo(labels_type).max:
+                    labels_type = np.uint16
+                _write_tiff(masks / f"MASK_img_{first + k:09d}.tif", labels.astype(labels_type))
+            grown[f"{experiment}/Pos{number}"] = {
+                "growth_per_minute_before": rate, "growth_per_minute_after": rates[-1], "first_frame": first,
+                "area_pixels": areas}
+        lines = [f"{experiment},{minutes_per_frame:g},{drug_frame}" for experiment in positions]
+        (root / "experiments.csv").write_text("experiment,minutes_per_frame,drug_frame\n" + "\n".join(lines) + "\n",
+                                              encoding="utf-8")
+        (root / "truth.json").write_text(json.dumps(truth, indent=1) + "\n", encoding="utf-8")
     return root
 
 

@@ -1,5 +1,6 @@
 """Find images and masks in a folder; what cannot be used becomes a Problem."""
 
+import os
 import re
 from pathlib import Path
 
@@ -23,15 +24,8 @@ def discover(dataset_path: str | Path, masks_path: str | Path | None = None) -> 
     File headers are read, no pixels, and nothing is written.
     Raises SegkitError where a folder does not exist or holds no usable image.
     """
-    root = Path(dataset_path).expanduser()
-    if not root.is_dir():
-        found = "a file, not a folder" if root.exists() else "not there"
-        raise SegkitError(f"DATASET_PATH {root} is {found}: give the folder that holds the *_raw_data folders")
-    masks_root = Path(masks_path).expanduser() if masks_path else root
-    if not masks_root.is_dir():
-        found = "a file, not a folder" if masks_root.exists() else "not there"
-        raise SegkitError(f"MASKS_PATH {masks_root} is {found}: give the folder that holds the *_masks folders")
-    scan = _Scan(masks_root)
+    root = _folder("DATASET_PATH", dataset_path, "*_raw_data")
+    scan = _Scan(_folder("MASKS_PATH", masks_path, "*_masks") if masks_path else root)
     raw_folders = [folder for folder in scan.listed(root) if "raw_data" in folder.name.lower()]
     for folder in raw_folders:
         scan.experiment(folder)
@@ -44,6 +38,16 @@ def discover(dataset_path: str | Path, masks_path: str | Path | None = None) -> 
     frames = sorted(scan.frames, key=lambda f: (f.experiment, f.position, f.frame, f.page))
     problems = sorted(scan.problems, key=lambda p: (-p.frames_lost, str(p.path), p.reason))
     return Dataset(root, tuple(frames), tuple(problems))
+
+
+def _folder(setting: str, path: str | Path, content: str) -> Path:
+    folder = Path(path).expanduser()
+    found = "" if os.path.isdir(folder) else "a file, not a folder" if os.path.exists(folder) else "not there"
+    if not found and not os.access(folder, os.R_OK | os.X_OK):
+        found = "closed to you (no right to read it)"
+    if found:
+        raise SegkitError(f"{setting} {folder} is {found}: give the folder that holds the {content} folders")
+    return folder
 
 
 class _Scan:

@@ -13,6 +13,16 @@ from .errors import SegkitError
 
 
 @contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Raise SegkitError where the block cannot write `path`, for want of rights or of space."""
+    try:
+        yield
+    except OSError as error:
+        raise SegkitError(f"cannot write {path} ({error.strerror or error}): free some disk space or choose a folder "
+                          "that you may write to; files written before are as they were") from error
+
+
+@contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
     """Give a temporary path beside `path`; rename it to `path` when the block ends well, else remove it.
 
@@ -21,12 +31,10 @@ def replacing(path: str | Path) -> Iterator[Path]:
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        os.replace(temporary, path)
-    except OSError as error:
-        raise SegkitError(f"cannot write {path} ({error.strerror or error}): free some disk space or choose a folder "
-                          "that you may write to; files written before are as they were") from error
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield temporary
+            os.replace(temporary, path)
     finally:
         with suppress(OSError):
             temporary.unlink()

@@ -97,10 +97,8 @@ def measure_growth(cells: pd.DataFrame, frames: Iterable[Frame], settings: Setti
 def find_reference(experiment: str, experiments: Iterable[str], reference: str) -> str | None:
     """The experiment that a treated one is compared with: named `reference`, or _reference at its end.
 
-    The numbers of its positions may follow (REF101_110).
-
-    Of several (REF, HR_REF) the one that begins most like the treated one's name (HR_RIF10) is taken. None where there
-    is none, or the experiment is itself a reference.
+    The numbers of its positions may follow (REF101_110). Of several (REF, HR_REF) the one that begins most like the
+    treated one's name (HR_RIF10) is taken. None where there is none, or the experiment is itself a reference.
     """
     name = re.compile(rf"(.*_)?{re.escape(reference)}(\d+_\d+)?")  # HR_REF; REF101_110 of REF_raw_data101_110
     named = [e for e in sorted(experiments) if reference and name.fullmatch(e)]

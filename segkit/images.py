@@ -22,7 +22,7 @@ IMAGE_SUFFIXES = (".tif", ".tiff", ".png")
 UNPACKED = 50_000  # at most so many bytes come out of one, in pictures without any cell
 _ENDIAN: dict[str, Literal["little", "big"]] = {"<": "little", ">": "big"}
 DAMAGE = (OSError, ValueError, KeyError, IndexError, TypeError, RuntimeError, EOFError, ArithmeticError,
-           SyntaxError, MemoryError, AttributeError, struct.error, tifffile.TiffFileError, Image.DecompressionBombError)
+          SyntaxError, MemoryError, AttributeError, struct.error, tifffile.TiffFileError, Image.DecompressionBombError)
 logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what it warns of becomes our own error
 
 

@@ -1,6 +1,7 @@
 """The student's file: weights and what is needed to use them; loading runs no code."""
 
 import json
+import os
 import pickle
 import re
 from dataclasses import asdict, fields, replace
@@ -36,10 +37,10 @@ def load_model(path: str | Path, device: str = "auto") -> UNet:
     Raises SegkitError where there is no model, or the file is damaged or not of segkit.
     """
     path = Path(path).expanduser()
-    file = path / "model.safetensors" if path.is_dir() else path
-    if not file.is_file():
-        raise SegkitError(f"no trained model at {file}: train first (03_training, make run), or set MODEL to a run's "
-                          "folder")
+    file = path / "model.safetensors" if os.path.isdir(path) else path
+    if not (os.path.isfile(file) and os.access(file, os.R_OK)):
+        raise SegkitError(f"no trained model at {file}, or none that you may read: train first (03_training, make "
+                          "run), or set MODEL to a run's folder")
     model = _read_plain_weights(file) if file.suffix in (".pth", ".pt") else _read_model(file)
     return model.to(pick_device(device)).to(memory_format=torch.channels_last).eval()
 

@@ -1,6 +1,7 @@
 """The folder of a run: opened, kept, finished."""
 
 import io
+import os
 import pickle
 import platform
 from collections.abc import Iterable
@@ -14,7 +15,7 @@ import torch
 
 from .data import Split
 from .errors import SegkitError
-from .files import read_json, replacing, write_json, write_text
+from .files import read_json, replacing, write_json, write_text, writing
 from .history import History, log
 from .model import UNet
 from .model_file import save_model
@@ -31,9 +32,9 @@ def check_training(settings: Settings) -> bool:
     Raises SegkitError where it holds another, which is not resumed either, or nothing to resume.
     """
     run_dir = settings.run_dir
-    if settings.resume and not (run_dir / "last.pt").is_file():
+    if settings.resume and not os.path.isfile(run_dir / "last.pt"):
         raise SegkitError(f"RESUME is set and {run_dir} holds no last.pt: set RESUME=0, or RUN to an interrupted run")
-    there = any((run_dir / name).is_file() for name in ("last.pt", "model.safetensors", "report.json"))
+    there = any(os.path.isfile(run_dir / name) for name in ("last.pt", "model.safetensors", "report.json"))
     if there and not settings.resume:
         before = Path(_left_in(run_dir, "settings.json").get("DATASET_PATH", ""))
         bundled = settings.dataset_path == settings.root / DEMO and before.parts[-len(DEMO.parts):] == DEMO.parts
@@ -53,8 +54,9 @@ def open_run(split: Split, settings: Settings) -> Path:
     """
     run_dir = settings.run_dir
     if check_training(settings):
-        for name in ("last.pt", "model.safetensors", "MODEL_CARD.md", "report.json", "history.csv", "run.log"):
-            (run_dir / name).unlink(missing_ok=True)
+        with writing(run_dir):
+            for name in ("last.pt", "model.safetensors", "MODEL_CARD.md", "report.json", "history.csv", "run.log"):
+                (run_dir / name).unlink(missing_ok=True)
     train, validation = ([f.name for f in frames] for frames in (split.train, split.validation))
     earlier = _left_in(run_dir, "split.json") if settings.resume else {}
     now = set(validation) - set(earlier.get("excluded", ()))  # without those that could not be decoded
@@ -80,7 +82,7 @@ def leave_out(run_dir: Path, reasons: dict[str, str]) -> None:
 
 def _left_in(run_dir: Path, name: str) -> dict[str, Any]:
     """What a training has left in a JSON file of its run; nothing where the file is not there."""
-    return read_json(run_dir / name, "the run's file") if (run_dir / name).is_file() else {}
+    return read_json(run_dir / name, "the run's file") if os.path.isfile(run_dir / name) else {}
 
 
 def save_checkpoint(checkpoint: dict[str, Any], run_dir: Path) -> None:

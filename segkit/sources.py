@@ -51,11 +51,11 @@ def dataset_conditions(dataset_path: Path, given: Container[str] = ()) -> tuple[
     nothing. Raises SegkitError where it cannot be read.
     """
     path = dataset_path / CONDITIONS_FILE
+    if not os.path.isfile(path):
+        return ()
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
             rows = list(csv.DictReader(file))
-    except FileNotFoundError:
-        return ()
     except (OSError, ValueError, csv.Error) as error:
         raise SegkitError(f"{path} cannot be read ({error}): a table with commas was needed") from None
     tokens = []
