@@ -67,7 +67,7 @@ def _overlaps(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.
     a, b = a[inside], b[inside]  # sorting the background too would take most of the time
     ids_a, index_a = np.unique(a, return_inverse=True)
     ids_b, index_b = np.unique(b, return_inverse=True)
-    table = np.bincount(index_a.ravel() * len(ids_b) + index_b.ravel(), minlength=len(ids_a) * len(ids_b))
-    table = table.reshape(len(ids_a), len(ids_b))
+    pixels = np.bincount(index_a.ravel() * len(ids_b) + index_b.ravel(), minlength=len(ids_a) * len(ids_b))
+    table = pixels.reshape(len(ids_a), len(ids_b))
     cells_a, cells_b = ids_a != 0, ids_b != 0
     return table[np.ix_(cells_a, cells_b)], table[cells_a].sum(1), table[:, cells_b].sum(0)
