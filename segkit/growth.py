@@ -39,7 +39,8 @@ def areas_over_time(cells: pd.DataFrame, frames: Iterable[Frame] = ()) -> pd.Dat
         raise SegkitError(f"cells of experiment {strange.pop()}, and no frame belongs to it: give the frames that were "
                           "segmented, and read names as text (dtype={'experiment': str, 'position': str})")
     table = counted if seen.empty else seen.merge(counted, how="outer", on=key)
-    table = table.fillna({"cells": 0, "area_px": 0}).sort_values(key, ignore_index=True)
+    table = table.astype({"cells": float, "area_px": float}).fillna({"cells": 0, "area_px": 0})
+    table = table.sort_values(key, ignore_index=True)
     start = table.groupby(key[:2])["frame"].transform("min")
     return table.assign(since_start=table["frame"] - start, cells=table["cells"].astype(int))[
         [*key, "since_start", "cells", "area_px"]]
