@@ -34,15 +34,14 @@ def make_demo_dataset(path: str | Path, *, shape: tuple[int, int] = (128, 128), 
     or cannot be written.
     """
     root = Path(path)
-    with writing(root):
-        root.mkdir(parents=True, exist_ok=True)
-        if any(root.iterdir()):
-            raise SegkitError(f"{root} is not empty: give a new folder for the demo dataset")
     positions = positions or {"REF": (101, 102, 109), "RIF10": (201, 202, 209)}
     grown: dict[str, dict[str, object]] = {}
     truth = {"minutes_per_frame": minutes_per_frame, "drug_frame": drug_frame, "reference": "REF", "positions": grown}
     jobs = [(experiment, number) for experiment, numbers in positions.items() for number in numbers]
     with writing(root):
+        root.mkdir(parents=True, exist_ok=True)
+        if any(root.iterdir()):
+            raise SegkitError(f"{root} is not empty: give a new folder for the demo dataset")
         for order, (experiment, number) in enumerate(tqdm(jobs, desc="demo", unit="position", leave=False)):
             rng = np.random.default_rng([seed, order])
             rate = np.log(2) / doubling_minutes * rng.uniform(0.9, 1.1)  # per minute

@@ -13,7 +13,7 @@ from .advice import assumed_conditions
 from .data import exclude, split_by_position
 from .discover import discover
 from .errors import STOPPED, SegkitError
-from .files import read_table, write_json
+from .files import read_table, write_json, writing
 from .model_file import load_model
 from .report import write_report
 from .run import check_training
@@ -78,13 +78,14 @@ def run_notebooks(names: Sequence[str], values: dict[str, str]) -> Settings:
     dataset = discover(settings.dataset_path, settings.masks_path)  # what is wrong is said before anything is begun
     if names is MEASURE:
         load_model(settings.model_path, "cpu")
-        if not (settings.run_dir / "last.pt").is_file():  # else they are the training's
+        if not os.path.isfile(settings.run_dir / "last.pt"):  # else they are the training's
             write_json(settings.run_dir / "settings.json", settings.as_dict())
     else:
         check_training(settings)
         split_by_position(exclude(dataset.pairs, settings.exclude)[0], settings.validation)
     folder = settings.run_dir / "notebooks"
-    folder.mkdir(parents=True, exist_ok=True)
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     typed = {name: settings.as_dict()[name] for name in values}
     print(f"run {settings.run}: {settings.dataset_path} -> {settings.run_dir}", flush=True)
     assumed = assumed_conditions(settings, {frame.experiment for frame in dataset.frames})

@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from .errors import SegkitError
-from .files import write_table
+from .files import write_table, writing
 
 COLUMNS = ("epoch", "train_loss", "train_dice", "val_loss", "val_dice", "learning_rate", "event", "seconds",
            "crops_per_second")
@@ -70,12 +69,9 @@ def duration(seconds: float) -> str:
 @contextmanager
 def logging_to(path: Path) -> Iterator[None]:
     """Append everything said through `log` to a file, with times, while the block runs."""
-    try:
+    with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         handler = logging.FileHandler(path, encoding="utf-8")
-    except OSError as error:
-        raise SegkitError(f"cannot write {path} ({error.strerror or error}): choose a folder that you may write "
-                          "to") from error
     handler.setFormatter(logging.Formatter("%(asctime)s  %(message)s", "%Y-%m-%d %H:%M:%S"))
     log.addHandler(handler)
     try:

@@ -79,7 +79,7 @@ def own_conditions(settings: Settings) -> tuple[str, ...]:
 def check_whose_run(settings: Settings) -> None:
     """Raise SegkitError where the results of MODEL would replace those of another student, trained in this run."""
     own = settings.run_dir / "model.safetensors"
-    if own.is_file() and settings.model_path.resolve() not in (own.parent.resolve(), own.resolve()):
+    if os.path.isfile(own) and settings.model_path.resolve() not in (own.parent.resolve(), own.resolve()):
         raise SegkitError(f"runs/{settings.run} holds another student's training and results: set RUN to a name of "
                           "their own for the results of this MODEL")
 

@@ -2,17 +2,18 @@
 
 import os
 import shutil
-import stat
 import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import papermill  # noqa: F401  early, since it may lie where only root may read
 import pytest
 
 import segkit
 from segkit import SegkitError, UNet
+from segkit.headless import TRAIN_AND_MEASURE, run_notebooks
 from segkit.model_file import save_model
 from segkit.report import table_of_runs
 from segkit.settings import Settings
@@ -35,7 +36,8 @@ def place() -> Iterator[Path]:
     root.chmod(0o777)
     for name in ("closed", "closed.safetensors", "half/REF_masks"):
         (root / name).chmod(0)
-    (root / "readonly").chmod(stat.S_IRUSR | stat.S_IXUSR | stat.S_IROTH | stat.S_IXOTH)
+    (root / "readonly").chmod(0o555)
+    load_settings({"DATASET_PATH": str(FIXTURE)})  # what is imported late may lie where only root may read
     was_root = os.getuid() == 0
     if was_root:
         os.setresuid(NOBODY, NOBODY, 0)
@@ -67,6 +69,12 @@ def test_closed_places_are_named(place: Path) -> None:
             (lambda: segkit.fit(UNet(), split, replace(settings, root=readonly)), "cannot write .*Permission denied")):
         with pytest.raises(SegkitError, match=found):
             attempt()
+
+
+def test_make_run_in_a_closed_project_says_so(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(place / "readonly")
+    with pytest.raises(SegkitError, match=r"cannot write .*runs/new/notebooks .*Permission denied"):
+        run_notebooks(TRAIN_AND_MEASURE, {"DATASET_PATH": str(FIXTURE), "RUN": "new"})
 
 
 def test_the_rest_goes_on(place: Path) -> None:
