@@ -12,13 +12,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from scipy import ndimage
-from torch import Tensor
+from torch import Tensor, nn
 
 import segkit
 from segkit.data import Frame, read_pair
@@ -64,7 +64,8 @@ class PlainUNet(segkit.UNet):
     """The starting recipe's network: the same layers, corners aligned, skip connections joined by a copy."""
 
     def __init__(self) -> None:
-        super().__init__(ModelInfo(outputs=1, align_corners=True, normalisation="minmax", min_area=1))
+        super().__init__(ModelInfo(outputs=1, upsampling="corners aligned", normalisation="minmax", min_area=1))
+        self.requires_grad_()  # the biases too, as it had them
 
     def forward(self, x: Tensor) -> Tensor:
         skips = [self.down[0](x)]
@@ -73,7 +74,9 @@ class PlainUNet(segkit.UNet):
         x = skips.pop()
         for block in self.up:
             x = F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=True)
-            x = block(torch.cat([skips.pop(), x], dim=1))
+            x = torch.cat([skips.pop(), x], dim=1)
+            for layer in cast(nn.Sequential, block):
+                x = layer(x)
         return self.out(x)
 
 

@@ -16,7 +16,7 @@ from .errors import SegkitError
 from .files import replacing
 from .model import ModelInfo, UNet
 
-FORMAT = 1
+FORMAT = 2
 _PLAIN_PARTS = ((r"inc\.double_conv\.", "down.0."), (r"down(\d)\.1\.double_conv\.", r"down.\1."),
                 (r"conv_up(\d)\.double_conv\.", lambda m: f"up.{int(m[1]) - 1}."), (r"outc\.", "out."))
 
@@ -52,7 +52,10 @@ def _read_model(file: Path) -> UNet:
             state = {name: archive.get_tensor(name) for name in archive.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, ValueError) as error:
         raise SegkitError(f"{file} is no sound model file ({error}): copy it again or train anew") from None
-    if metadata.pop("format", None) != FORMAT:
+    written_as = metadata.pop("format", None)
+    if written_as == 1:
+        metadata["upsampling"] = "corners aligned" if metadata.get("align_corners") else "bilinear"
+    elif written_as != FORMAT:
         raise SegkitError(f"{file} was not written by this version of segkit: format {FORMAT} was needed; "
                           "open it with the version that wrote it")
     known = {f.name for f in fields(ModelInfo)}
@@ -73,7 +76,7 @@ def _read_plain_weights(path: Path) -> UNet:
             for pattern, ours in _PLAIN_PARTS:
                 name = re.sub(f"^{pattern}", ours, name)
             renamed[name] = tensor
-        model = UNet(ModelInfo(outputs=1, align_corners=True, normalisation="minmax", min_area=1))
+        model = UNet(ModelInfo(outputs=1, upsampling="corners aligned", normalisation="minmax", min_area=1))
         model.load_state_dict(renamed)
     except (OSError, RuntimeError, EOFError, ValueError, AttributeError, LookupError, TypeError,
             pickle.UnpicklingError):

@@ -131,7 +131,7 @@ def _finish(model: UNet, read: _Read, maps: Maps | None, manner: Manner) -> Done
 def _fingerprint(model: UNet, manner: Manner) -> str:
     """A short name of everything but the image that labels depend on."""
     info = model.info
-    how = (info.normalisation, info.align_corners, info.threshold, info.prominence, info.min_area,
+    how = (info.normalisation, info.upsampling, info.threshold, info.prominence, info.min_area,
            manner.scale, manner.flips)
     digest = hashlib.sha256(repr(how).encode())
     for tensor in model.state_dict().values():

@@ -58,8 +58,9 @@ def _tiled(model: UNet, x: Tensor) -> Tensor:
     """Probability and distance (B, 1 or 2, H, W), float32 on the CPU, for normalised images (B, 1, H, W)."""
     device = next(model.parameters()).device
     maps = torch.empty(len(x), model.info.outputs, *x.shape[-2:])
-    for top, bottom, first_row, last_row in _spans(x.shape[-2], model.info.align_corners):
-        for left, right, first_column, last_column in _spans(x.shape[-1], model.info.align_corners):
+    rows, columns = (_spans(size, model.info.upsampling == "corners aligned") for size in x.shape[-2:])
+    for top, bottom, first_row, last_row in rows:
+        for left, right, first_column, last_column in columns:
             tile = x[..., top:bottom, left:right].numpy()
             padded = np.pad(tile, ((0, 0), (0, 0), (0, -tile.shape[-2] % STRIDE), (0, -tile.shape[-1] % STRIDE)),
                             mode="reflect")

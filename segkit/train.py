@@ -46,7 +46,7 @@ def fit(model: UNet, split: Split, settings: Settings, on_epoch: Callable[[Histo
         if split != discover_split(settings):
             raise SegkitError("PROCESSES trains on the split that the settings give, and another one was handed over: "
                               "say it by VALIDATION and EXCLUDE, or set PROCESSES=1")
-        if (model.info.outputs, model.info.align_corners) != (2, False):
+        if (model.info.outputs, model.info.upsampling) != (2, "smoothed"):
             raise SegkitError("PROCESSES trains segkit's own UNet(): set PROCESSES=1 for another")
         history = launch(settings, on_epoch)
         _take_best(model, settings)

@@ -2,15 +2,18 @@ import json
 import platform
 import subprocess
 import sys
+from dataclasses import asdict
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
 
 from segkit import SegkitError, UNet, load_model, segment
 from segkit.devices import free_memory
 from segkit.losses import batch_dice, dice_loss_with_logits, student_loss
-from segkit.model import DoubleConv, ModelInfo
+from segkit.model import ModelInfo, UpConv
 from segkit.model_file import save_model
 from segkit.scores import dice
 
@@ -20,10 +23,45 @@ def test_parameters_are_the_starting_recipes_and_the_second_maps_25():
     assert UNet(ModelInfo(outputs=1)).count_parameters() == 4_418_449
 
 
-def test_parts_convolved_apart_give_what_the_whole_gives():
+@pytest.fixture(params=["smoothed", "bilinear", "corners aligned"])
+def upsampled(request):
+    """A block that joins a map of half its size, that map, the skip connection, and the map upsampled by the book."""
     torch.manual_seed(0)
-    block, x, skip = DoubleConv(5, 4).eval(), torch.rand(2, 3, 8, 8), torch.rand(2, 2, 8, 8)
-    torch.testing.assert_close(block(x, skip), block(torch.cat([skip, x], dim=1)), atol=1e-5, rtol=1e-5)
+    block, x, skip = UpConv(5, 2).eval(), torch.rand(2, 3, 6, 8), torch.rand(2, 2, 12, 16)
+    larger = F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=request.param == "corners aligned")
+    return block, x, skip, larger, request.param
+
+
+def test_a_smaller_map_is_joined_as_upsampled_concatenated_and_convolved(upsampled):
+    block, x, skip, larger, how = upsampled
+    expected, found = torch.cat([skip, larger], dim=1), block(x, skip, how)
+    for layer in block:
+        expected = layer(expected)
+    rim = 2 if how == "smoothed" else 0  # there x counts as 0 beyond the rim; and two convolutions see a pixel each
+    inner = (..., slice(rim, 12 - rim), slice(rim, 16 - rim))
+    torch.testing.assert_close(found[inner], expected[inner], atol=1e-5, rtol=1e-5)
+
+
+def test_beyond_the_rim_a_smoothed_map_counts_as_nothing():
+    torch.manual_seed(0)
+    block, x, weight = UpConv(5, 2), torch.rand(2, 3, 6, 8), torch.rand(2, 3, 3, 3)
+    wide = F.interpolate(F.pad(x, (2, 2, 2, 2)), scale_factor=2)  # (2, 3, 20, 24), every pixel repeated
+    smooth = F.conv2d(wide, block.smoothing.expand(3, 1, 3, 3) / 4, groups=3)  # (2, 3, 18, 22)
+    expected = F.conv2d(smooth, weight)[..., 2:-2, 2:-2]
+    torch.testing.assert_close(block.convolve_upsampled(x, weight, "smoothed"), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_a_bias_that_batch_norm_takes_off_again_needs_no_gradient():
+    torch.manual_seed(0)
+    model = UNet()
+    still = [name for name, p in model.named_parameters() if not p.requires_grad]
+    assert len(still) == 18
+    assert "out.bias" not in still
+    model.requires_grad_().train()
+    student_loss(model(torch.rand(2, 1, 32, 32)), (torch.rand(2, 1, 32, 32) > 0.5).float()).backward()
+    largest = {kind: max(float(p.grad.abs().max()) for name, p in model.named_parameters()
+                         if (name in still) == (kind == "still")) for kind in ("still", "learnt")}
+    assert largest["still"] < 1e-5 * largest["learnt"]
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc has the setting")
@@ -68,10 +106,23 @@ def test_what_is_no_model_gives_one_sentence(tmp_path, damage):
         save_model(UNet(), path)
         path.write_bytes(path.read_bytes()[:5000])
     elif damage == "foreign":
-        from safetensors.torch import save_file
         save_file({"a": torch.zeros(2)}, path, {"segkit": json.dumps({"format": 1})})
     with pytest.raises(SegkitError, match=r"model|weights"):
         load_model(tmp_path)
+
+
+def test_a_file_of_version_1_0_answers_as_it_did(tmp_path):
+    torch.manual_seed(0)
+    model, x = UNet(ModelInfo(upsampling="bilinear")).eval(), torch.rand(1, 1, 32, 48)
+    old = {**asdict(model.info), "format": 1, "align_corners": False}
+    del old["upsampling"]
+    save_file(model.state_dict(), tmp_path / "model.safetensors", {"segkit": json.dumps(old)})
+    loaded = load_model(tmp_path, "cpu")
+    assert loaded.info == model.info
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(x), model(x), atol=1e-5, rtol=1e-4)
+        model.info = ModelInfo()
+        assert not torch.allclose(loaded(x), model(x), atol=1e-5, rtol=1e-4)  # so that the test could fail
 
 
 def test_loading_runs_no_code(tmp_path):

@@ -1,0 +1,95 @@
+"""What the decoder's upsampling costs: `python benchmarks/upsampling.py [DEVICE=... CROP=128x128 BATCH_SIZE=16]`.
+
+A training step on one batch and a frame of 768 x 448 in use, in turns, for students that upsample before they convolve
+(with gradients for every bias, as version 1.0 had them, and without those that batch norm takes off) and for the one
+that does both at once (segkit.model.UpConv). The starting recipe's network takes a turn, too: its step without its
+pipeline, and its frame, in float32.
+"""
+
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from statistics import median
+
+import torch
+import torch.nn.functional as F
+
+sys.path.insert(0, str(Path(__file__).parent))
+from inference import seconds
+from plain_recipe import PlainUNet
+
+import segkit
+from segkit.devices import autocast, describe_device, pick_device
+from segkit.learner import Learner
+from segkit.model import ModelInfo
+from segkit.settings import Settings, parse_settings
+from segkit.team import Team
+
+ROUNDS = 9
+
+
+def student(settings: Settings, upsampling: str, biases: bool = False) -> tuple[Learner, Callable[[], object]]:
+    """A student in training, and a frame through it as `segment` asks for it."""
+    model = segkit.UNet(ModelInfo(upsampling=upsampling))
+    if biases:
+        model.requires_grad_()
+    learner = Learner(model, Team(settings.device), settings)
+    learner.start(0.3, 0)
+    learner.model.train()
+    judged = learner.average.module.eval()
+    frame = torch.rand(1, 1, 768, 448).to(learner.device, memory_format=torch.channels_last)
+
+    @torch.inference_mode()
+    def answer() -> None:
+        with autocast(learner.device):
+            judged(frame).cpu()
+
+    return learner, answer
+
+
+def main(arguments: list[str]) -> None:
+    settings = parse_settings({"CROP": "128x128", **dict(a.split("=", 1) for a in arguments)}, Settings())
+    device, size = pick_device(settings.device), (settings.batch_size, 1, *settings.crop_size())
+    images, targets = torch.rand(size, device=device), (torch.rand(size, device=device) - 0.5).clamp(min=0)
+    plain, frame = PlainUNet().to(device), torch.rand(1, 1, 768, 448, device=device)
+    optimiser = torch.optim.AdamW(plain.parameters())
+    judged = PlainUNet().to(device).eval()
+
+    def plain_step() -> None:
+        optimiser.zero_grad()
+        F.binary_cross_entropy(plain(images).sigmoid(), (targets > 0).float()).backward()
+        optimiser.step()
+        next(plain.parameters()).sum().item()  # waits for the device
+
+    def taught(learner: Learner) -> None:
+        learner.step(images, targets).tolist()
+
+    @torch.inference_mode()
+    def plain_answer() -> None:
+        judged(frame).cpu()
+
+    ways: dict[str, tuple[Callable[[], object], Callable[[], object]]] = {
+        "the starting recipe's network": (plain_step, plain_answer)}
+    for name, upsampling, biases in (("upsampled, then convolved; every bias with its gradient", "bilinear", True),
+                                     ("the same without the gradients that batch norm cancels", "bilinear", False),
+                                     ("both at once", "smoothed", False)):
+        learner, answer = student(settings, upsampling, biases)
+        ways[name] = partial(taught, learner), answer
+    for actions in ways.values():
+        for action in actions:
+            action()
+    times: dict[str, tuple[list[float], list[float]]] = {name: ([], []) for name in ways}
+    for _ in range(ROUNDS):
+        for name, actions in ways.items():
+            for action, spent in zip(actions, times[name], strict=True):
+                spent.append(seconds(action))
+    print(f"{size[0]} crops of {size[2]} x {size[3]}; {describe_device(device)}; torch {torch.__version__}; median and "
+          f"least of {ROUNDS}\n")
+    print("| way | s a step | least | s a frame | least |\n| --- | --- | --- | --- | --- |")
+    for name, (steps, frames) in times.items():
+        print(f"| {name} | {median(steps):.3f} | {min(steps):.3f} | {median(frames):.3f} | {min(frames):.3f} |")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
