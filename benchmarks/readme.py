@@ -11,7 +11,7 @@ from pathlib import Path
 from segkit import Settings
 from segkit.files import read_json, read_table
 
-TRAININGS = (("", 20), ("delta", 22), ("delta", 45), ("omnipose", 180), ("sparse", 12))  # "": the demo
+TRAININGS = (("", 20), ("delta", 22), ("omnipose", 180), ("sparse", 12))  # "": the demo
 FLIPPED = ("omnipose", 180)
 
 
