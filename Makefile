@@ -56,7 +56,7 @@ bench: install
 	$(BIN)/python benchmarks/speed.py $(SETTINGS)
 	$(BIN)/python benchmarks/convergence.py $(SETTINGS)
 
-# every figure of README.md anew, 100 minutes on 2 cores; DATA: the folder that holds delta, omnipose and sparse
+# every figure of README.md anew, about two hours on 2 cores; DATA: the folder that holds delta, omnipose and sparse
 DATA ?= ../shared/data
 bench-readme: install
 	$(BIN)/python benchmarks/readme.py "$(DATA)"
