@@ -53,7 +53,7 @@ class UpConv(DoubleConv):
 
     def __init__(self, channels_in: int, channels_out: int) -> None:
         super().__init__(channels_in, channels_out)
-        sides = torch.tensor([0.5, 1.0, 0.5])
+        sides = torch.tensor([0.5, 1.0, 0.5])  # twice (1, 2, 1) / 4, and the 4 that is missing from the kernel
         self.register_buffer("smoothing", (sides[:, None] * sides)[None, None], persistent=False)  # (1, 1, 3, 3)
 
     def forward(self, x: Tensor, skip: Tensor, upsampling: str) -> Tensor:  # type: ignore[override]
@@ -78,7 +78,7 @@ class UpConv(DoubleConv):
         kernel = F.avg_pool2d(F.pad(weight.transpose(0, 1).flip(-1, -2), (1, 1, 1, 1)), 2, 1)  # a quarter of the sums
         x = F.conv_transpose2d(x, kernel, stride=2)  # (B, out, 2 h + 2, 2 w + 2)
         channels = x.shape[1]
-        return F.conv2d(x, cast(Tensor, self.smoothing).expand(channels, 1, 3, 3), groups=channels)
+        return F.conv2d(x, cast(Tensor, self.smoothing).repeat(channels, 1, 1, 1), groups=channels)
 
 
 class UNet(nn.Module):
