@@ -31,7 +31,7 @@ from segkit.team import Team
 ROUNDS = 9
 
 
-def student(settings: Settings, upsampling: str, biases: bool = False) -> tuple[Learner, Callable[[], object]]:
+def student(settings: Settings, upsampling: str, biases: bool) -> tuple[Learner, Callable[[], object]]:
     """A student in training, and a frame through it as `segment` asks for it."""
     model = segkit.UNet(ModelInfo(upsampling=upsampling))
     if biases:

@@ -23,17 +23,11 @@ def test_parameters_are_the_starting_recipes_and_the_second_maps_25():
     assert UNet(ModelInfo(outputs=1)).count_parameters() == 4_418_449
 
 
-@pytest.fixture(params=["smoothed", "bilinear", "corners aligned"])
-def upsampled(request):
-    """A block that joins a map of half its size, that map, the skip connection, and the map upsampled by the book."""
+@pytest.mark.parametrize("how", ["smoothed", "bilinear", "corners aligned"])
+def test_a_smaller_map_is_joined_as_upsampled_concatenated_and_convolved(how):
     torch.manual_seed(0)
     block, x, skip = UpConv(5, 2).eval(), torch.rand(2, 3, 6, 8), torch.rand(2, 2, 12, 16)
-    larger = F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=request.param == "corners aligned")
-    return block, x, skip, larger, request.param
-
-
-def test_a_smaller_map_is_joined_as_upsampled_concatenated_and_convolved(upsampled):
-    block, x, skip, larger, how = upsampled
+    larger = F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=how == "corners aligned")
     expected, found = torch.cat([skip, larger], dim=1), block(x, skip, how)
     for layer in block:
         expected = layer(expected)
