@@ -123,8 +123,8 @@ show_growth(curves, minutes, {name: s.drug_frame for name, s in own.items()})
 # ## 3. Growth rates
 #
 # Each rate is the slope of the natural logarithm of the area against time: the median over all pairs of frames, so
-# that one bad frame does not move it. The bar is its 95 % interval. A rate of 0.69 (ln 2) per hour doubles the area
-# in one hour.
+# that one bad frame does not move it. The bar is its 95 % interval, wide where a phase has few frames. A phase in which
+# the cells died out has no rate. A rate of 0.69 (ln 2) per hour doubles the area in one hour.
 
 # %%
 from segkit.charts import show_rates
@@ -137,15 +137,24 @@ show_rates(growth)
 measured = growth["growth_per_hour"].notna()
 print(f"{len(units)} positions; phases with a growth rate: {measured.sum()} of {(growth['frames'] > 0).sum()}")
 print("growth.csv written:", (settings.run_dir / "growth.csv").is_file())
+too_late = growth[(growth["phase"] == "after") & (growth["frames"] == 0)]
+if len(too_late):
+    print("DRUG_FRAME lies beyond the last frame of", ", ".join(sorted(set(too_late["experiment"]))))
 
 # %% [markdown]
 # ## 4. Does the drug stop them?
 #
-# Each treated experiment is compared with its reference over the same phase. The interval comes from the differences
-# between positions: three positions are few, ten are better. *Stopped*: surely under a quarter of the reference's
-# growth (the dotted line). *Slowed*: surely slower. *Grows*: no slowing is seen. Otherwise it says why nothing can be
-# said. *Surely*: the whole 95 % interval lies there. *Stopped* is a threshold, not zero: the demo's treated cells still
-# grow, at about a sixth of the reference's rate.
+# Each treated experiment is compared with its reference over the same phase. The 95 % interval comes from the spread
+# between positions, pooled over both experiments: three positions a side are few, ten are better, and one a side cannot
+# say anything. The verdicts:
+#
+# - *dying*: positions that began the phase with cells end without any (a cross in the curves above);
+# - *stopped*: the whole interval lies below a quarter of the reference's growth (the dotted line);
+# - *slowed*: the whole interval lies below the reference's growth;
+# - *grows*: no slowing is seen, and the interval begins above half of the reference's growth;
+# - *cannot say*: the reason stands beside it.
+#
+# *Slower* positions are those that lie below where all treated positions would lie without an effect.
 
 # %%
 from segkit.charts import show_ratios
@@ -153,8 +162,8 @@ from segkit.charts import show_ratios
 if len(comparison):
     display(show_ratios(comparison))
 for row in comparison.itertuples():
-    print(f"{row.experiment} against {row.reference}: {row.verdict}; "
-          f"{row.positions_slowed} of {row.positions} positions slower")
+    print(f"{row.experiment} against {row.reference}: {row.verdict} ({row.reason}); "
+          f"{row.positions_slowed} of {row.positions} positions slower, {row.positions_died_out} died out")
 if comparison.empty:
     print("no treated experiment with a reference here: see REFERENCE above")
 
@@ -213,11 +222,11 @@ else:
 # ## Summary
 #
 # In `runs/RUN/` (the demo: `runs/demo/`) `growth.csv` has a row per position and phase: growth rate, doubling time,
-# 95 % interval. `comparison.csv` has a row per treated experiment: the ratio to its reference, its interval and the
-# verdict.
+# 95 % interval, and whether the cells died out. `comparison.csv` has a row per treated experiment: the ratio to its
+# reference, its interval, the verdict and its reason.
 #
-# The interval of one position knows only the scatter between frames, taken as independent; trust the spread between
-# positions more. Cells are not followed through time: this is growth of all the cells in view together.
+# The interval of one position knows only the scatter between frames (and its correlation from frame to frame); trust
+# the spread between positions more. Cells are not followed through time: this is growth of all the cells in view together.
 #
 # **On your own**
 # - In the table of experiments in `01_setup`, set DRUG_FRAME to 4 instead of 6 in both rows, and save. Which of RIF10's

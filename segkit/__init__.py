@@ -6,7 +6,7 @@ from .demo import make_demo_dataset
 from .discover import discover
 from .errors import SegkitError
 from .export import export_onnx
-from .growth import growth_rates
+from .growth import compare_growth, growth_rates
 from .history import History
 from .images import read_image, read_labels
 from .model import UNet
@@ -20,6 +20,6 @@ from .train import fit
 
 __all__ = [
     "Dataset", "Frame", "History", "Problem", "SegkitError", "Segmentation", "Settings", "Split", "UNet", "arrange",
-    "dice", "discover", "export_onnx", "fit", "growth_rates", "load_model", "make_demo_dataset", "match_instances",
-    "read_image", "read_labels", "review_teacher", "segment", "segment_dataset", "split_by_position",
+    "compare_growth", "dice", "discover", "export_onnx", "fit", "growth_rates", "load_model", "make_demo_dataset",
+    "match_instances", "read_image", "read_labels", "review_teacher", "segment", "segment_dataset", "split_by_position",
 ]

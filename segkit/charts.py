@@ -1,5 +1,6 @@
 """Charts of tables: every function takes tables and returns a figure; nothing is shown or kept."""
 
+import textwrap
 from collections.abc import Sequence
 
 import numpy as np
@@ -147,7 +148,7 @@ def show_scores(scores: pd.DataFrame, names: Sequence[str]) -> Picture:
 
 def show_growth(curves: dict[str, pd.DataFrame], minutes_per_frame: dict[str, float], drug_frame: dict[str, int],
                 ylabel: str = "total cell area (µm²)") -> Picture:
-    """Area over time, a panel per experiment, log scale; a straight line is exponential growth.
+    """Area over time, a panel per experiment, log scale: straight is exponential growth, a cross where the cells died out.
 
     curves: by who drew them ("student", "teacher"): experiment, position, since_start (frames) and area.
     minutes_per_frame, drug_frame (negative: none): by experiment.
@@ -165,6 +166,9 @@ def show_growth(curves: dict[str, pd.DataFrame], minutes_per_frame: dict[str, fl
                 seen = line[line["area"] > 0]
                 axes.plot(seen["since_start"] * hours, seen["area"], style, color=colour, lw=1.8,
                           label=None if k else who)
+                if len(seen) and seen["since_start"].max() < line["since_start"].max():  # the last frames are empty
+                    axes.plot(seen["since_start"].iloc[-1] * hours, seen["area"].iloc[-1], "x", color="black", ms=8,
+                              mew=2)
         if 0 <= drug_frame[experiment] <= last:
             axes.axvline(drug_frame[experiment] * hours, color=GREY, ls="--", lw=1, label="DRUG_FRAME")
         axes.set(title=experiment, xlabel="time (h)", yscale="log", ylim=(min(areas) * 0.9, max(areas) * 1.15))
@@ -182,8 +186,9 @@ def show_rates(growth: pd.DataFrame) -> Picture:
     """Growth rate of every position with its 95 % interval, and the doubling time in words: before and after."""
     drug = (growth.loc[growth["phase"] == "after", "frames"] > 0).any()
     phases = [p for p in ("before", "after")
-              if drug and growth.loc[growth["phase"] == p, "growth_per_hour"].notna().any()]
-    table = growth[growth["phase"].isin(phases or ["all"]) & growth["growth_per_hour"].notna()]
+              if drug and growth.loc[growth["phase"] == p, ["frames", "start_cells"]].all(axis=1).any()]
+    dead = growth["died_out"].eq(True)
+    table = growth[growth["phase"].isin(phases or ["all"]) & (growth["growth_per_hour"].notna() | dead)]
     units = sorted(set(zip(table["experiment"], table["position"], strict=True)))
     figure, grid = new_figure(8, 0.42 * max(len(units), 1) + 1.1)
     axes = grid[0, 0]
@@ -196,6 +201,7 @@ def show_rates(growth: pd.DataFrame) -> Picture:
                       label={"all": "all frames", "before": "before DRUG_FRAME", "after": "from DRUG_FRAME on"}[phase])
         for low, at, height, doubling in zip(part["low"], part["high"], y, part["doubling_minutes"], strict=True):
             text = f"  doubles in {doubling:.0f} min" if low > 0 and doubling < 6000 else "  growth not certain"
+            text, at = ("  died out", 0.0) if np.isnan(at) else (text, at)
             axes.text(at, height, text, va="center", fontsize=8, color=GREY)
     axes.axvline(0, color=GREY, lw=1)
     axes.set_yticks(range(len(units)), [" ".join(unit) for unit in units])
@@ -206,14 +212,15 @@ def show_rates(growth: pd.DataFrame) -> Picture:
 
 
 def show_ratios(comparison: pd.DataFrame) -> Picture:
-    """Growth of each treated experiment as a share of its reference's, with its 95 % interval and the verdict."""
-    figure, grid = new_figure(8, 0.5 * max(len(comparison), 1) + 1.1)
+    """Growth of each treated experiment as a share of its reference's, with its 95 % interval, verdict and reason."""
+    figure, grid = new_figure(11, 0.7 * max(len(comparison), 1) + 1.1)
     axes = grid[0, 0]
     for k, row in enumerate(comparison.itertuples()):
         if np.isfinite(row.low):
             axes.errorbar([row.ratio], [k], xerr=[[row.ratio - row.low], [row.high - row.ratio]], fmt="o", ms=6,
                           capsize=4, color=STUDENT)
-        axes.text(1.03, k, row.verdict, va="center", transform=axes.get_yaxis_transform())
+        axes.text(1.03, k, f"{row.verdict}\n{textwrap.fill(row.reason, 60)}", va="center", fontsize=9,
+                  transform=axes.get_yaxis_transform())
     for at, style in ((0, "-"), (STOPPED_BELOW, ":"), (1, "-")):
         axes.axvline(at, color=GREY, lw=1, ls=style)
     names = [f"{row.experiment} / {row.reference}" for row in comparison.itertuples()]

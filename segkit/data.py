@@ -25,6 +25,7 @@ class Frame:
     position: str
     frame: int
     page: int = 0
+    first: int | None = None  # frame number of the position's first named image file, also where that one is damaged
 
     @property
     def unit(self) -> tuple[str, str]:

@@ -42,7 +42,10 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
 def read_table(path: str | Path) -> pd.DataFrame:
     """A table of a run; experiments and positions stay text, also where they are called 001 or NA."""
-    return pd.read_csv(path, dtype={"experiment": str, "position": str}, keep_default_na=False, na_values=[""])
+    try:
+        return pd.read_csv(path, dtype={"experiment": str, "position": str}, keep_default_na=False, na_values=[""])
+    except (OSError, ValueError) as error:
+        raise SegkitError(f"the table {path} cannot be read ({error}): a CSV file of a run was needed") from None
 
 
 def write_text(path: str | Path, text: str) -> None:

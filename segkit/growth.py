@@ -9,31 +9,51 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from .data import Frame, of_experiment
+from .data import Dataset, Frame, of_experiment
 from .errors import SegkitError
-from .files import write_table
+from .files import read_table, write_table
 from .settings import Settings
 
-LEAST_FRAMES, LEAST_CELLS = 4, 3  # frames with cells in a phase, and cells in its average frame, to say anything
-STOPPED_BELOW = 0.25  # a treated experiment that surely grows at less than this share of its reference has stopped
-GROWTH_COLUMNS = ("experiment", "position", "phase", "frames", "empty_frames", "mean_cells", "growth_per_hour", "low",
-                  "high", "doubling_minutes", "doubling_low", "doubling_high")
-COMPARISON_COLUMNS = ("experiment", "reference", "phase", "positions", "reference_positions", "growth_per_hour",
-                      "reference_growth_per_hour", "ratio", "low", "high", "positions_slowed", "verdict")
+MIN_FRAMES, MIN_CELLS = 4, 3  # frames with cells in a phase, and cells in its average frame, for a rate or a verdict
+STOPPED_BELOW = 0.25  # share of the reference's growth rate: the whole interval below it is called stopped
+GROWS_ABOVE = 0.5  # share of the reference's growth rate: an interval that begins below it is too wide for "grows"
+NO_GROWTH = "the reference does not surely grow"
+ALPHA = 0.025  # error on one side of an interval or test
+MAX_EMPTY = 0.25  # share of frames that lost their cells beyond which a phase has no rate (the slope breaks at 0.29)
+MAX_LOST = 0.2  # share of positions that began with cells and have no rate, beyond which nothing is said
+RATIOS = np.linspace(-4, 6, 4001)  # at which the ratio's interval is looked for
+GROWTH_COLUMNS = ("experiment", "position", "phase", "frames", "empty_frames", "start_cells", "died_out", "mean_cells",
+                  "growth_per_hour", "standard_error", "low", "high", "doubling_minutes", "doubling_low",
+                  "doubling_high")
+COMPARISON_COLUMNS = ("experiment", "reference", "phase", "positions", "reference_positions", "positions_died_out",
+                      "positions_slowed", "growth_per_hour", "reference_growth_per_hour", "ratio", "low", "high",
+                      "verdict", "reason")
 
 
-def areas_over_time(cells: pd.DataFrame, frames: Iterable[Frame] = ()) -> pd.DataFrame:
-    """One row per frame: experiment, position, frame, since_start (frames), cells, area_px.
+def areas_over_time(cells: pd.DataFrame | str | Path, frames: Iterable[Frame] = ()) -> pd.DataFrame:
+    """Total cell area of every frame.
 
-    cells: a row per cell, as in cells.csv. frames: all that were looked at, so that those without any cell count too;
-    left out, only frames with cells are known. Raises SegkitError where a column is missing
-    or cells belong to no frame's experiment.
+    Parameters
+    ----------
+    cells : a row per cell, or the path of a run's cells.csv.
+    frames : all frames that were segmented, so that those without any cell count too; left out, only frames with
+        cells are known.
+
+    Returns
+    -------
+    One row per frame: experiment, position, frame, since_start (frames since the position's first named image file),
+    cells, area_px.
+
+    Raises
+    ------
+    SegkitError where a column is missing, or cells belong to no frame's experiment.
     """
+    cells = read_table(cells) if isinstance(cells, str | Path) else cells
     needed = ["experiment", "position", "frame", "area_px"]
-    if missing := [name for name in needed if name not in cells.columns]:
-        raise SegkitError(f"the table of cells has no column {', '.join(missing)}: cells.csv of a run was needed")
+    check_columns("cells", cells, needed, "cells.csv of a run")
     key = needed[:3]
     counted = cells[needed].assign(cells=1).groupby(key, as_index=False).sum()
+    frames = list(frames.frames if isinstance(frames, Dataset) else frames)
     seen = pd.DataFrame([(*f.unit, f.frame) for f in frames], columns=key).drop_duplicates()
     if strange := set() if seen.empty else set(counted["experiment"]) - set(seen["experiment"]):
         raise SegkitError(f"cells of experiment {strange.pop()}, and no frame belongs to it: give the frames that were "
@@ -41,42 +61,121 @@ def areas_over_time(cells: pd.DataFrame, frames: Iterable[Frame] = ()) -> pd.Dat
     table = counted if seen.empty else seen.merge(counted, how="outer", on=key)
     table = table.astype({"cells": float, "area_px": float}).fillna({"cells": 0, "area_px": 0})
     table = table.sort_values(key, ignore_index=True)
-    start = table.groupby(key[:2])["frame"].transform("min")
-    return table.assign(since_start=table["frame"] - start, cells=table["cells"].astype(int))[
+    # time counts from the first named file, also where that file is damaged and so is no frame
+    first = {f.unit: f.first for f in frames if f.first is not None}
+    named = pd.Series([first.get(unit, np.inf) for unit in zip(table["experiment"], table["position"], strict=True)],
+                      dtype=float)
+    start = np.minimum(table.groupby(key[:2])["frame"].transform("min"), named)
+    return table.assign(since_start=(table["frame"] - start).astype(int), cells=table["cells"].astype(int))[
         [*key, "since_start", "cells", "area_px"]]
 
 
-def growth_rates(cells: pd.DataFrame, frames: Iterable[Frame] = (), *,
+def check_columns(name: str, table: Any, needed: Iterable[str], example: str) -> None:
+    """Raise SegkitError unless `table` is a DataFrame that has the columns needed."""
+    if not isinstance(table, pd.DataFrame):
+        raise SegkitError(f"{name} is a {type(table).__name__}: a pandas.DataFrame, {example}, was needed")
+    if missing := [column for column in needed if column not in table.columns]:
+        raise SegkitError(f"the table {name} has no column {', '.join(missing)}: {example} was needed")
+
+
+def growth_rates(cells: pd.DataFrame | str | Path, frames: Iterable[Frame] = (), *,
                  minutes_per_frame: float | Mapping[str, float] = 2.0,
                  drug_frame: int | Mapping[str, int | None] | None = 30) -> pd.DataFrame:
     """Exponential growth of every position's total cell area: over all frames, before and after the drug.
 
-    cells, frames: see `areas_over_time`. minutes_per_frame; drug_frame: first frame with drug, counted from the
-    position's first frame, None or below 0 without drug; both one for all, or by experiment.
-    Returns GROWTH_COLUMNS, a row per position and phase (all, before, after): growth per hour (slope of log area) with
-    its 95 % interval, and the doubling time; without value where fewer than LEAST_FRAMES frames hold cells.
-    The slope is Theil and Sen's (Sen 1968, doi 10.1080/01621459.1968.10480934): the median over all pairs of frames, so
-    that a bad frame does not move it. The interval takes frames' errors as independent. Raises SegkitError where a
-    mapping lacks an experiment.
+    Parameters
+    ----------
+    cells, frames : see `areas_over_time`. Without frames, cells that died out cannot be told from a film that ended.
+    minutes_per_frame : time between frames, one for all or by experiment.
+    drug_frame : first frame with drug, counted from the position's first; None or below 0 without drug; one for all or
+        by experiment.
+
+    Returns
+    -------
+    GROWTH_COLUMNS, a row per position and phase (all, before, after; only all without drug). growth_per_hour: slope of
+    the log area against time, with its standard error and 95 % interval (low, high), and the doubling time; empty
+    where fewer than MIN_FRAMES frames hold cells, the position died out, or over a quarter of the frames lost their
+    cells. start_cells: cells when the phase began. died_out: the phase began with cells and its last frames hold none
+    (a tenth of the phase, at least 3 frames); empty where that is not known.
+
+    Raises
+    ------
+    SegkitError for a table without the columns needed, an interval that is not above 0, or a mapping that lacks an
+    experiment.
+
+    Notes
+    -----
+    The slope is Theil and Sen's (Sen 1968, doi 10.1080/01621459.1968.10480934), the median over all pairs of frames, so
+    that a bad frame does not move it. Its standard error is that of least squares, widened by the lag-1 correlation of
+    the residuals, whose bias over few frames is corrected (simulated in benchmarks/verdicts.py).
     """
+    areas = areas_over_time(cells, frames)
+    known = bool(list(frames.frames if isinstance(frames, Dataset) else frames))
+    last = areas["since_start"].max()
     rows = []
-    for (experiment, position), line in areas_over_time(cells, frames).groupby(["experiment", "position"]):
+    for (experiment, position), line in areas.groupby(["experiment", "position"]):
         minutes, drug = of_experiment(minutes_per_frame, experiment), of_experiment(drug_frame, experiment)
-        with_drug = line["since_start"] >= (np.inf if drug is None or drug < 0 else drug)
-        for phase, part in (("all", line), ("before", line[~with_drug]), ("after", line[with_drug])):
+        if not minutes > 0:
+            raise SegkitError(f"minutes_per_frame is {minutes}: a time above 0 was needed")
+        phases = {"all": line}
+        if drug is not None and drug >= 0:
+            with_drug = line["since_start"] >= drug
+            phases |= {"before": line[~with_drug], "after": line[with_drug]}
+        for phase, part in phases.items():
+            start, empty = _start_cells(line, part), int((part["cells"] == 0).sum())
+            died: bool | None = start > 0 and len(part) >= _end_frames(part) and bool(
+                (part["cells"].iloc[-_end_frames(part):] == 0).all())
+            if not known and last - line["since_start"].max() >= _end_frames(line):
+                died = None  # cells end before those of other positions: all dead, or a shorter film
+            alive, gone = part[part["cells"] > 0], (part["cells"] == 0) & ((part["cells"].cumsum() > 0) | (start > 0))
+            if died or gone.sum() > MAX_EMPTY * len(part):  # a slope through the few frames left would hide the loss
+                alive = alive[:0]
             rows.append({"experiment": experiment, "position": position, "phase": phase, "frames": len(part),
-                         "empty_frames": int((part["cells"] == 0).sum()), "mean_cells": part["cells"].mean(),
-                         **_slope(part[part["cells"] > 0], minutes)})
+                         "empty_frames": empty, "start_cells": start, "died_out": died,
+                         "mean_cells": part["cells"].mean(), **_slope(alive, minutes)})
     return pd.DataFrame(rows, columns=list(GROWTH_COLUMNS))
 
 
+def _end_frames(part: pd.DataFrame) -> int:
+    """How many frames at the end of a phase must be empty for its cells to have died out."""
+    return max(3, len(part) // 10)
+
+
+def _start_cells(line: pd.DataFrame, part: pd.DataFrame) -> int:
+    """How many cells a position (line) has when a phase of it (part) begins: in the first frame or just before."""
+    first = part["since_start"].min()
+    near = line["since_start"].between(first - _end_frames(part), first)
+    return int(line.loc[near, "cells"].max()) if len(part) else 0
+
+
 def _slope(line: pd.DataFrame, minutes: float) -> dict[str, float]:
-    names = ("growth_per_hour", "low", "high", "doubling_minutes", "doubling_low", "doubling_high")
-    if len(line) < LEAST_FRAMES:
+    """Growth per hour with its standard error and interval, and the doubling time, of frames that hold cells."""
+    names = ("growth_per_hour", "standard_error", "low", "high", "doubling_minutes", "doubling_low", "doubling_high")
+    if len(line) < MIN_FRAMES:
         return dict.fromkeys(names, np.nan)
-    fit = stats.theilslopes(np.log(line["area_px"].to_numpy(float)), line["since_start"].to_numpy() * minutes / 60)
-    doubling = [60 * np.log(2) / rate if rate > 0 else np.inf for rate in (fit.slope, fit.high_slope, fit.low_slope)]
-    return dict(zip(names, (float(fit.slope), float(fit.low_slope), float(fit.high_slope), *doubling), strict=True))
+    rate, error, freedom = slope_with_error(line["since_start"].to_numpy() * minutes / 60,
+                                            np.log(line["area_px"].to_numpy(float)))
+    half = error * stats.t.ppf(0.975, freedom)
+    doubling = [60 * np.log(2) / r if r > 0 else np.inf for r in (rate, rate + half, rate - half)]
+    return dict(zip(names, (rate, error, rate - half, rate + half, *doubling), strict=True))
+
+
+def slope_with_error(x: np.ndarray, y: np.ndarray) -> tuple[float, float, float]:
+    """Theil and Sen's slope of y against x, (n,) each; its standard error and degrees of freedom.
+
+    Errors of neighbouring frames are correlated: n frames are worth n (1 - r) / (1 + r) independent ones, where r is
+    the residuals' lag-1 correlation, corrected for its bias and limited so that at least three remain.
+    """
+    n, slope = len(x), float(stats.theilslopes(y, x).slope)
+    residuals = y - slope * x
+    residuals = residuals - residuals.mean()
+    squares = float((residuals ** 2).sum())
+    lag1 = float((residuals[1:] * residuals[:-1]).sum()) / squares if squares else 0.0
+    r = float(np.clip((n * lag1 + 2) / max(n - 4, 1), 0, min(0.9, (n - 3) / (n + 3))))
+    inflation = (1 + r) / (1 - r)
+    variance = squares / max(n - 2 * inflation, 1)
+    error = float(np.sqrt(variance * inflation / ((x - x.mean()) ** 2).sum()))
+    return slope, error, max(n / inflation - 2, 1)
 
 
 def measure_growth(cells: pd.DataFrame, frames: Iterable[Frame], settings: Settings,
@@ -115,12 +214,29 @@ def find_reference(experiment: str, experiments: Iterable[str], reference: str) 
 def compare_growth(growth: pd.DataFrame, reference: str | Mapping[str, str] = "REF") -> pd.DataFrame:
     """Each treated experiment's growth against its reference's, after the drug (over all frames where none was given).
 
-    growth: from `growth_rates`; reference: its name (see `find_reference`), one for all or by experiment.
-    Returns COMPARISON_COLUMNS: mean growth over positions, their ratio with a 95 % interval (t distributions over
-    positions; over frames where there is one position), how many treated positions are surely slower than the
-    reference, and the verdict: stopped (surely under a quarter of the reference), slowed (surely slower), grows, or
-    why nothing can be said.
+    Parameters
+    ----------
+    growth : from `growth_rates`.
+    reference : name of the experiment without drug (see `find_reference`), one for all or by experiment.
+
+    Returns
+    -------
+    COMPARISON_COLUMNS, a row per treated experiment: mean growth over positions, the ratio of the two means with its
+    95 % interval (low, high), how many treated positions died out and how many are slower than the reference, and a
+    verdict with its reason in words. The verdict is one of
+
+    - dying: positions that began with cells end without any;
+    - stopped: the whole interval lies below a quarter of the reference's growth;
+    - slowed: the whole interval lies below the reference's growth;
+    - grows: neither, and the interval begins above half of the reference's growth;
+    - cannot say.
+
+    Notes
+    -----
+    The interval is Fieller's, with the relative spread between positions pooled over both experiments
+    (`ratio_interval`); error rates of the verdicts are simulated in benchmarks/verdicts.py.
     """
+    check_columns("growth", growth, GROWTH_COLUMNS, "what segkit.growth_rates returns")
     names = growth["experiment"].unique()
     rows = []
     for experiment in names:
@@ -132,41 +248,141 @@ def compare_growth(growth: pd.DataFrame, reference: str | Mapping[str, str] = "R
 
 
 def _compare(treated: pd.DataFrame, reference: pd.DataFrame) -> dict[str, Any]:
-    drug = (treated.loc[treated["phase"] == "after", "frames"] > 0).any()
-    phase = "after" if drug else "all"
-    one, other = (table[(table["phase"] == phase) & table["growth_per_hour"].notna()] for table in (treated, reference))
-    if drug and other.empty:  # a reference without drug frame grows alike all the time
-        other = reference[(reference["phase"] == "all") & reference["growth_per_hour"].notna()]
-    row: dict[str, Any] = {"phase": phase, "positions": len(one), "reference_positions": len(other),
-                           "growth_per_hour": one["growth_per_hour"].mean(),
-                           "reference_growth_per_hour": other["growth_per_hour"].mean(),
-                           "ratio": np.nan, "low": np.nan, "high": np.nan, "positions_slowed": 0}
-    cells = [table["mean_cells"].sum() for table in (one, other)]
-    if one.empty or other.empty or min(cells) < LEAST_CELLS:
-        return row | {"verdict": "too few cells to say"}
-    slow, usual = _draws(one, 0), _draws(other, 1)
-    least = np.quantile(usual, 0.025)
-    row["positions_slowed"] = int((one["high"] < least).sum())
-    if least <= 0:
-        return row | {"verdict": f"cannot say: the reference {reference['experiment'].iloc[0]} does not surely grow"}
+    """The row of one treated experiment, without the names."""
+    phase = "after" if (treated["phase"] == "after").any() else "all"
+    one = treated[treated["phase"] == phase]
+    # a reference that got no drug grows alike all the time
+    other = reference[reference["phase"] == (phase if (reference["phase"] == phase).any() else "all")]
+    y, x = (table[table["growth_per_hour"].notna()] for table in (one, other))
+    died = int(one["died_out"].eq(True).sum())
+    row: dict[str, Any] = {
+        "phase": phase, "positions": len(y) + died,
+        "reference_positions": len(x) + int(other["died_out"].eq(True).sum()),
+        "positions_died_out": died, "positions_slowed": _count_slower(y["growth_per_hour"], x["growth_per_hour"]),
+        "growth_per_hour": y["growth_per_hour"].mean(), "reference_growth_per_hour": x["growth_per_hour"].mean(),
+        "ratio": np.nan, "low": np.nan, "high": np.nan, "verdict": "cannot say"}
+    if reason := _no_death_known(one, other):
+        return row | {"reason": reason}
+    if died:  # before any rate is looked at: what died no longer has one
+        others = f"; {int((y['low'] > 0).sum())} of the {len(y)} others surely grow" if len(y) else ""
+        return row | {"verdict": "dying", "reason": f"{died} of {row['positions']} positions died out{others}"}
+    if reason := _no_rates(y, x) or _lost(one):
+        return row | {"reason": reason}
     row["ratio"] = row["growth_per_hour"] / row["reference_growth_per_hour"]
-    row["low"], row["high"] = np.quantile(slow / usual, (0.025, 0.975))
-    return row | {"verdict": _verdict(row["low"], row["high"])}
+    row["low"], row["high"] = ratio_interval(*(t[c].to_numpy() for t in (x, y)
+                                               for c in ("growth_per_hour", "standard_error")))
+    row["verdict"], reason = _verdict(row["low"], row["high"])
+    lost = "".join(f"; {len(table) - len(rated)} of {len(table)} {whose}positions have no rate" for table, rated, whose
+                   in ((one, y, ""), (other, x, "reference ")) if len(rated) < len(table))
+    return row | {"reason": reason + lost}
 
 
-def _verdict(low: float, high: float) -> str:
+def _no_death_known(one: pd.DataFrame, other: pd.DataFrame) -> str:
+    """Why nothing can be said of death in treated (one) and reference positions (other), or an empty text."""
+    for table, remedy in ((one, ""), (other, ", or -1 where it got no drug")):
+        if len(table) and not table["frames"].any():
+            return (f"DRUG_FRAME lies beyond the last frame of {table['experiment'].iloc[0]}: give the first frame "
+                    f"with drug{remedy}")
+    if one["died_out"].isna().any() or other["died_out"].isna().any():
+        return "cells of some positions end before those of others: give frames=, which tells death from a shorter film"
+    held = [table[table["start_cells"] > 0]["died_out"] for table in (one, other)]
+    dead, alive = ([int((died == value).sum()) for died in held] for value in (True, False))
+    if dead[1] and not alive[1]:
+        return f"all {dead[1]} reference positions died out"
+    if all(dead) and stats.fisher_exact([dead, alive], "greater").pvalue > ALPHA:
+        return f"{dead[1]} of {dead[1] + alive[1]} reference positions died out too"
+    if dead[0] and one.loc[one["died_out"].eq(True), "start_cells"].sum() < MIN_CELLS:
+        return f"fewer than {MIN_CELLS} cells were there to die"
+    return ""
+
+
+def _no_rates(y: pd.DataFrame, x: pd.DataFrame) -> str:
+    """Why the growth of treated (y) and reference positions (x) cannot be compared, or an empty text."""
+    for table, whose in ((y, "treated"), (x, "reference")):
+        if table.empty or table["mean_cells"].sum() < MIN_CELLS:
+            return f"too few cells: the {whose} positions have {table['mean_cells'].sum():.1f} in an average frame"
+    if not x["growth_per_hour"].mean() > 0:
+        return NO_GROWTH
+    if len(y) + len(x) < 3:
+        return "one position a side: the spread between positions is not known, more positions are needed"
+    return ""
+
+
+def _lost(one: pd.DataFrame) -> str:
+    """Why the rates that there are do not speak for all treated positions, or an empty text."""
+    began = one[one["start_cells"] > 0]
+    lost = int(began["growth_per_hour"].isna().sum())
+    if lost <= MAX_LOST * len(began):
+        return ""
+    return f"{lost} of {len(began)} positions that began with cells have no rate: too few of their frames hold cells"
+
+
+def _count_slower(y: pd.Series, x: pd.Series) -> int:
+    """How many treated rates y lie below where all of them lie in 97.5 % without an effect (reference rates x)."""
+    if len(x) < 2 or y.empty:
+        return 0
+    limit = stats.t.ppf(1 - ALPHA / len(y), len(x) - 1) * x.std(ddof=1) * np.sqrt(1 + 1 / len(x))
+    return int((y < x.mean() - limit).sum())
+
+
+def ratio_interval(x: np.ndarray, x_error: np.ndarray, y: np.ndarray, y_error: np.ndarray) -> tuple[float, float]:
+    """95 % interval of mean(y) / mean(x), with the relative spread between positions pooled over both.
+
+    Parameters
+    ----------
+    x, y : growth rates of the reference's and the treated positions, (n,) and (m,); n + m at least 3, mean(x) above 0.
+    x_error, y_error : their standard errors within the position.
+
+    Returns
+    -------
+    low and high; infinite where the reference does not surely grow.
+
+    Notes
+    -----
+    Fieller's method (Fieller 1954, J R Stat Soc B 16:175): a ratio q is inside where mean(y) - q mean(x) does not
+    differ from 0 by a t test with n + m - 2 degrees of freedom. A position's variance is that within it plus, relative
+    to its mean rate, one spread tau that both arms share; so a single position on one side borrows the other's spread,
+    and a full stop has none.
+    Where treated positions surely differ more from each other than that (F test at 5 %), each arm has its own variance
+    (Welch 1947, doi 10.1093/biomet/34.1-2.28).
+    """
+    (n, m), (wx, wy) = (len(x), len(y)), (np.mean(x_error ** 2), np.mean(y_error ** 2))
+    ssx, ssy = ((v - v.mean()) @ (v - v.mean()) for v in (x, y))
+    ratio = float(y.mean() / x.mean())
+    q = RATIOS * max(1.0, abs(ratio))
+    # the variance of mean(y) - q mean(x) at every q, and its degrees of freedom
+    excess = ssx - (n - 1) * wx + ssy - (m - 1) * wy
+    tau2 = np.maximum(0, excess / np.maximum(n - 1 + (m - 1) * q ** 2, 1e-9))
+    vx, vy = np.maximum(tau2 + wx, 1e-12), np.maximum(q ** 2 * tau2 + wy, 1e-12)
+    variance = (ssx / vx + ssy / vy) / (n + m - 2) * (vy / m + q ** 2 * vx / n)
+    freedom = np.full_like(q, n + m - 2)
+    if min(n, m) > 1 and _spreads_more(ratio, ssx / (n - 1), wx, ssy / (m - 1), wy, n, m):
+        own_x, own_y = q ** 2 * max(ssx / (n - 1), wx) / n, max(ssy / (m - 1), wy) / m
+        variance = own_x + own_y
+        freedom = variance ** 2 / (own_x ** 2 / (n - 1) + own_y ** 2 / (m - 1))
+    limit = stats.t.ppf(1 - ALPHA, freedom) ** 2 * variance
+    inside = q[(y.mean() - q * x.mean()) ** 2 <= limit]
+    if len(inside) == 0:  # narrower than a step between the ratios
+        return ratio, ratio
+    low, high = float(inside[0]), float(inside[-1])
+    return (-np.inf if low == q[0] else low), (np.inf if high == q[-1] else high)
+
+
+def _spreads_more(ratio: float, x_variance: float, wx: float, y_variance: float, wy: float, n: int, m: int) -> bool:
+    """Whether treated positions differ more from each other than the reference's relative spread explains."""
+    expected = ratio ** 2 * max(x_variance - wx, 0) + wy
+    return bool(y_variance > stats.f.ppf(0.95, m - 1, n - 1) * expected)
+
+
+def _verdict(low: float, high: float) -> tuple[str, str]:
+    """What the ratio's interval says, and why."""
+    if not np.isfinite(low) or not np.isfinite(high):
+        return "cannot say", NO_GROWTH
     if high < STOPPED_BELOW:
-        return "stopped"
+        return "stopped", ("the whole interval lies below a quarter of the reference's growth"
+                           + (", and the area shrinks" if high < 0 else ""))
     if high < 1:
-        return "slowed"
-    return "grows" if low >= 0.5 else "cannot say: the interval is too wide, more positions are needed"
-
-
-def _draws(positions: pd.DataFrame, seed: int, count: int = 20_000) -> np.ndarray:
-    """Plausible mean growth rates of an experiment: t distribution over its positions."""
-    n, rng = len(positions), np.random.default_rng(seed)
-    within = ((positions["high"] - positions["low"]) / (2 * stats.norm.ppf(0.975))).to_numpy()
-    if n == 1:
-        return positions["growth_per_hour"].iloc[0] + within[0] * rng.standard_normal(count)
-    error = max(positions["growth_per_hour"].std(ddof=1), np.sqrt((within ** 2).mean())) / np.sqrt(n)
-    return positions["growth_per_hour"].mean() + error * rng.standard_t(n - 1, count)
+        return "slowed", "the whole interval lies below the reference's growth"
+    if low < GROWS_ABOVE:
+        return "cannot say", "the interval is too wide: more positions are needed"
+    return "grows", "no slowing is seen, and the whole interval lies above half of the reference's growth"
