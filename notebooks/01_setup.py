@@ -90,7 +90,7 @@ check_installation()
 from segkit.machine import machine_report
 from segkit.widgets import Facts
 
-Facts(machine_report(settings.device))
+Facts(machine_report(settings.device, settings.precision))
 
 # %% [markdown]
 # ## 3. Still zip archives?

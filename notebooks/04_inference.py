@@ -43,7 +43,7 @@ from segkit.sources import check_whose_run, load_settings
 
 settings = load_settings(globals())
 check_whose_run(settings)
-model = load_model(settings.model_path, settings.device)
+model = load_model(settings.model_path, settings.device, settings.precision)
 dataset = discover(settings.dataset_path, settings.masks_path)
 print("student of run", model.info.settings.get("RUN", "(unknown)"))
 

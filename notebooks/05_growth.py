@@ -226,7 +226,8 @@ else:
 # reference, its interval, the verdict and its reason.
 #
 # The interval of one position knows only the scatter between frames (and its correlation from frame to frame); trust
-# the spread between positions more. Cells are not followed through time: this is growth of all the cells in view together.
+# the spread between positions more. Cells are not followed through time: this is growth of all the cells in view
+# together.
 #
 # **On your own**
 # - In the table of experiments in `01_setup`, set DRUG_FRAME to 4 instead of 6 in both rows, and save. Which of RIF10's

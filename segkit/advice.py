@@ -52,7 +52,7 @@ def training_estimate(settings: Settings) -> str:
     """How long the training will take on this device, about, from a measured speed."""
     pairs = discover_split(settings)
     height, width = read_header(pairs.train[0].image)[1:]
-    speed = _speed(str(pick_device(settings.device)))
+    speed = _speed(str(pick_device(settings.device)), settings.precision)
     crop = choose_crop(settings, pick_device(settings.device), (height, width))
     crops = settings.crops_per_epoch or covering(len(pairs.train) * height * width, crop)
     pixels = crops * crop[0] * crop[1] + 0.35 * len(pairs.validation) * height * width
@@ -64,5 +64,5 @@ def training_estimate(settings: Settings) -> str:
 
 
 @cache
-def _speed(device: str) -> float:
-    return measure_speed(pick_device(device))
+def _speed(device: str, precision: str) -> float:
+    return measure_speed(pick_device(device), precision)

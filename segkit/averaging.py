@@ -34,7 +34,7 @@ def calibrate(model: nn.Module, batches: Iterable[Tensor], device: torch.device,
     Without this, averaged weights are judged with the statistics of other weights, and for the first hundred steps
     answer all background (figures in benchmarks/README.md). mean: averages a tensor over the processes of a team.
     """
-    with autocast(device):
+    with autocast(device, cast(str, getattr(model, "precision", "auto"))):
         update_bn((images.contiguous(memory_format=torch.channels_last) for images in batches), model)
     for layer in (layer for layer in model.modules() if isinstance(layer, nn.BatchNorm2d)):
         centre, variance = cast(Tensor, layer.running_mean), cast(Tensor, layer.running_var)

@@ -148,7 +148,7 @@ def show_scores(scores: pd.DataFrame, names: Sequence[str]) -> Picture:
 
 def show_growth(curves: dict[str, pd.DataFrame], minutes_per_frame: dict[str, float], drug_frame: dict[str, int],
                 ylabel: str = "total cell area (µm²)") -> Picture:
-    """Area over time, a panel per experiment, log scale: straight is exponential growth, a cross where the cells died out.
+    """Area over time, a panel per experiment, log scale; straight is exponential growth, a cross: died out.
 
     curves: by who drew them ("student", "teacher"): experiment, position, since_start (frames) and area.
     minutes_per_frame, drug_frame (negative: none): by experiment.

@@ -39,9 +39,14 @@ def has_fast_bf16(device: torch.device) -> bool:
     return False
 
 
-def autocast(device: torch.device) -> AbstractContextManager:
-    """bf16 autocast where the hardware has it, else plain float32."""
-    return torch.autocast(device.type, torch.bfloat16) if has_fast_bf16(device) else nullcontext()
+def computes_in_bf16(device: torch.device, precision: str = "auto") -> bool:
+    """Whether a network runs in bf16 there; precision: "bf16" and "float32" force it, "auto" asks the hardware."""
+    return has_fast_bf16(device) if precision == "auto" else precision == "bf16"
+
+
+def autocast(device: torch.device, precision: str = "auto") -> AbstractContextManager:
+    """bf16 autocast, or plain float32; see `computes_in_bf16`."""
+    return torch.autocast(device.type, torch.bfloat16) if computes_in_bf16(device, precision) else nullcontext()
 
 
 def in_parts(forward: Callable[[Tensor], Tensor], batch: Tensor) -> Tensor:
@@ -71,12 +76,11 @@ def keep_memory() -> None:
             library.mallopt(option, 2**30)
 
 
-def describe_device(device: torch.device) -> str:
-    """The device in words, as the report names it."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    precision = "bf16" if has_fast_bf16(device) else "float32"
-    return f"{device.type}, {torch.get_num_threads()} threads, {precision}" if device.type == "cpu" else device.type
+def describe_device(device: torch.device, precision: str = "auto") -> str:
+    """The device and its precision in words, as the report names them."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    threads = f", {torch.get_num_threads()} threads" if device.type == "cpu" else ""
+    return f"{name}{threads}, {'bf16' if computes_in_bf16(device, precision) else 'float32'}"
 
 
 def free_memory(proc: Path = Path("/proc"), groups: Path = Path("/sys/fs/cgroup")) -> int:

@@ -56,6 +56,7 @@ class _OnOpenVINO(UNet):
 
     def __init__(self, model: UNet, compiled: Callable[[np.ndarray], Any]) -> None:
         super().__init__(model.info)
+        self.precision = model.precision
         self.load_state_dict(model.state_dict())
         self.compiled = compiled
 
@@ -76,7 +77,10 @@ def with_openvino(model: UNet) -> UNet:
     network = copy_on_cpu(model)
     with warnings.catch_warnings(action="ignore"):
         converted = openvino.convert_model(_traced(network, "x"))
-    return _OnOpenVINO(network, openvino.Core().compile_model(converted, "CPU", {"PERFORMANCE_HINT": "LATENCY"})).eval()
+    options = {"PERFORMANCE_HINT": "LATENCY"}
+    if model.precision != "auto":
+        options["INFERENCE_PRECISION_HINT"] = {"bf16": "bf16", "float32": "f32"}[model.precision]
+    return _OnOpenVINO(network, openvino.Core().compile_model(converted, "CPU", options)).eval()
 
 
 def _traced(network: nn.Module, argument: str) -> torch.export.ExportedProgram:

@@ -12,14 +12,14 @@ from .arrange import Plan, arrange, plan_arrangement
 from .discover import discover
 from .errors import SegkitError
 from .metadata import read_metadata
-from .settings import CONDITIONS, Settings, parse_settings, public_fields
+from .settings import CONDITIONS, PRECISIONS, Settings, parse_settings, public_fields
 from .sources import FORM_FILE, load_settings, own_conditions, save_form
 from .widgets import quiet_repr, say
 
 FORM_GROUPS = {
     "Data": ("DATASET_PATH", "MASKS_PATH", "RUN", "VALIDATION", "EXCLUDE"),
-    "Training": ("EPOCHS", "BATCH_SIZE", "CROP", "CROPS_PER_EPOCH", "LEARNING_RATE", "SEED", "DEVICE", "MEMORY_LIMIT",
-                 "PROCESSES", "RESUME", "START_FROM"),
+    "Training": ("EPOCHS", "BATCH_SIZE", "CROP", "CROPS_PER_EPOCH", "LEARNING_RATE", "SEED", "DEVICE", "PRECISION",
+                 "MEMORY_LIMIT", "PROCESSES", "RESUME", "START_FROM"),
     "Measuring": ("MODEL", "SCALE", "FLIPS", "OPENVINO", "CLUSTER", "ONNX", "PIXEL_SIZE_UM", "MINUTES_PER_FRAME",
                   "DRUG_FRAME", "REFERENCE", "EXPERIMENTS"),
 }
@@ -61,8 +61,9 @@ class SettingsForm(w.VBox):
             field = w.BoundedIntText(value=value, min=low, max=high, **common)
         elif spec.type == "float":
             field = w.BoundedFloatText(value=value, min=low, max=high, step=None, **common)
-        elif name == "DEVICE":
-            field = w.Dropdown(value=value, options=sorted({"auto", "cpu", "cuda", "mps", value}), **common)
+        elif name in ("DEVICE", "PRECISION"):
+            options = PRECISIONS if name == "PRECISION" else sorted({"auto", "cpu", "cuda", "mps", value})
+            field = w.Dropdown(value=value, options=options, **common)
         else:
             field = w.Text(value=value, continuous_update=False, **common)
         field.observe(lambda change: self._check(), "value")

@@ -45,6 +45,7 @@ class Learner:
         self.team, self.settings, self.device = team, settings, team.device
         if self.device.type == "cpu":
             keep_memory()
+        model.precision = settings.precision
         self.model = model.to(self.device).to(memory_format=torch.channels_last)
         self.forward = team.wrap(self.model)
         self.batch = settings.batch_size // team.size
@@ -116,7 +117,7 @@ class Learner:
         scores = torch.zeros(2, device=self.device)
         for part, target in zip(images.split(self.part), targets.split(self.part), strict=True):
             share = len(part) / len(images)
-            with autocast(self.device):
+            with autocast(self.device, self.settings.precision):
                 output = self.forward(part.contiguous(memory_format=torch.channels_last))
             loss = student_loss(output, target)
             (loss * share).backward()
@@ -135,7 +136,7 @@ class Learner:
         previews: dict[int, tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
         for index in _same_size(store, at_most):
             images, targets = (t.to(self.device) for t in store.whole(index, STRIDE))
-            with autocast(self.device):
+            with autocast(self.device, self.settings.precision):
                 output = in_parts(judged, images.contiguous(memory_format=torch.channels_last))
             height, width = int(store.height[index[0]]), int(store.width[index[0]])
             output, targets = output[..., :height, :width].float(), targets[..., :height, :width]

@@ -35,9 +35,10 @@ def check_installation() -> dict[str, bool]:
     return checks
 
 
-def measure_speed(device: torch.device, crop: int = 64, batch: int = 16, steps: int = 2) -> float:
+def measure_speed(device: torch.device, precision: str = "auto", crop: int = 64, batch: int = 16,
+                  steps: int = 2) -> float:
     """Megapixels per second through whole training steps of the student, after one to warm up."""
-    learner = Learner(UNet(), Team(str(device)), Settings(batch_size=batch))
+    learner = Learner(UNet(), Team(str(device)), Settings(batch_size=batch, precision=precision))
     learner.start(foreground=0.2, tries=0)
     images = torch.rand(batch, 1, crop, crop, device=device)
     targets = (torch.rand(batch, 1, crop, crop, device=device) > 0.8).float()
@@ -49,11 +50,12 @@ def measure_speed(device: torch.device, crop: int = 64, batch: int = 16, steps: 
     return batch * crop * crop * steps / (time.perf_counter() - began) / 1e6
 
 
-def machine_report(device_name: str = "auto") -> dict[str, str]:
+def machine_report(device_name: str = "auto", precision: str = "auto") -> dict[str, str]:
     """Versions, device, free memory and measured speed, in words."""
     device = pick_device(device_name)
-    megapixels = measure_speed(device)
-    rows = {"Python": platform.python_version(), "PyTorch": torch.__version__, "device": describe_device(device),
+    megapixels = measure_speed(device, precision)
+    rows = {"Python": platform.python_version(), "PyTorch": torch.__version__,
+            "device": describe_device(device, precision),
             "free memory": f"{free_memory() / 1e9:.1f} GB",
             "speed": f"about {megapixels * 1e6 / 128**2:.0f} crops of 128 x 128 pixels per second"}
     if device.type == "cuda":

@@ -54,7 +54,7 @@ def prepare(split: Split, settings: Settings, team: Team) -> Material:
     steps = steps_of(crops, settings)
     log.info("%d training frames, %d validation frames; crops of %d x %d, %d steps of %d an epoch; %s",
              shares["train"].sum(), shares["validation"].sum(), *crop, steps, settings.batch_size,
-             describe_device(team.device))
+             describe_device(team.device, settings.precision))
     if settings.epochs * steps < FEW_STEPS:
         log.info("%d steps in all are few: %d and more are usual, so set more EPOCHS", settings.epochs * steps,
                  FEW_STEPS)

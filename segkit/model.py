@@ -91,6 +91,7 @@ class UNet(nn.Module):
     def __init__(self, info: ModelInfo | None = None) -> None:
         super().__init__()
         self.info = info or ModelInfo()
+        self.precision = "auto"  # of its forward pass: see devices.computes_in_bf16
         self.down = nn.ModuleList(DoubleConv(a, b) for a, b in zip((1, *WIDTHS[:-1]), WIDTHS, strict=True))
         self.up = nn.ModuleList(UpConv(a + b, b) for a, b in zip(WIDTHS[:0:-1], WIDTHS[-2::-1], strict=True))
         self.out = nn.Conv2d(WIDTHS[0], self.info.outputs, 1)
@@ -116,5 +117,6 @@ class UNet(nn.Module):
 def copy_on_cpu(model: UNet) -> UNet:
     """The same student for use elsewhere: on the CPU, its memory in the plain order."""
     copy = UNet(model.info).eval()
+    copy.precision = model.precision
     copy.load_state_dict({name: tensor.cpu() for name, tensor in model.state_dict().items()})
     return copy

@@ -29,11 +29,12 @@ def save_model(model: UNet, path: str | Path) -> None:
         temporary.write_bytes(save(state, metadata))
 
 
-def load_model(path: str | Path, device: str = "auto") -> UNet:
+def load_model(path: str | Path, device: str = "auto", precision: str = "auto") -> UNet:
     """Load a trained student, ready for `segment`.
 
     path: a run's folder, its model.safetensors, or the .pth file of the starting recipe (its cells are connected
     components; `save_model` makes a model file of it). device: "auto", "cpu", "cuda", "mps".
+    precision: "auto" (bf16 where the hardware has it), "bf16" or "float32".
     Raises SegkitError where there is no model, or the file is damaged or not of segkit.
     """
     path = Path(path).expanduser()
@@ -42,6 +43,7 @@ def load_model(path: str | Path, device: str = "auto") -> UNet:
         raise SegkitError(f"no trained model at {file}, or none that you may read: train first (03_training, make "
                           "run), or set MODEL to a run's folder")
     model = _read_plain_weights(file) if file.suffix in (".pth", ".pt") else _read_model(file)
+    model.precision = precision
     return model.to(pick_device(device)).to(memory_format=torch.channels_last).eval()
 
 

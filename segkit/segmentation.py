@@ -64,7 +64,7 @@ def _tiled(model: UNet, x: Tensor) -> Tensor:
             tile = x[..., top:bottom, left:right].numpy()
             padded = np.pad(tile, ((0, 0), (0, 0), (0, -tile.shape[-2] % STRIDE), (0, -tile.shape[-1] % STRIDE)),
                             mode="reflect")
-            with torch.inference_mode(), autocast(device):
+            with torch.inference_mode(), autocast(device, model.precision):
                 output = in_parts(model.eval(), torch.from_numpy(padded).to(device, memory_format=torch.channels_last))
                 output = output[..., first_row - top:last_row - top, first_column - left:last_column - left].float()
                 output[:, 0].sigmoid_()

@@ -12,6 +12,7 @@ from typing import Any
 from .errors import SegkitError
 
 DEMO = Path("tests") / "fixture"
+PRECISIONS = ("auto", "bf16", "float32")
 CONDITIONS = ("PIXEL_SIZE_UM", "MINUTES_PER_FRAME", "DRUG_FRAME", "REFERENCE")  # may differ by experiment
 
 
@@ -41,6 +42,7 @@ class Settings:
     learning_rate: float = _setting(2e-3, "size of the largest steps that the training takes", 1e-7, 1.0)
     seed: int = _setting(0, "start of every random choice", 0, 2**31 - 1)
     device: str = _setting("auto", "auto, cpu, cuda or mps")
+    precision: str = _setting("auto", "auto, bf16 or float32; auto: bf16 where the hardware has it")
     processes: int = _setting(1, "processes of this machine that train together, such as one for each GPU (needs pip "
                                  "install 'segkit[cluster]')", 1, 1024)
     validation: tuple[str, ...] = _setting(("09", "10", "19", "20"), "endings of the positions to judge by")
@@ -79,6 +81,8 @@ class Settings:
         if self.run in ("", ".", "..") or set(self.run) & set('/\\:*?"<>|'):
             raise SegkitError(f"RUN is {self.run or 'empty'}: a plain folder name was needed, without / or other marks "
                               "of a path")
+        if self.precision not in PRECISIONS:
+            raise SegkitError(f"PRECISION is {self.precision}: one of {', '.join(PRECISIONS)} was needed")
         if self.openvino and self.cluster:
             raise SegkitError("OPENVINO and CLUSTER are both set: a cluster computes with PyTorch; set one of them")
         if self.crop != "auto":

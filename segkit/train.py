@@ -127,7 +127,7 @@ class _Training:
         scores = team.gather(score_frames(model, self.material.validation.frames).to_dict("records"))
         if team.first:
             finish_run(model, pd.DataFrame(scores).sort_values(["experiment", "position", "frame"]), self.history,
-                       self.settings, describe_device(team.device))
+                       self.settings, describe_device(team.device, self.settings.precision))
         team.wait()
 
     def _one_epoch(self, bar: tqdm) -> None:
