@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 
 from .devices import autocast
+from .model import UNet
 
 AVERAGING = 0.98  # share of the old weights in the running average
 CALIBRATION = (4, 8)  # at least and at most so many batches of an epoch measure the statistics
@@ -27,14 +28,14 @@ def calibration_batches(steps: int) -> int:
 
 
 @torch.no_grad()
-def calibrate(model: nn.Module, batches: Iterable[Tensor], device: torch.device,
+def calibrate(model: UNet, batches: Iterable[Tensor], device: torch.device,
               mean: Callable[[Tensor], Tensor]) -> None:
     """Measure batch norm's statistics anew, on these batches of images: averaged weights have no others of their own.
 
     Without this, averaged weights are judged with the statistics of other weights, and for the first hundred steps
     answer all background (figures in benchmarks/README.md). mean: averages a tensor over the processes of a team.
     """
-    with autocast(device, cast(str, getattr(model, "precision", "auto"))):
+    with autocast(device, model.precision):
         update_bn((images.contiguous(memory_format=torch.channels_last) for images in batches), model)
     for layer in (layer for layer in model.modules() if isinstance(layer, nn.BatchNorm2d)):
         centre, variance = cast(Tensor, layer.running_mean), cast(Tensor, layer.running_var)

@@ -4,7 +4,7 @@ import copy
 import math
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -86,7 +86,7 @@ class Learner:
             newest.append(images.to(self.device))
             total += self.step(newest[-1], targets.to(self.device))
             on_step()
-        calibrate(self.average.module, newest, self.device, self.team.mean)
+        calibrate(cast(UNet, self.average.module), newest, self.device, self.team.mean)
         loss, dice = self.team.mean(total / len(rates)).tolist()
         return loss, dice
 
