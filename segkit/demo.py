@@ -22,7 +22,7 @@ _write_tiff = partial(tifffile.imwrite, compression="zlib", compressionargs={"le
 def make_demo_dataset(path: str | Path, *, shape: tuple[int, int] = (128, 128), frames: int = 12,
                       positions: Mapping[str, Sequence[int]] | None = None, cells: int = 6,
                       minutes_per_frame: float = 10.0, doubling_minutes: float = 75.0, drug_frame: int = 6,
-                      drug_factor: float = 0.15, seed: int = 0) -> Path:
+                      drug_factor: float = 0.05, seed: int = 0) -> Path:
     """Write a synthetic dataset in the users' layout: images, exact labels, experiments.csv with the
     frames' timing, and truth.json with the growth put in.
 
