@@ -83,8 +83,8 @@ def _by_key(files: Sequence[Path], what: str, problems: list[Problem]) -> dict[K
 def _differ(image: Path, header: Header, masks: Path) -> bool:
     """Whether masks are a pixel or two larger or smaller. Raises SegkitError where they are damaged or do not fit."""
     other = read_header(masks)
-    check_sizes(image.name, header[1:], other[1:])
+    check_sizes(image.name, header.size, other.size)
     if header.pages != other.pages:
         raise SegkitError(f"{image.name} has {header.pages} page(s), its masks file {other.pages}: "
                           "one page of masks a page of images was needed")
-    return header[1:] != other[1:]
+    return header.size != other.size
