@@ -33,6 +33,22 @@ def test_one_frame_has_one_key(stem):
     assert name_key(stem) == ("img_#", 7)
 
 
+def test_masks_that_no_image_belongs_to_are_a_problem(tiny):
+    for place in ("ORPHAN_masks/Pos101/PreprocessedPhaseMasks", "REF_masks/Pos110", "REF_masks"):
+        for k in range(2):
+            write(tiny / place / f"MASK_img_{k}.tif", np.zeros((40, 48), np.uint8))
+    (tiny / "EMPTY_masks").mkdir()
+    dataset = discover(tiny)
+    assert len(dataset.pairs) == 4
+    said = {p.path.relative_to(tiny).as_posix(): (p.reason, p.frames_lost) for p in dataset.problems}
+    assert said == {
+        "ORPHAN_masks": ("2 masks file(s) in ORPHAN_masks are not used: they need images in ORPHAN_raw_data; add or "
+                         "rename that folder, or move the masks elsewhere", 2),
+        "REF_masks/Pos110": ("2 masks file(s) in Pos110 are not used: they need images in REF_raw_data/Pos110; add or "
+                             "rename that folder, or move the masks elsewhere", 2),
+        "REF_masks": ("2 masks file(s) lie outside any PosXXX folder: move them into one", 2)}
+
+
 def test_suffixes_of_folder_names_are_kept(tiny):
     (tiny / "REF_raw_data").rename(tiny / "REF_raw_data101_110")
     (tiny / "REF_masks").rename(tiny / "REF_masks101_110")
