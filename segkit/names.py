@@ -98,7 +98,7 @@ def same_frames(images: Collection[Key], masks: Collection[Key]) -> dict[Key, Ke
             numbers += [(key.numbers[slot], key) for key in series] if slot is not None else []
         count = Counter(number for number, _ in numbers)
         found.append({number: key for number, key in numbers if count[number] == 1})
-    return {found[0][n]: found[1][n] for n in found[0].keys() & found[1].keys() if found[1][n] not in images}
+    return {found[0][n]: found[1][n] for n in found[0].keys() & found[1].keys()}
 
 
 def _by_words(keys: Iterable[Key]) -> list[list[Key]]:

@@ -28,7 +28,7 @@ def pair(images: Sequence[Path], masks: Sequence[Path], experiment: str, positio
     starts = _first_frames(by_image, headers, where, problems)
     first = min(starts.values(), default=None)
     problems += [damaged[key] for key in damaged if key in starts]
-    same_number = same_frames(by_image, by_key)
+    same_number = {image: other for image, other in same_frames(starts, by_key).items() if other not in by_image}
     frames: list[Frame] = []
     unpaired, cropped = 0, 0
     used: set[Key | None] = {*by_image.keys() - starts.keys()}  # masks of images that are left out are no problem

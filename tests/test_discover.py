@@ -84,6 +84,13 @@ def test_a_file_whose_name_does_not_fit_a_time_series_is_no_frame_but_a_problem(
     assert lost == 1
 
 
+def test_an_image_that_is_left_out_takes_no_masks_from_a_frame_of_the_same_number(tmp_path):
+    dataset = one_position(tmp_path, ["snap_3.tif", "img_2.tif", "img_3.tif", "img_4.tif"],
+                           [f"MASK_phase_{k}.tif" for k in (2, 3, 4)])
+    assert [(f.image.name, f.masks.name) for f in dataset.pairs] == [
+        (f"img_{k}.tif", f"MASK_phase_{k}.tif") for k in (2, 3, 4)]
+
+
 @pytest.mark.parametrize("mask", ["MASK_exp_t{:03d}c1.tif", "exp_t{}c1_cp_masks.tif", "MASK_img_{:09d}.tif",
                                   "seg_{}_of_12.tif"])
 def test_masks_are_paired_by_the_number_that_tells_the_time(tmp_path, mask):
