@@ -36,7 +36,7 @@ def apart() -> ProcessPoolExecutor:
 
 def crop_of(settings: Settings, frames: Sequence[Frame]) -> tuple[int, int]:
     """The crops' (height, width), pixels, that segkit chooses for these training frames."""
-    sizes = [read_header(frame.image)[1:] for frame in frames]
+    sizes = [read_header(frame.image).size for frame in frames]
     smallest = min(h for h, _ in sizes), min(w for _, w in sizes)
     return choose_crop(settings, pick_device(settings.device), smallest)
 

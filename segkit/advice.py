@@ -51,7 +51,7 @@ def assumed_conditions(settings: Settings, experiments: Iterable[str]) -> list[s
 def training_estimate(settings: Settings) -> str:
     """How long the training will take on this device, about, from a measured speed."""
     pairs = discover_split(settings)
-    height, width = read_header(pairs.train[0].image)[1:]
+    height, width = read_header(pairs.train[0].image).size
     speed = _speed(str(pick_device(settings.device)), settings.precision)
     crop = choose_crop(settings, pick_device(settings.device), (height, width))
     crops = settings.crops_per_epoch or covering(len(pairs.train) * height * width, crop)

@@ -98,6 +98,7 @@ def _archive_entries(path: Path, problems: list[Problem]) -> Iterator[Entry]:
         problems.append(Problem(path, f"{path.name} is no sound zip archive ({error}): download it again"))
         return
     stem = path.stem if path.suffix.lower() == ".zip" else path.name
+    last = {info.filename: info for info in infos}  # what zipfile opens by name, and unpacking leaves
     for info in infos:
         parts = PurePosixPath(info.filename.replace("\\", "/")).parts
         if info.is_dir() or any(_JUNK.match(part) for part in parts if part != ".."):
@@ -109,6 +110,11 @@ def _archive_entries(path: Path, problems: list[Problem]) -> Iterator[Entry]:
         if PurePosixPath(info.filename).suffix.lower() not in IMAGE_SUFFIXES:
             if PurePosixPath(info.filename).suffix.lower() in _PACKED:
                 problems.append(Problem(path, f"{path.name} holds the archive {info.filename}: unpack it by hand"))
+            continue
+        if (used := last[info.filename]) is not info:
+            if (used.file_size, used.CRC) != (info.file_size, info.CRC):
+                problems.append(Problem(path, f"{path.name} holds two different files named {info.filename}: the last "
+                                              "is used; look whether it is the right one", 1))
             continue
         named = any(EXPERIMENT.search(part) for part in parts[:-1] if not is_mask_folder(part))
         yield Entry("/".join(parts if named else (stem, *parts)), path, info.filename, info.file_size, info.CRC)

@@ -17,7 +17,11 @@ CROPPABLE = 2  # pixels by which an image and its masks file may differ in heigh
 
 @dataclass(frozen=True)
 class Frame:
-    """One image of a time-lapse. `masks` is None where no usable masks file belongs to it."""
+    """One image of a time-lapse. `masks` is None where no usable masks file belongs to it.
+
+    first: the frame number of the position's first image file, also where that file is damaged and so is no Frame;
+    None where nobody looked.
+    """
 
     image: Path
     masks: Path | None
@@ -25,7 +29,7 @@ class Frame:
     position: str
     frame: int
     page: int = 0
-    first: int | None = None  # frame number of the position's first named image file, also where that one is damaged
+    first: int | None = None
 
     @property
     def unit(self) -> tuple[str, str]:

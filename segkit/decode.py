@@ -165,7 +165,7 @@ def _decode_all(frames: Sequence[Frame], sizes: Sequence[tuple[int, int]], fault
 
 def _fingerprint(frames: Sequence[Frame]) -> str:
     """A name that changes with any source file: paths, sizes and times of change."""
-    digest = hashlib.sha256(b"segkit store 3")
+    digest = hashlib.sha256(b"segkit store 4")
     for frame in frames:
         for path in (frame.image, frame.masks or frame.image):
             stat = path.stat() if path.exists() else None

@@ -2,6 +2,8 @@
 
 import os
 import re
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from .data import Dataset, Frame, Problem, Split, exclude, masks_folder_name, split_by_position
@@ -29,7 +31,11 @@ def discover(dataset_path: str | Path, masks_path: str | Path | None = None) -> 
     raw_folders = [folder for folder in scan.listed(root) if "raw_data" in folder.name.lower()]
     for folder in raw_folders:
         scan.experiment(folder)
-    if not raw_folders:
+    if raw_folders:
+        scan.unused_masks({folder: re.sub("masks", "raw_data", folder.name, flags=re.IGNORECASE)
+                           for folder in scan.listed(scan.masks_root) if "masks" in folder.name.lower()
+                           and folder not in raw_folders})
+    else:
         scan.plain_folder(root)
     if not scan.frames:
         why = f"; the first problem: {scan.problems[0].reason}" if scan.problems else ""
@@ -56,6 +62,7 @@ class _Scan:
     def __init__(self, masks_root: Path) -> None:
         self.masks_root = masks_root
         self.names: set[str] = set()  # of experiments
+        self.used: set[Path] = set()  # masks folders
         self.frames: list[Frame] = []
         self.problems: list[Problem] = []
 
@@ -78,22 +85,41 @@ class _Scan:
             elif lost := sum(len(images_in(sub)) for sub in folders_below(folder)):
                 self.problem(folder, f"{folder.name} is no PosXXX folder: its images are left out; rename it, or run "
                                      "segkit.arrange where it is a second folder of the same name", lost)
-        if loose := images_in(raw):
-            self.problem(raw, f"{len(loose)} image(s) lie outside any PosXXX folder: move them into one", len(loose))
+        self.loose(raw, "image(s)", images_in)
         if not positions:
             self.problem(raw, f"{raw.name} holds no PosXXX folder: expected Pos101 or the like")
         before = len(self.frames)
         mask_positions = self.listed(masks) if masks else []
         for folder in positions:
             mask_position = next((f for f in mask_positions if same_name(f.name, folder.name)), None)
+            if mask_position:
+                self.used.add(mask_position)
             try:
                 self.position(folder, mask_position, name, without_masks=masks is None)
             except OSError as error:
                 self.unreadable(folder, error)
+        if masks:
+            self.used.add(masks)
+            self.unused_masks({folder: f"{raw.name}/{folder.name}" for folder in mask_positions})
+            self.loose(masks, "masks file(s)", files_in)
         unpaired = sum(frame.masks is None for frame in self.frames[before:])
         if masks is None and unpaired:
             self.problem(raw, f"no masks folder beside {raw.name}: expected {wanted}; rename it or run segkit.arrange",
                          unpaired)
+
+    def loose(self, folder: Path, what: str, listed: Callable[[Path], list[Path]]) -> None:
+        """Files of an experiment that lie in no position are a problem."""
+        with suppress(OSError):  # a folder that may not be read is a problem already
+            if files := listed(folder):
+                self.problem(folder, f"{len(files)} {what} lie outside any PosXXX folder: move them into one",
+                             len(files))
+
+    def unused_masks(self, folders: Mapping[Path, str]) -> None:
+        """Say which folders of masks no image belongs to; folders: with the images that were expected, as text."""
+        for folder, expected in folders.items():
+            if folder not in self.used and (count := sum(len(files_in(sub)) for sub in folders_below(folder))):
+                self.problem(folder, f"{count} masks file(s) in {folder.name} are not used: they need images in "
+                                     f"{expected}; add or rename that folder, or move the masks elsewhere", count)
 
     def listed(self, folder: Path) -> list[Path]:
         """The folders in a folder; one that may not be read is a problem, and empty."""

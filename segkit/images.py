@@ -32,6 +32,12 @@ class Header(NamedTuple):
     pages: int
     height: int
     width: int
+    axis: str = ""  # along which the pages lie, as the file says: T, Z, or I and Q (unknown)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) in pixels."""
+        return self.height, self.width
 
 
 def read_header(path: str | Path) -> Header:
@@ -56,7 +62,8 @@ def read_header(path: str | Path) -> Header:
             if end > there:
                 raise SegkitError(f"{path.name} is cut short: {there} of {end} bytes are there; copy it again from its "
                                   "source")
-            return Header(_count_planes(path, series), sizes["Y"], sizes["X"])
+            pages, axis = _stack(path, series)
+            return Header(pages, sizes["Y"], sizes["X"], axis)
     except SegkitError:
         raise
     except PermissionError:
@@ -89,18 +96,25 @@ def open_tiff(path: str | Path) -> Iterator[tifffile.TiffFile]:
         yield tif
 
 
-def _count_planes(path: Path, series: tifffile.TiffPageSeries) -> int:
-    """How many (H, W) planes a series holds along its one stack axis; RGB samples are not planes."""
+def _stack(path: Path, series: tifffile.TiffPageSeries) -> tuple[int, str]:
+    """How many (H, W) planes a series holds, and along which one axis; RGB samples are not planes."""
     stacks = [(axis, size) for axis, size in zip(series.axes, series.shape, strict=True)
               if axis not in "YXS" and size > 1]  # an axis of unknown kind, Q, may be there twice
-    if len(stacks) > 1 or any(axis == "C" for axis, _ in stacks):
-        raise SegkitError(f"{path.name} holds a stack with axes {series.axes} {series.shape}: segkit needs one channel "
-                          "with time as its only stack axis; export the phase-contrast channel alone")
-    return stacks[0][1] if stacks else 1
+    axes = {axis for axis, _ in stacks}
+    if len(stacks) > 1 or "C" in axes:
+        what = ("several z and several times: export one z plane of every time, or a projection along z"
+                if "Z" in axes and "C" not in axes else "a stack of which segkit needs one channel with time as its "
+                "only stack axis: export the phase-contrast channel alone")
+        raise SegkitError(f"{path.name} (axes {series.axes} {series.shape}) holds {what}")
+    return (stacks[0][1], stacks[0][0]) if stacks else (1, "")
 
 
-def _read_plane(path: Path, page: int) -> np.ndarray:
-    """Decode one plane as stored: (H, W) or (H, W, 3 or 4), any dtype."""
+def _read_plane(path: Path, page: int, *, white_is_zero: bool = False) -> np.ndarray:
+    """Decode one plane as stored: (H, W) or (H, W, 3 or 4), any dtype.
+
+    white_is_zero: obey a TIFF that stores bright as low (MINISWHITE). ImageJ marks an inverting display so and keeps
+    the values, so its files are left as they are.
+    """
     try:
         if path.suffix.lower() == ".png":
             with Image.open(path) as picture:
@@ -109,7 +123,7 @@ def _read_plane(path: Path, page: int) -> np.ndarray:
                 return np.asarray(picture.convert("RGBA") if picture.mode == "P" else picture)
         with open_tiff(path) as tif:
             series = tif.series[0]
-            planes = _count_planes(path, series)
+            planes, _ = _stack(path, series)
             if not 0 <= page < planes:
                 raise SegkitError(f"{path.name} has {planes} page(s), page {page} was asked for")
             single = series.pages[page] if len(series.pages) == planes else None
@@ -118,6 +132,9 @@ def _read_plane(path: Path, page: int) -> np.ndarray:
             else:  # ImageJ writes large stacks as one page followed by raw planes
                 stack = series.asarray(out="memmap")
                 plane = np.asarray(stack.reshape(planes, *stack.shape[-2:])[page])
+            tags = series.keyframe
+            if white_is_zero and tags.photometric == tifffile.PHOTOMETRIC.MINISWHITE and not tags.is_imagej:
+                plane = (1 << tags.bitspersample) - 1 - plane if plane.dtype.kind in "bu" else -plane
     except SegkitError:
         raise
     except DAMAGE as error:
@@ -141,10 +158,10 @@ def read_image(path: str | Path, page: int = 0) -> np.ndarray:
     """Read one image as raw intensities.
 
     path: TIFF (8-, 16-bit or float, any common compression) or PNG; page: the plane of a stack, from 0.
-    Returns float32 (H, W); colour pictures become their luminance (ITU-R BT.601), alpha is dropped.
+    Returns float32 (H, W), bright is high; colour pictures become their luminance (ITU-R BT.601), alpha is dropped.
     Raises SegkitError where the file cannot be decoded or has no such page.
     """
-    plane = _read_plane(Path(path), page)
+    plane = _read_plane(Path(path), page, white_is_zero=True)
     if plane.ndim == 3 and plane.shape[-1] == 2:  # grey and alpha
         plane = plane[..., 0]
     if plane.ndim == 3:
@@ -167,7 +184,7 @@ def read_labels(path: str | Path, page: int = 0) -> np.ndarray:
     path = Path(path)
     plane = _read_plane(path, page)
     if plane.ndim == 3:
-        plane = _labels_from_colours(plane)
+        plane = _labels_from_colours(path.name, plane)
     if not np.issubdtype(plane.dtype, np.integer) and plane.dtype != bool:
         if not np.isfinite(plane).all() or (plane != np.round(plane)).any():
             raise SegkitError(f"{path.name} holds values that are not whole numbers: instance labels were needed; "
@@ -184,14 +201,16 @@ def read_labels(path: str | Path, page: int = 0) -> np.ndarray:
     return np.ascontiguousarray(labels)
 
 
-def _labels_from_colours(plane: np.ndarray) -> np.ndarray:
-    """One label per colour, in order of the colour's value; black is background."""
+def _labels_from_colours(name: str, plane: np.ndarray) -> np.ndarray:
+    """One label per colour, in order of the colour's value; black is background. Raises SegkitError without colours."""
     channels = plane[..., :1] if plane.shape[-1] == 2 else plane[..., :3]
-    code = np.zeros(plane.shape[:2], np.int64)
-    for k in range(channels.shape[-1]):
-        code = code * 65536 + channels[..., k].astype(np.int64)
-    if channels.shape[-1] == 3 and all(np.array_equal(channels[..., 0], channels[..., k]) for k in (1, 2)):
-        return channels[..., 0]
-    colours, index = np.unique(code, return_inverse=True)
-    index = index.reshape(code.shape)
-    return index if colours[0] == 0 else index + 1
+    if (channels == channels[..., :1]).all():
+        return channels[..., 0]  # grey saved in colour
+    if not np.isfinite(channels).all() or channels.min() < 0:
+        raise SegkitError(f"{name} holds colours that are negative or no numbers: one colour a cell was needed, and "
+                          "black for the background")
+    index = np.zeros(plane.shape[:2], np.int64)
+    for k in range(channels.shape[-1]):  # by rank, so that colours of 0 to 1 and of 32 bits stay apart
+        values, rank = np.unique(channels[..., k], return_inverse=True)
+        index = np.unique(index * len(values) + rank.reshape(index.shape), return_inverse=True)[1].reshape(index.shape)
+    return index if (channels == 0).all(axis=-1).any() else index + 1

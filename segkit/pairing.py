@@ -1,13 +1,14 @@
 """Pair the images and the masks of one position by name; what finds no other half becomes a Problem."""
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import accumulate, pairwise
 from pathlib import Path
 
 from .data import Frame, Problem, check_sizes, labels_stem
 from .errors import SegkitError
 from .images import Header, read_header
-from .names import Key, name_key
+from .names import BY_ORDER, UNTOLD, Key, frame_numbers, name_key, same_frames
 
 
 def pair(images: Sequence[Path], masks: Sequence[Path], experiment: str, position: str, where: Path,
@@ -17,22 +18,22 @@ def pair(images: Sequence[Path], masks: Sequence[Path], experiment: str, positio
     where: the folder that a problem of several files is said of. quiet: that there are no masks is no problem here.
     """
     by_key, by_image = _by_key(masks, "masks file", problems), _by_key(images, "image", problems)
-    numbers = Counter(key.number for key in by_key)
-    image_numbers = Counter(key.number for key in by_image)
     headers: dict[Key, Header] = {}
+    damaged: dict[Key, Problem] = {}
     for key, path in by_image.items():
         try:
             headers[key] = read_header(path)
         except SegkitError as error:
-            problems.append(Problem(path, str(error), 1))
-    numbered = all(n == 1 and number >= 0 for number, n in image_numbers.items())
-    stacked = any(header.pages > 1 for header in headers.values())
+            damaged[key] = Problem(path, str(error), 1)
+    starts = _first_frames(by_image, headers, where, problems)
+    first = min(starts.values(), default=None)
+    problems += [damaged[key] for key in damaged if key in starts]
+    same_number = {image: other for image, other in same_frames(starts, by_key).items() if other not in by_image}
     frames: list[Frame] = []
-    unpaired, cropped, used = 0, 0, set()
-    for order, key in enumerate(sorted(by_image, key=lambda k: (k.number, k.text) if numbered else (0, k))):
-        masks_key = key if key in by_key else next(
-            (k for k in by_key if k.number == key.number >= 0
-             and numbers[k.number] == image_numbers[k.number] == 1), None)
+    unpaired, cropped = 0, 0
+    used: set[Key | None] = {*by_image.keys() - starts.keys()}  # masks of images that are left out are no problem
+    for key, start in starts.items():
+        masks_key = key if key in by_key else same_number.get(key)
         used.add(masks_key)
         if key not in headers:
             continue
@@ -50,9 +51,8 @@ def pair(images: Sequence[Path], masks: Sequence[Path], experiment: str, positio
             except SegkitError as error:
                 problems.append(Problem(file, str(error), pages))
                 files = [None if f == file else f for f in files]
-        for page, labels_file in enumerate(files):
-            number = len(frames) if stacked else key.number if numbered else order
-            frames.append(Frame(image, labels_file, experiment, position, number, page))
+        frames += [Frame(image, labels_file, experiment, position, start + page, page, first)
+                   for page, labels_file in enumerate(files)]
     if unpaired and not quiet:
         problems.append(Problem(where, f"{unpaired} frame(s) of {experiment} {position} have no masks file", unpaired))
     if cropped:
@@ -62,6 +62,40 @@ def pair(images: Sequence[Path], masks: Sequence[Path], experiment: str, positio
         problems.append(Problem(spare[0].parent, f"{len(spare)} masks file(s) of {experiment} {position} have no "
                                                  f"image, {spare[0].name} the first", len(spare)))
     return frames
+
+
+def _first_frames(by_image: Mapping[Key, Path], headers: Mapping[Key, Header], where: Path,
+                  problems: list[Problem]) -> dict[Key, int]:
+    """The frame number of each file's first page, in order; files left out, and what is assumed, become problems."""
+    numbers, doubt = frame_numbers(by_image)
+    strays = sorted(by_image[key].name for key in by_image.keys() - numbers.keys())
+    if strays and all(header.pages > 1 for header in headers.values()):  # film, film_1, film_2: parts of a time-lapse
+        numbers, doubt, strays = {key: k for k, key in enumerate(sorted(by_image, key=Key.natural))}, UNTOLD, []
+    if strays:
+        problems.append(Problem(where, f"{len(strays)} image(s) are left out, {strays[0]} the first: their names do "
+                                       f"not fit the others, such as {by_image[next(iter(numbers))].name}; move them "
+                                       "elsewhere, or rename them if they are frames", len(strays)))
+    several = len(numbers) > 1
+    for key in [key for key in numbers if key in headers and headers[key].axis == "Z"]:
+        planes = f"{by_image[key].name} holds {headers[key].pages} planes along z"
+        if several:
+            problems.append(Problem(by_image[key], f"{planes}, and other times lie beside it: export one z plane of "
+                                                   "every time (if the planes are times, save them as such: in Fiji, "
+                                                   "Image > Properties)", headers[key].pages))
+            del numbers[key]
+        else:
+            problems.append(Problem(where, f"{planes} and no time: they are read as times; if they are depths, export "
+                                           "one z plane of every time"))
+    pages = [headers[key].pages if key in headers else 0 for key in numbers]  # 0: unknown, the file is damaged
+    if max(pages, default=0) > 1:
+        gaps = any(b - a != 1 for a, b in pairwise(numbers.values()))
+        if len(pages) > 1 and (doubt or gaps or min(pages) < 2):
+            doubt = f"({sum(n or max(pages) for n in pages)} pages) {BY_ORDER}, and none missing between them" + (
+                f"; a damaged one counts as {max(pages)}" if 0 in pages else "")
+        numbers = dict(zip(numbers, accumulate((n or max(pages) for n in pages), initial=0), strict=False))
+    if doubt:
+        problems.append(Problem(where, f"the {len(numbers)} images of {where.name} {doubt}"))
+    return numbers
 
 
 def _by_key(files: Sequence[Path], what: str, problems: list[Problem]) -> dict[Key, Path]:
@@ -83,8 +117,8 @@ def _by_key(files: Sequence[Path], what: str, problems: list[Problem]) -> dict[K
 def _differ(image: Path, header: Header, masks: Path) -> bool:
     """Whether masks are a pixel or two larger or smaller. Raises SegkitError where they are damaged or do not fit."""
     other = read_header(masks)
-    check_sizes(image.name, header[1:], other[1:])
+    check_sizes(image.name, header.size, other.size)
     if header.pages != other.pages:
         raise SegkitError(f"{image.name} has {header.pages} page(s), its masks file {other.pages}: "
                           "one page of masks a page of images was needed")
-    return header[1:] != other[1:]
+    return header.size != other.size

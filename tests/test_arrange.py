@@ -191,6 +191,21 @@ def test_two_files_of_one_size_for_one_place_are_compared(tmp_path):
     assert "another content" in reasons(other)
 
 
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_of_two_entries_with_one_name_the_last_is_taken_and_said(tmp_path):
+    place, inside = tmp_path / "out" / "REF_raw_data" / "Pos101" / "img_1.tif", "REF_raw_data/Pos101/img_1.tif"
+    for first, problems in ((b"last", 0), (b"first", 1)):
+        with zipfile.ZipFile(tmp_path / "REF_raw_data.zip", "w") as archive:
+            archive.writestr(inside, first)
+            archive.writestr(inside, b"last")
+        for _ in range(2):
+            plan = arrange(tmp_path / "REF_raw_data.zip", tmp_path / "out")
+            assert place.read_bytes() == b"last"
+            assert [p.reason for p in plan.problems] == problems * [
+                f"REF_raw_data.zip holds two different files named {inside}: the last is used; look whether it is the "
+                "right one"]
+
+
 @pytest.mark.parametrize("name", ["HR_masks-20241122T101112Z-001.zip", "HR_masks - Copy.zip", "HR_masks copy 2.zip"])
 def test_tails_that_browsers_and_drives_add_are_no_experiments_of_their_own(tmp_path, name):
     source = tmp_path / "in"

@@ -34,7 +34,7 @@ def place() -> Iterator[Path]:
     (root / "readonly").mkdir()
     save_model(UNet(), root / "closed.safetensors")
     root.chmod(0o777)
-    for name in ("closed", "closed.safetensors", "half/REF_masks"):
+    for name in ("closed", "closed.safetensors", "half/REF_masks", "half/RIF10_raw_data"):
         (root / name).chmod(0)
     (root / "readonly").chmod(0o555)
     load_settings({"DATASET_PATH": str(FIXTURE)})  # what is imported late may lie where only root may read
@@ -48,7 +48,7 @@ def place() -> Iterator[Path]:
     finally:
         if was_root:
             os.setresuid(0, 0, 0)
-        for path in (root / "closed", root / "readonly", root / "half/REF_masks"):
+        for path in (root / "closed", root / "readonly", root / "half/REF_masks", root / "half/RIF10_raw_data"):
             path.chmod(0o700)
         shutil.rmtree(root)
 
@@ -78,6 +78,8 @@ def test_make_run_in_a_closed_project_says_so(place: Path, monkeypatch: pytest.M
 
 
 def test_the_rest_goes_on(place: Path) -> None:
-    assert any("REF_masks" in str(problem) for problem in segkit.discover(place / "half").problems)
+    problems = segkit.discover(place / "half").problems
+    for name in ("REF_masks", "RIF10_raw_data"):
+        assert any(problem.path.name == name and "cannot be read" in problem.reason for problem in problems)
     assert table_of_runs(place / "closed").empty
     assert load_settings({"DATASET_PATH": str(place / "closed")}).run == "closed"

@@ -30,7 +30,144 @@ def test_frame_1_is_never_frame_10(tmp_path):
 
 @pytest.mark.parametrize("stem", ["img_7", "IMG_007", "MASK_img_000000007", "img_7_cp_masks", "img_07_masks"])
 def test_one_frame_has_one_key(stem):
-    assert name_key(stem) == ("img_#", 7)
+    assert name_key(stem) == (("img_", ""), (7,))
+
+
+def one_position(folder, names, masks=(), pages=1, **options):
+    """A dataset of one position with small images of these names (all of so many pages) and masks of those."""
+    for place, files in (("A_raw_data", names), ("A_masks", masks)):
+        for name in files:
+            shape = (20, 20) if pages == 1 else (pages, 20, 20)
+            write(folder / place / "Pos101" / name, np.zeros(shape, np.uint8), photometric="minisblack", **options)
+    return discover(folder)
+
+
+def remarks(dataset):
+    """Problems but those of missing masks: their reasons, as one text, and the frames that they cost."""
+    said = [p for p in dataset.problems if "no masks" not in p.reason]
+    return " | ".join(p.reason for p in said), sum(p.frames_lost for p in said)
+
+
+def stamps(*minutes):
+    return [f"img_20240101{11 + m // 60}{m % 60:02d}00.tif" for m in minutes]
+
+
+@pytest.mark.parametrize(("names", "numbers", "words"), [
+    ([f"exp_t{k}c1.tif" for k in range(1, 13)], list(range(1, 13)), ""),
+    ([f"img_{k:09d}_Phase_000.tif" for k in (0, 1, 2, 5)], [0, 1, 2, 5], ""),
+    ([f"img_{k}.tif" for k in (0, 1, 2, 3, 4, 6, 7)], [0, 1, 2, 3, 4, 6, 7], ""),
+    ([f"img_20240101{k}_{k}.tif" for k in (7, 8, 9)], [7, 8, 9], ""),
+    ([f"img_{k}.tif" for k in (0, 5, 10, 15)], [0, 5, 10, 15], "rise by 5: "),
+    ([f"img_{k}.tif" for k in (0, 5, 10, 12)], [0, 5, 10, 12], "rise by 2 to 5, unevenly: "),
+    (stamps(54, 56, 58, 60, 62), [0, 1, 2, 3, 4], "is a time stamp and no frame number"),
+    (stamps(30, 32, 34, 60, 62), [0, 1, 2, 3, 4], "steps between the stamps are uneven"),
+    (["a_20240101_235800.tif", "a_20240102_000000.tif", "a_20240102_000200.tif"], [0, 1, 2], "do not tell the time"),
+    (["t2_c1.tif", "t2_c2.tif", "t10_c1.tif", "t10_c2.tif"], [0, 1, 2, 3], "do not tell the time"),
+    (["s1_t2.tif", "s2_t3.tif", "s3_t1.tif"], [0, 1, 2], "do not tell the time"),
+    (["ctrl.tif", "inh.tif", "rif.tif"], [0, 1, 2], "do not tell the time"),
+    (["exp_5_t12c1.tif"], [1], ""), (["ctrl.tif"], [0], "")])
+def test_the_number_that_counts_up_is_the_time_and_what_is_assumed_is_a_problem(tmp_path, names, numbers, words):
+    dataset = one_position(tmp_path, names)
+    assert [(f.frame, f.image.name) for f in dataset.frames] == list(zip(numbers, names, strict=True))
+    said, lost = remarks(dataset)
+    assert words in said
+    assert (bool(said), lost) == (bool(words), 0)
+    assert ("uneven" in said) == ("uneven" in words)
+
+
+def test_a_file_whose_name_does_not_fit_a_time_series_is_no_frame_but_a_problem(tmp_path):
+    dataset = one_position(tmp_path, ["average.tif", "img_0.tif", "img_1.tif", "img_2.tif"], ["MASK_average.tif"])
+    assert [f.image.name for f in dataset.frames] == ["img_0.tif", "img_1.tif", "img_2.tif"]
+    said, lost = remarks(dataset)
+    assert "1 image(s) are left out, average.tif the first" in said
+    assert "masks file(s)" not in said
+    assert lost == 1
+
+
+def test_an_image_that_is_left_out_takes_no_masks_from_a_frame_of_the_same_number(tmp_path):
+    dataset = one_position(tmp_path, ["snap_3.tif", "img_2.tif", "img_3.tif", "img_4.tif"],
+                           [f"MASK_phase_{k}.tif" for k in (2, 3, 4)])
+    assert [(f.image.name, f.masks.name) for f in dataset.pairs] == [
+        (f"img_{k}.tif", f"MASK_phase_{k}.tif") for k in (2, 3, 4)]
+
+
+@pytest.mark.parametrize("mask", ["MASK_exp_t{:03d}c1.tif", "exp_t{}c1_cp_masks.tif", "MASK_img_{:09d}.tif",
+                                  "seg_{}_of_12.tif"])
+def test_masks_are_paired_by_the_number_that_tells_the_time(tmp_path, mask):
+    numbers = [1, 2, 10, 12]
+    dataset = one_position(tmp_path, [f"exp_t{k}c1.tif" for k in numbers], [mask.format(k) for k in numbers])
+    assert [f.masks and f.masks.name for f in dataset.frames] == [mask.format(k) for k in numbers]
+
+
+def test_a_lone_image_takes_no_masks_by_a_number_that_may_not_be_its_time(tmp_path):
+    dataset = one_position(tmp_path, ["exp_t3c1.tif"], [f"MASK_img_{k}.tif" for k in (1, 2, 3)])
+    assert not dataset.pairs
+    assert "3 masks file(s) of A Pos101 have no image" in remarks(dataset)[0]
+    assert one_position(tmp_path / "alone", ["exp_t3c1.tif"], ["MASK_img_1.tif"]).pairs
+
+
+@pytest.mark.parametrize("names", [[f"img_{k}.tif" for k in range(3, 8)], stamps(30, 32, 34, 36, 38)])
+def test_a_damaged_first_file_still_is_where_frames_are_counted_from(tmp_path, names):
+    first = one_position(tmp_path, names).frames[0].frame
+    for name in names[:2]:
+        (tmp_path / "A_raw_data/Pos101" / name).write_bytes(b"")
+    frames = discover(tmp_path).frames
+    assert [f.frame for f in frames] == [first + 2, first + 3, first + 4]
+    assert {f.first for f in frames} == {first}
+
+
+def test_parts_of_a_time_lapse_follow_one_another_and_what_is_missing_between_them_is_a_problem(tmp_path):
+    parts = ["film_1.tif", "film_2.tif", "film_3.tif"]
+    whole = one_position(tmp_path, parts, pages=2)
+    assert ([f.frame for f in whole.frames], remarks(whole)) == ([0, 1, 2, 3, 4, 5], ("", 0))
+    damaged = tmp_path / "A_raw_data/Pos101/film_1.tif"
+    damaged.write_bytes(b"")
+    said, lost = remarks(discover(tmp_path))
+    assert [(f.frame, f.first) for f in discover(tmp_path).frames] == [(2, 0), (3, 0), (4, 0), (5, 0)]
+    assert "a damaged one counts as 2" in said
+    assert lost == 1
+    damaged.with_name("film_2.tif").rename(damaged)
+    said, lost = remarks(discover(tmp_path))
+    assert "as if equally spaced in time, and none missing between them" in said
+    damaged.rename(damaged.with_name("film.tif"))
+    write(damaged.with_name("film_4.tif"), np.zeros((2, 20, 20), np.uint8), photometric="minisblack")
+    dataset = discover(tmp_path)
+    assert [f.image.stem for f in dataset.frames] == ["film"] * 2 + ["film_3"] * 2 + ["film_4"] * 2
+    assert "equally spaced" in remarks(dataset)[0]
+
+
+@pytest.mark.parametrize("kind", ["imagej", "ome"])
+def test_planes_along_z_are_times_only_where_nothing_else_is(tmp_path, kind):
+    name = "film.ome.tif" if kind == "ome" else "film.tif"
+    alone = one_position(tmp_path / "alone", [name], pages=3, metadata={"axes": "ZYX"}, **{kind: True})
+    assert [f.frame for f in alone.frames] == [0, 1, 2]
+    assert remarks(alone) == (f"{name} holds 3 planes along z and no time: they are read as times; if they are depths, "
+                              "export one z plane of every time", 0)
+    write(tmp_path / "alone" / "A_raw_data/Pos109/img_0.tif", np.zeros((20, 20), np.uint8))
+    write(tmp_path / "alone" / "A_raw_data/Pos101" / f"b_{name}", np.zeros((3, 20, 20), np.uint8),
+          photometric="minisblack", metadata={"axes": "ZYX"}, **{kind: True})
+    several = discover(tmp_path / "alone")
+    assert [f.position for f in several.frames] == ["Pos109"]
+    assert remarks(several)[1] == 6
+    write(tmp_path / "alone" / "A_raw_data/Pos110" / name, np.zeros((2, 3, 20, 20), np.uint8),
+          photometric="minisblack", metadata={"axes": "TZYX"}, **{kind: True})
+    assert "several z and several times: export one z plane of every time" in remarks(discover(tmp_path / "alone"))[0]
+
+
+def test_masks_that_no_image_belongs_to_are_a_problem(tiny):
+    for place in ("ORPHAN_masks/Pos101/PreprocessedPhaseMasks", "REF_masks/Pos110", "REF_masks"):
+        for k in range(2):
+            write(tiny / place / f"MASK_img_{k}.tif", np.zeros((40, 48), np.uint8))
+    (tiny / "EMPTY_masks").mkdir()
+    dataset = discover(tiny)
+    assert len(dataset.pairs) == 4
+    said = {p.path.relative_to(tiny).as_posix(): (p.reason, p.frames_lost) for p in dataset.problems}
+    assert said == {
+        "ORPHAN_masks": ("2 masks file(s) in ORPHAN_masks are not used: they need images in ORPHAN_raw_data; add or "
+                         "rename that folder, or move the masks elsewhere", 2),
+        "REF_masks/Pos110": ("2 masks file(s) in Pos110 are not used: they need images in REF_raw_data/Pos110; add or "
+                             "rename that folder, or move the masks elsewhere", 2),
+        "REF_masks": ("2 masks file(s) lie outside any PosXXX folder: move them into one", 2)}
 
 
 def test_suffixes_of_folder_names_are_kept(tiny):

@@ -21,7 +21,7 @@ def test_every_kind_of_tiff_gives_its_exact_values(tmp_path, dtype, options):
     values = (RAMP % 250).astype(dtype)
     path = tmp_path / ("a.ome.tif" if options.get("ome") else "a.tif")
     tifffile.imwrite(path, values, **{k: v for k, v in options.items() if k != "ome"})
-    assert read_header(path) == (1, 20, 24)
+    assert read_header(path)[:3] == (1, 20, 24)
     image = read_image(path)
     assert image.dtype == np.float32
     np.testing.assert_array_equal(image, values.astype(np.float32))
@@ -58,7 +58,7 @@ def test_header_and_reader_agree_on_what_a_file_holds(tmp_path):
     with tifffile.TiffWriter(tmp_path / "thumbnail.tif") as tif:
         tif.write(RAMP, metadata=None)
         tif.write(RAMP[::4, ::4], subfiletype=1, metadata=None)
-    assert read_header(tmp_path / "thumbnail.tif") == (1, 20, 24)
+    assert read_header(tmp_path / "thumbnail.tif")[:3] == (1, 20, 24)
     np.testing.assert_array_equal(read_image(tmp_path / "thumbnail.tif"), RAMP)
 
 
@@ -82,6 +82,44 @@ def test_labels_of_every_encoding_give_the_same_cells(tmp_path):
         labels = read_labels(path)
         assert labels.dtype == np.int32, name
         np.testing.assert_array_equal(labels, truth, err_msg=name)
+
+
+@pytest.mark.parametrize(("dtype", "top"), [(np.uint8, 255), (np.uint16, 65535), (np.uint32, 2 ** 32 - 1),
+                                            (np.float32, 1), (np.float64, 0.5)])
+@pytest.mark.parametrize("background", [True, False])
+def test_colours_of_every_type_stay_apart(tmp_path, dtype, top, background):
+    truth = squares((4, 4), (4, 24), (24, 4))
+    colours = (np.array([[0, 0, 0], [0.2, 0.4, 0.6], [0.2, 0.4, 0.8], [0.9, 0, 0]]) * top).astype(dtype)
+    picture = colours[truth] if background else colours[truth.clip(1)]
+    tifffile.imwrite(tmp_path / "a.tif", picture, photometric="rgb")
+    np.testing.assert_array_equal(read_labels(tmp_path / "a.tif"), truth if background else truth.clip(1))
+
+
+@pytest.mark.parametrize("value", [np.nan, -1])
+def test_colours_that_are_none_are_refused(tmp_path, value):
+    colours = np.stack([RAMP, RAMP + 1, RAMP * float(value)], -1).astype(np.float32)
+    tifffile.imwrite(tmp_path / "a.tif", colours, photometric="rgb")
+    with pytest.raises(SegkitError, match="colours that are negative or no numbers"):
+        read_labels(tmp_path / "a.tif")
+
+
+@pytest.mark.parametrize(("dtype", "bits"), [(np.uint8, 8), (np.uint16, 16), (np.float32, None), (np.int16, None)])
+@pytest.mark.parametrize("pages", [1, 3])
+def test_bright_is_high_also_in_a_file_that_stores_white_as_0(tmp_path, dtype, bits, pages):
+    stack = np.stack([RAMP % 250 + k for k in range(pages)]).astype(dtype)
+    stored = 2 ** bits - 1 - stack if bits else -stack
+    tifffile.imwrite(tmp_path / "a.tif", stored, photometric="miniswhite")
+    np.testing.assert_array_equal(read_image(tmp_path / "a.tif", pages - 1), stack[-1])
+
+
+def test_what_imagej_marks_white_is_zero_and_labels_are_never_inverted(tmp_path):
+    labels = squares((5, 5), (5, 25)).astype(np.uint8)
+    for name, description in (("imagej", "ImageJ=1.54f"), ("plain", None)):
+        tifffile.imwrite(tmp_path / f"{name}.tif", labels, photometric="miniswhite", description=description,
+                         metadata=None)
+        np.testing.assert_array_equal(read_labels(tmp_path / f"{name}.tif"), labels)
+    np.testing.assert_array_equal(read_image(tmp_path / "imagej.tif"), labels)
+    np.testing.assert_array_equal(read_image(tmp_path / "plain.tif"), 255 - labels)
 
 
 def test_numbers_far_beyond_the_cells_are_numbered_anew(tmp_path):
@@ -128,7 +166,7 @@ def test_a_chain_of_pages_that_leads_back_into_itself_is_no_endless_file(tmp_pat
 def test_a_size_far_beyond_what_is_stored_is_said_before_memory_is_taken(tmp_path, compression):
     path = tmp_path / "img_1.tif"
     tifffile.imwrite(path, np.zeros((3000, 3000), np.uint16), compression=compression)
-    assert read_header(path) == (1, 3000, 3000)
+    assert read_header(path)[:3] == (1, 3000, 3000)
     assert not read_labels(path).any()
     with tifffile.TiffFile(path) as tif:
         tag = tif.pages[0].tags["ImageLength"]
