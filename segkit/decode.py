@@ -18,10 +18,9 @@ from .devices import free_memory
 from .errors import SegkitError
 from .images import read_header
 from .store import Store
-from .targets import distance_target, intensity_range
+from .targets import OUTLIER, distance_target, fill_gaps, intensity_range
 
 POINTS = 128  # foreground pixels remembered per frame, for crops that contain cells
-OUTLIER = 8  # ranges beyond the range that an image is normalised by
 
 
 class Decoded(NamedTuple):
@@ -36,19 +35,16 @@ class Decoded(NamedTuple):
 
 
 def decode(frame: Frame) -> Decoded:
-    """Read, normalise and make the target of one pair. Whole numbers up to 65535 are kept exactly.
+    """Read, normalise and make the target of one pair, as `normalise` does: outliers are cut off.
 
-    Other numbers are kept in 65535 steps; outliers are cut off, lest they leave few steps to the rest.
+    Whole numbers up to 65535 are kept exactly, others in 65535 steps.
     """
     image, labels = read_pair(frame)
-    finite = np.isfinite(image)
-    if not finite.all():
-        image = np.where(finite, image, np.median(image[finite]) if finite.any() else 0).astype(np.float32)
     low, high = intensity_range(image)
+    image = fill_gaps(image)
     least, most = float(image.min()), float(image.max())
     exact = least >= 0 and most <= 65535 and np.array_equal(image, np.round(image))
-    if not exact:
-        least, most = max(least, low - OUTLIER * (high - low)), min(most, high + OUTLIER * (high - low))
+    least, most = max(least, low - OUTLIER * (high - low)), min(most, high + OUTLIER * (high - low))
     step, zero = (1.0, 0.0) if exact else ((most - least) / 65535 or 1.0, least)
     pixels = np.round((np.clip(image, least, most) - zero) / step).astype(np.uint16)
     target, widths = distance_target(labels)

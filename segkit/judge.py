@@ -11,8 +11,7 @@ from .data import Frame, common_area, read_pair
 from .images import read_labels
 from .model import ModelInfo, UNet
 from .scores import dice, match_instances
-from .segmentation import predict, segment
-from .targets import label_cells
+from .segmentation import label, predict, segment
 
 PROMINENCES = (0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6)
 ALIKE = 0.001  # prominences whose panoptic quality is so near to the best one's are as good
@@ -27,8 +26,7 @@ def choose_prominence(model: UNet, frames: Sequence[Frame]) -> ModelInfo:
         image, teacher = read_pair(frame)
         maps = predict(model, [image])[0]
         for k, prominence in enumerate(PROMINENCES):
-            labels = label_cells(maps.probability, maps.distance, model.info.threshold, prominence,
-                                 model.info.min_area)
+            labels = label(replace(model.info, prominence=prominence), maps).labels
             quality[k] += match_instances(labels, teacher).panoptic_quality
     best = np.flatnonzero(quality >= quality.max() - ALIKE * len(chosen))
     return replace(model.info, prominence=PROMINENCES[best[len(best) // 2]])

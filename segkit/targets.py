@@ -10,6 +10,7 @@ PERCENTILES = (0.5, 99.5)
 LEVELS = np.arange(0.35, 1.0, 0.05)  # of the distance, at which cells are looked for; below the first there is none
 SMOOTHING = 1.2  # pixels
 SPECK = 12  # pixels; nothing smaller is a cell
+OUTLIER = 8  # ranges beyond the range that an image is normalised by
 EIGHT = np.ones((3, 3), bool)  # neighbourhood
 PLATEAU, DEEP = 0.75, 2.5  # share of half the width nearby, and pixels, from which on the target is 1
 NEARBY = 7  # pixels
@@ -33,12 +34,36 @@ def intensity_range(image: np.ndarray, normalisation: str = "percentile") -> tup
 
 
 def normalise(image: np.ndarray, normalisation: str = "percentile") -> np.ndarray:
-    """Map an image (H, W) of any dtype to float32 with its intensity range at 0..1; non-finite pixels become 0.5."""
-    with np.errstate(over="ignore", invalid="ignore"):  # beyond float32 is infinite, and not finite is 0.5
+    """Map an image (H, W) of any dtype to float32 with its intensity range at 0..1; outliers are cut off."""
+    with np.errstate(over="ignore"):  # beyond float32 is infinite
         image = np.asarray(image).astype(np.float32)
         low, high = intensity_range(image, normalisation)
-        scaled = (image - np.float32(low)) * np.float32(1 / (high - low))
-    return np.nan_to_num(scaled, nan=0.5, posinf=0.5, neginf=0.5) if not np.isfinite(scaled).all() else scaled
+        scaled = (fill_gaps(image) - np.float32(low)) * np.float32(1 / (high - low))
+    return np.clip(scaled, -OUTLIER, 1 + OUTLIER)
+
+
+def fill_gaps(image: np.ndarray) -> np.ndarray:
+    """An image (H, W), float32, with the median of its finite pixels in place of the others (NaN, infinite)."""
+    finite = np.isfinite(image)
+    if finite.all():
+        return image
+    return np.where(finite, image, np.median(image[finite]) if finite.any() else 0).astype(np.float32)
+
+
+def has_contrast(image: np.ndarray) -> bool:
+    """Whether an image (H, W) shows more than one constant and some single pixels.
+
+    A camera's image has noise everywhere. Where most pixels are equal (to float32's rounding), a connected piece of
+    the others must be as large as the smallest cell, SPECK pixels.
+    """
+    with np.errstate(over="ignore"):
+        image = fill_gaps(np.asarray(image).astype(np.float32))
+        usual = np.median(image)
+        other = np.abs(image - usual) > 4 * np.spacing(np.abs(usual))
+    if other.mean() > 0.5:
+        return True
+    pieces = ndimage.label(other, structure=EIGHT)[0]
+    return bool(np.bincount(pieces.ravel())[1:].max(initial=0) >= SPECK)
 
 
 def distance_target(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -81,11 +106,15 @@ def label_cells(probability: np.ndarray, distance: np.ndarray | None, threshold:
         peaks, peak_count = _prominent_peaks(smooth, prominence)
         without = foreground & ~np.isin(labels, np.unique(labels[peaks > 0]))
         labels = watershed(-smooth, np.where(without, labels + peak_count, peaks), mask=foreground)
-    areas = np.bincount(labels.ravel())
-    keep = areas >= min_area
-    keep[0] = False
-    labels = _without_holes(labels, min_area)
-    return np.where(keep, np.cumsum(keep), 0)[labels].astype(np.int32)
+    keep = np.bincount(labels.ravel()) >= min_area
+    return relabel(np.where(keep, np.arange(len(keep)), 0)[_without_holes(labels, min_area)])
+
+
+def relabel(labels: np.ndarray) -> np.ndarray:
+    """The same cells, int32 (H, W), numbered from 1 without gaps and in the same order."""
+    there = np.bincount(labels.ravel()) > 0
+    there[0] = False
+    return np.where(there, np.cumsum(there), 0)[labels].astype(np.int32)
 
 
 def _largest(values: np.ndarray, group: np.ndarray, groups: int) -> np.ndarray:

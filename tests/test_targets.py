@@ -110,7 +110,7 @@ def test_constant_and_empty_images_normalise_to_something_finite(image):
 
 def test_of_prominences_that_are_as_good_the_middle_one_is_chosen(monkeypatch):
     labels = squares((5, 5), (5, 15))
-    maps = Maps((labels > 0).astype(np.float32), distance_target(labels)[0] / 255)
+    maps = Maps((labels > 0).astype(np.float32), distance_target(labels)[0] / 255, labels.shape)
     monkeypatch.setattr(judge, "read_pair", lambda frame: (labels, labels))
     monkeypatch.setattr(judge, "predict", lambda model, images: [maps])
     frame = Frame(Path("a.tif"), Path("b.tif"), "REF", "Pos109", 0)
