@@ -10,7 +10,7 @@ import pandas as pd
 from .data import Frame, common_area, read_pair
 from .images import read_labels
 from .model import ModelInfo, UNet
-from .scores import dice, match_instances
+from .scores import dice, match, match_instances, overlapping
 from .segmentation import label, predict, segment
 
 PROMINENCES = (0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6)
@@ -39,12 +39,12 @@ def score_frame(frame: Frame, labels: np.ndarray) -> dict[str, Any]:
     """
     assert frame.masks is not None, f"{frame.name} has no masks file"
     labels, teacher = common_area(frame.image.name, labels, read_labels(frame.masks, frame.masks_page))
-    matched = match_instances(labels, teacher)
+    overlaps = overlapping(labels, teacher)
+    matched, at_75, at_90 = (match(overlaps, iou) for iou in (0.5, 0.75, 0.9))
     return {"experiment": frame.experiment, "position": frame.position, "frame": frame.frame,
             "dice": dice(labels, teacher), "panoptic_quality": matched.panoptic_quality,
-            "ap50": matched.average_precision, "ap75": match_instances(labels, teacher, 0.75).average_precision,
-            "ap90": match_instances(labels, teacher, 0.9).average_precision,
-            "cells": len(np.unique(labels[labels > 0])), "teacher_cells": len(np.unique(teacher[teacher > 0])),
+            "ap50": matched.average_precision, "ap75": at_75.average_precision, "ap90": at_90.average_precision,
+            "cells": overlaps.instances, "teacher_cells": overlaps.targets,
             "area_px": int((labels > 0).sum()), "teacher_area_px": int((teacher > 0).sum())}
 
 
