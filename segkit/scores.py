@@ -83,7 +83,8 @@ def match(overlaps: Overlaps, iou: float = 0.5) -> Matching:
                       shape=(n, m + n))
     rows, columns = min_weight_full_bipartite_matching(graph, maximize=True)
     real = columns < m
-    matched = ious[np.searchsorted(instance * m + target, rows[real].astype(np.int64) * m + columns[real])]  # pairs are in order
+    key = rows[real].astype(np.int64) * m + columns[real]
+    matched = ious[np.searchsorted(instance * m + target, key)]  # pairs are in this order
     tp = len(matched)
     fp, fn = n - tp, m - tp
     if tp + fp + fn == 0:

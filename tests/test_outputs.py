@@ -1,8 +1,7 @@
 """A whole dataset: tiles, scale, going on where it stopped, and what comes back in."""
 
-from itertools import pairwise
-
 from contextlib import nullcontext
+from itertools import pairwise
 
 import numpy as np
 import pandas as pd
@@ -10,11 +9,10 @@ import pytest
 import tifffile
 import torch
 
-from segkit import (SegkitError, UNet, dice, discover, match_instances, read_image, read_labels, segment,
-                    segment_dataset)
+from segkit import SegkitError, UNet, dice, discover, match_instances, read_image, read_labels, segment, segment_dataset
 from segkit import pipeline as pipeline_module
 from segkit import segmentation as segmentation_module
-from segkit.data import masks_path_in, read_pair
+from segkit.data import Dataset, masks_path_in, read_pair
 from segkit.model import ModelInfo
 from segkit.outputs import dice_complaint, width_complaint
 from segkit.segmentation import Maps, _spans, label, predict
@@ -205,6 +203,20 @@ def test_a_plain_folder_below_raw_data_has_its_own_name(tmp_path):
 def test_a_pixel_size_that_lacks_an_experiment_is_named(model, frames, tmp_path):
     with pytest.raises(SegkitError, match="nothing is said of experiment REF, only of OTHER"):
         segment_dataset(model, frames, tmp_path, pixel_size_um={"OTHER": 0.1})
+
+
+def test_a_dataset_is_segmented_as_its_frames_are(model, frames, tmp_path):
+    dataset = Dataset(FIXTURE, tuple(frames[:2]))
+    tables = [segment_dataset(model, given, tmp_path / str(k)) for k, given in
+              enumerate((dataset, dataset.frames, iter(frames[:2])))]
+    assert len({table.read_text() for table in tables}) == 1
+
+
+def test_what_are_no_frames_is_refused_before_anything_is_written(model, frames, tmp_path):
+    for given in (FIXTURE, str(FIXTURE), "", frames[0], None, [frames[0], frames[1].image], discover(FIXTURE).table()):
+        with pytest.raises(SegkitError, match="a list of its frames was needed"):
+            segment_dataset(model, given, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_one_unreadable_frame_is_listed_and_the_rest_done(model, frames, tmp_path):

@@ -7,8 +7,7 @@ from segkit import UNet, judge
 from segkit.data import Frame
 from segkit.scores import match_instances
 from segkit.segmentation import Maps
-from segkit.targets import (SPECK, distance_target, intensity_range, label_cells, normalise, smallest_area,
-                            whole_areas)
+from segkit.targets import SPECK, distance_target, intensity_range, label_cells, normalise, smallest_area, whole_areas
 from tests.helpers import squares
 
 
