@@ -1,5 +1,6 @@
 """The student at work on one image."""
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -55,9 +56,13 @@ def predict(model: UNet, images: Sequence[ArrayLike], *, scale: float = 1.0, fli
 
 
 def _scaled(size: int, scale: float) -> int:
-    """The nearest whole number of pixels, or the next one where that is a multiple of STRIDE and needs no padding."""
-    below = max(1, int(size * scale))
-    return next((n for n in (below, below + 1) if n % STRIDE == 0), max(1, round(size * scale)))
+    """The nearest whole number of pixels, or its neighbour where that is a multiple of STRIDE: no padding is needed.
+
+    Cameras have such sizes, so that an image that was resized before comes back to its own pixels.
+    """
+    exact = size * scale
+    near = (n for n in (math.floor(exact), math.ceil(exact)) if n % STRIDE == 0)
+    return max(1, next(near, round(exact)))
 
 
 def _tiled(model: UNet, x: Tensor) -> Tensor:

@@ -71,6 +71,12 @@ def test_cells_are_found_at_the_models_scale_and_their_labels_resized(monkeypatc
     assert found.probability.shape == (40, 48)
 
 
+@pytest.mark.parametrize(("size", "scale", "scaled"), [(90, 1 / 0.7, 128), (205, 1 / 1.6, 128), (64, 2, 128),
+                                                       (30, 0.5, 15), (100, 0.666, 67), (3, 0.1, 1)])
+def test_a_scaled_image_has_the_nearest_size_or_one_beside_it_that_needs_no_padding(size, scale, scaled):
+    assert segmentation_module._scaled(size, scale) == scaled
+
+
 def test_cells_too_small_for_the_images_pixels_leave_no_gap_in_the_numbers():
     labels = np.zeros((60, 60), np.int32)
     labels[0, 0], labels[30:50, 30:50] = 1, 2
