@@ -18,10 +18,9 @@ from .devices import free_memory
 from .errors import SegkitError
 from .images import read_header
 from .store import Store
-from .targets import distance_target, intensity_range
+from .targets import OUTLIER, distance_target, fill_gaps, intensity_range, whole_areas
 
 POINTS = 128  # foreground pixels remembered per frame, for crops that contain cells
-OUTLIER = 8  # ranges beyond the range that an image is normalised by
 
 
 class Decoded(NamedTuple):
@@ -33,22 +32,20 @@ class Decoded(NamedTuple):
     bias: float
     points: np.ndarray  # (POINTS, 2) int32 (y, x); -1 without foreground
     widths: np.ndarray  # (cells,) float32, pixels
+    areas: np.ndarray  # (cells that do not touch the border,) int32, pixels
 
 
 def decode(frame: Frame) -> Decoded:
-    """Read, normalise and make the target of one pair. Whole numbers up to 65535 are kept exactly.
+    """Read, normalise and make the target of one pair, as `normalise` does: outliers are cut off.
 
-    Other numbers are kept in 65535 steps; outliers are cut off, lest they leave few steps to the rest.
+    Whole numbers up to 65535 are kept exactly, others in 65535 steps.
     """
     image, labels = read_pair(frame)
-    finite = np.isfinite(image)
-    if not finite.all():
-        image = np.where(finite, image, np.median(image[finite]) if finite.any() else 0).astype(np.float32)
     low, high = intensity_range(image)
+    image = fill_gaps(image)
     least, most = float(image.min()), float(image.max())
     exact = least >= 0 and most <= 65535 and np.array_equal(image, np.round(image))
-    if not exact:
-        least, most = max(least, low - OUTLIER * (high - low)), min(most, high + OUTLIER * (high - low))
+    least, most = max(least, low - OUTLIER * (high - low)), min(most, high + OUTLIER * (high - low))
     step, zero = (1.0, 0.0) if exact else ((most - least) / 65535 or 1.0, least)
     pixels = np.round((np.clip(image, least, most) - zero) / step).astype(np.uint16)
     target, widths = distance_target(labels)
@@ -56,7 +53,8 @@ def decode(frame: Frame) -> Decoded:
     chosen = inside[np.linspace(0, len(inside) - 1, POINTS).astype(np.int64)] if len(inside) else None
     points = np.full((POINTS, 2), -1, np.int32) if chosen is None else np.stack(
         np.unravel_index(chosen, target.shape), axis=1).astype(np.int32)
-    return Decoded(pixels, target, step / (high - low), (zero - low) / (high - low), points, widths)
+    return Decoded(pixels, target, step / (high - low), (zero - low) / (high - low), points, widths,
+                   whole_areas(labels))
 
 
 def build_store(frames: Sequence[Frame], device: torch.device, cache_dir: Path,
@@ -107,6 +105,7 @@ def build_store(frames: Sequence[Frame], device: torch.device, cache_dir: Path,
                   tensor(starts, torch.int64), tensor(heights, torch.int64), tensor(widths, torch.int64),
                   tensor(index["gain"], torch.float32), tensor(index["bias"], torch.float32),
                   tensor(index["points"], torch.int64), float(np.median(cells)) if len(cells) else 0.0,
+                  index["areas"],
                   float(index["inside"][sound].sum() / (heights * widths)[sound].sum()))
     return store, problems
 
@@ -133,7 +132,7 @@ def _decode_all(frames: Sequence[Frame], sizes: Sequence[tuple[int, int]], fault
                 keep: Callable[[Decoded], None]) -> dict[str, np.ndarray]:
     """Hand each decoded frame to `keep`, in order; a frame that fails is handed on black, and added to faults."""
     rows: list[tuple[Any, ...]] = []
-    widths = []
+    widths, areas = [np.zeros(0, np.float32)], [np.zeros(0, np.int32)]
 
     def attempt(i: int) -> Decoded | str:
         if i in faults:
@@ -153,14 +152,15 @@ def _decode_all(frames: Sequence[Frame], sizes: Sequence[tuple[int, int]], fault
                 if isinstance(decoded, str):
                     faults[i] = decoded
                     decoded = Decoded(np.zeros(sizes[i], np.uint16), np.zeros(sizes[i], np.uint8), 0.0, 0.0,
-                                      np.full((POINTS, 2), -1, np.int32), np.zeros(0, np.float32))
+                                      np.full((POINTS, 2), -1, np.int32), widths[0], areas[0])
                 rows.append((decoded.gain, decoded.bias, decoded.points, np.count_nonzero(decoded.target)))
                 widths.append(decoded.widths)
+                areas.append(decoded.areas)
                 keep(decoded)
                 bar.update()
     gain, bias, points, inside = (np.array(column) for column in zip(*rows, strict=True)) if rows else [np.zeros(0)] * 4
     return {"gain": gain, "bias": bias, "points": points, "inside": inside,
-            "widths": np.concatenate(widths) if widths else np.zeros(0)}
+            "widths": np.concatenate(widths), "areas": np.concatenate(areas)}
 
 
 def _fingerprint(frames: Sequence[Frame]) -> str:

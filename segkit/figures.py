@@ -3,11 +3,14 @@
 import io
 from collections import defaultdict
 from collections.abc import Sequence
+from typing import cast
 
 import numpy as np
 import torch
+from matplotlib.backend_bases import RendererBase
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure, FigureBase
+from matplotlib.text import Text
 from PIL import Image
 from scipy import ndimage
 from skimage.segmentation import expand_labels, find_boundaries
@@ -30,6 +33,12 @@ class Picture(Figure):
     def __init__(self, width: float, height: float) -> None:
         super().__init__(figsize=(width, height), dpi=DPI, layout="constrained", facecolor="white")
         self.canvas: FigureCanvasAgg = FigureCanvasAgg(self)
+
+    def draw(self, renderer: RendererBase) -> None:
+        """Draw every text as it is: what stands between two dollar signs of a name is no formula."""
+        for text in self.findobj(Text):
+            cast(Text, text).set_parse_math(False)
+        super().draw(renderer)
 
     def _repr_png_(self) -> bytes:
         return to_png(self, compress_level=6)

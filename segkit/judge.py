@@ -10,9 +10,8 @@ import pandas as pd
 from .data import Frame, common_area, read_pair
 from .images import read_labels
 from .model import ModelInfo, UNet
-from .scores import dice, match_instances
-from .segmentation import predict, segment
-from .targets import label_cells
+from .scores import dice, match, match_instances, overlapping
+from .segmentation import label, predict, segment
 
 PROMINENCES = (0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6)
 ALIKE = 0.001  # prominences whose panoptic quality is so near to the best one's are as good
@@ -27,8 +26,7 @@ def choose_prominence(model: UNet, frames: Sequence[Frame]) -> ModelInfo:
         image, teacher = read_pair(frame)
         maps = predict(model, [image])[0]
         for k, prominence in enumerate(PROMINENCES):
-            labels = label_cells(maps.probability, maps.distance, model.info.threshold, prominence,
-                                 model.info.min_area)
+            labels = label(replace(model.info, prominence=prominence), maps).labels
             quality[k] += match_instances(labels, teacher).panoptic_quality
     best = np.flatnonzero(quality >= quality.max() - ALIKE * len(chosen))
     return replace(model.info, prominence=PROMINENCES[best[len(best) // 2]])
@@ -41,12 +39,12 @@ def score_frame(frame: Frame, labels: np.ndarray) -> dict[str, Any]:
     """
     assert frame.masks is not None, f"{frame.name} has no masks file"
     labels, teacher = common_area(frame.image.name, labels, read_labels(frame.masks, frame.masks_page))
-    matched = match_instances(labels, teacher)
+    overlaps = overlapping(labels, teacher)
+    matched, at_75, at_90 = (match(overlaps, iou) for iou in (0.5, 0.75, 0.9))
     return {"experiment": frame.experiment, "position": frame.position, "frame": frame.frame,
             "dice": dice(labels, teacher), "panoptic_quality": matched.panoptic_quality,
-            "ap50": matched.average_precision, "ap75": match_instances(labels, teacher, 0.75).average_precision,
-            "ap90": match_instances(labels, teacher, 0.9).average_precision,
-            "cells": len(np.unique(labels[labels > 0])), "teacher_cells": len(np.unique(teacher[teacher > 0])),
+            "ap50": matched.average_precision, "ap75": at_75.average_precision, "ap90": at_90.average_precision,
+            "cells": overlaps.instances, "teacher_cells": overlaps.targets,
             "area_px": int((labels > 0).sum()), "teacher_area_px": int((teacher > 0).sum())}
 
 

@@ -12,6 +12,7 @@ from .history import log
 from .layout import FEW_STEPS, choose_crop, covering, steps_of
 from .settings import Settings
 from .store import Store
+from .targets import smallest_area
 from .team import Team
 
 
@@ -23,6 +24,7 @@ class Material(NamedTuple):
     validation_frames: list[Frame]  # of all processes, those that could be decoded
     foreground: float  # share of the training's pixels
     cell_width: float  # pixels, median of the training cells
+    min_area: int  # pixels, see targets.smallest_area
     crop: tuple[int, int]  # height, width
     steps: int  # of an epoch
     left_out: dict[str, str]  # frames of all processes that could not be decoded, by name, and why
@@ -49,6 +51,7 @@ def prepare(split: Split, settings: Settings, team: Team) -> Material:
         "height": int(train.height.min()), "width": int(train.width.min()),
         "area": int((train.height * train.width).sum()), "foreground": train.foreground,
         "cell_width": train.cell_width, "train": len(train.frames), "validation": len(validation.frames)}]))
+    cell_width = float(shares["cell_width"].median())
     crop = choose_crop(settings, team.device, (int(shares["height"].min()), int(shares["width"].min())))
     crops = settings.crops_per_epoch or covering(int(shares["area"].sum()), crop)
     steps = steps_of(crops, settings)
@@ -64,4 +67,4 @@ def prepare(split: Split, settings: Settings, team: Team) -> Material:
                  settings.batch_size // team.size)
     return Material(train, validation, [frame for frame in split.validation if frame in decoded],
                     float(np.average(shares["foreground"], weights=shares["area"])),
-                    float(shares["cell_width"].median()), crop, steps, left_out)
+                    cell_width, smallest_area(team.gather(train.areas.tolist()), cell_width), crop, steps, left_out)

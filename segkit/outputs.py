@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 
 from .cells import CELL_COLUMNS
 from .cluster import work_on_cluster
-from .data import Frame
+from .data import Dataset, Frame
 from .errors import SegkitError
 from .files import write_table
 from .history import log, logging_to
@@ -24,10 +24,10 @@ LITTLE = 0.5  # mean Dice below which one is warned of the student
 WIDTH_RATIO = 1.4  # beyond this factor of the training cells' width the student is warned of
 
 
-def segment_dataset(model: UNet, frames: Iterable[Frame], out_dir: str | Path, *,
+def segment_dataset(model: UNet, frames: Dataset | Iterable[Frame], out_dir: str | Path, *,
                     pixel_size_um: float | Mapping[str, float] | None = None, scale: float = 1.0,
                     flips: bool = False, cluster: str = "") -> Path:
-    """Segment every frame, with or without teacher masks, and measure its cells.
+    """Segment every frame, or every frame of a dataset, with or without teacher masks, and measure its cells.
 
     Writes into out_dir: masks/EXPERIMENT_masks/PosXXX/PreprocessedPhaseMasks/MASK_*.tif (uint16 labels, in the
     users' own layout), cells.csv (a row per cell and frame) and, for frames with teacher labels, scores.csv.
@@ -36,10 +36,10 @@ def segment_dataset(model: UNet, frames: Iterable[Frame], out_dir: str | Path, *
     pixel_size_um: um per pixel, one for all or by experiment, for sizes in um and the TIFFs' resolution; None: pixels
     only. scale, flips: see `segment`; a warning is given where the cells are not as wide as the training's.
     cluster: where the work is done, as CLUSTER in Settings; see cluster.work_on_cluster.
-    Returns the path of cells.csv. Raises SegkitError where no frame could be read, out_dir cannot be written, or the
-    kernel is interrupted.
+    Returns the path of cells.csv. Raises SegkitError where frames are something else, no frame could be read, out_dir
+    cannot be written, or the kernel is interrupted.
     """
-    out_dir, frames = Path(out_dir), list(frames)
+    out_dir, frames = Path(out_dir), _frames_of(frames)
     width_of = frozenset(f.name for f in frames[::max(1, len(frames) // WIDTH_FRAMES)])
     manner = Manner(pixel_size_um, scale, flips, width_of)
     done: list[Done] = []
@@ -74,6 +74,16 @@ def segment_dataset(model: UNet, frames: Iterable[Frame], out_dir: str | Path, *
         else:
             (out_dir / name).unlink(missing_ok=True)
     return out_dir / "cells.csv"
+
+
+def _frames_of(given: Any) -> list[Frame]:
+    """The frames of a dataset or a list. Raises SegkitError for anything else, such as a path or a single frame."""
+    items = given.frames if isinstance(given, Dataset) else given
+    frames = list(items) if isinstance(items, Iterable) and not isinstance(items, str) else [items]
+    if not isinstance(items, Frame) and all(isinstance(frame, Frame) for frame in frames):
+        return frames
+    raise SegkitError(f"frames is {given!r:.80}: a dataset, as segkit.discover(path) gives, or a list of its frames "
+                      "was needed")
 
 
 def width_complaint(model: UNet, widths: np.ndarray, scale: float = 1.0) -> str:

@@ -18,7 +18,7 @@ from .files import replacing
 from .images import DAMAGE, open_tiff, read_image
 from .judge import score_frame
 from .model import UNet
-from .segmentation import Maps, label, predict
+from .segmentation import POSTPROCESSING, Maps, label, predict
 from .targets import distance_target
 
 GPU_BATCH = 8  # frames that go through the network together
@@ -116,7 +116,7 @@ def _finish(model: UNet, read: _Read, maps: Maps | None, manner: Manner) -> Done
         return Done(skipped=(frame.name, str(frame.image), read.fault))
     if labels is None:
         assert maps is not None
-        labels = label(model, maps).labels
+        labels = label(model.info, maps).labels
         write_labels(read.path, labels, um, read.stamp)
     widths = distance_target(labels)[1] if frame.name in manner.width_of else np.zeros(0)
     done = Done(measure_cells(labels, frame, um), widths=widths)
@@ -131,7 +131,7 @@ def _finish(model: UNet, read: _Read, maps: Maps | None, manner: Manner) -> Done
 def _fingerprint(model: UNet, manner: Manner) -> str:
     """A short name of everything but the image that labels depend on."""
     info = model.info
-    how = (info.normalisation, info.upsampling, info.threshold, info.prominence, info.min_area,
+    how = (POSTPROCESSING, info.normalisation, info.upsampling, info.threshold, info.prominence, info.min_area,
            manner.scale, manner.flips)
     digest = hashlib.sha256(repr(how).encode())
     for tensor in model.state_dict().values():

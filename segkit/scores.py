@@ -4,7 +4,8 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.optimize import linear_sum_assignment
+from scipy.sparse import csr_array
+from scipy.sparse.csgraph import min_weight_full_bipartite_matching
 
 from .errors import SegkitError
 
@@ -38,17 +39,54 @@ def match_instances(labels: ArrayLike, target_labels: ArrayLike, iou: float = 0.
     Two empty pictures score 1.0 throughout. Raises SegkitError where the shapes differ, or for another threshold.
     Source: panoptic quality of Kirillov et al., CVPR 2019; average precision as in StarDist and Cellpose.
     """
+    return match(overlapping(labels, target_labels), iou)
+
+
+class Overlaps(NamedTuple):
+    """The pairs of instances that share pixels, in the order of (instance, target)."""
+
+    instance: np.ndarray  # (pairs,) int, 0..instances - 1
+    target: np.ndarray  # (pairs,) int, 0..targets - 1
+    iou: np.ndarray  # (pairs,) float64
+    instances: int
+    targets: int
+
+
+def overlapping(labels: ArrayLike, target_labels: ArrayLike) -> Overlaps:
+    """The overlaps that `match` needs, computed once for any number of thresholds; see `match_instances`."""
+    a, b = _same_shape(np.asarray(labels), np.asarray(target_labels))
+    inside = (a != 0) | (b != 0)
+    a, b = a[inside].astype(np.int64), b[inside].astype(np.int64)  # sorting the background too would take most time
+    lowest, span = b.min(initial=0), b.max(initial=0) - b.min(initial=0) + 1
+    pairs, pixels = np.unique(a * span + (b - lowest), return_counts=True)
+    (ids_a, index_a), (ids_b, index_b) = (np.unique(ids, return_inverse=True)
+                                          for ids in (pairs // span, pairs % span + lowest))
+    union = np.bincount(index_a, pixels)[index_a] + np.bincount(index_b, pixels)[index_b] - pixels
+    both = (ids_a[index_a] != 0) & (ids_b[index_b] != 0)
+    (of_a, instances), (of_b, targets) = ((np.cumsum(ids != 0) - 1, int((ids != 0).sum())) for ids in (ids_a, ids_b))
+    return Overlaps(of_a[index_a[both]], of_b[index_b[both]], (pixels / union)[both], instances, targets)
+
+
+def match(overlaps: Overlaps, iou: float = 0.5) -> Matching:
+    """Match one to one: most pairs that reach the threshold and, among these, the largest sum of IoU.
+
+    A minimum weight matching of the overlapping pairs only (Jonker and Volgenant 1987, for sparse matrices), in which
+    every instance may also be matched to nothing.
+    """
     if not 0 < iou <= 1:
         raise SegkitError(f"iou is {iou}: a threshold above 0 and up to 1 was needed")
-    a, b = _same_shape(np.asarray(labels), np.asarray(target_labels))
-    overlap, area_a, area_b = _overlaps(a, b)
-    union = area_a[:, None] + area_b[None, :] - overlap
-    ious = overlap / np.maximum(union, 1)
-    hits = ious >= iou
-    rows, columns = linear_sum_assignment(-(hits + ious / (2 * max(ious.size, 1))))  # most hits, then best IoU
-    matched = ious[rows, columns][hits[rows, columns]]
+    n, m = overlaps.instances, overlaps.targets
+    instance, target, ious = (values[overlaps.iou >= iou] for values in overlaps[:3])
+    nothing = np.arange(n)
+    gain = 2 + ious / (n + 1)  # nothing gains 1; all IoU together are less than one pair more
+    graph = csr_array((np.append(gain, np.ones(n)), (np.append(instance, nothing), np.append(target, m + nothing))),
+                      shape=(n, m + n))
+    rows, columns = min_weight_full_bipartite_matching(graph, maximize=True)
+    real = columns < m
+    key = rows[real].astype(np.int64) * m + columns[real]
+    matched = ious[np.searchsorted(instance * m + target, key)]  # pairs are in this order
     tp = len(matched)
-    fp, fn = len(area_a) - tp, len(area_b) - tp
+    fp, fn = n - tp, m - tp
     if tp + fp + fn == 0:
         return Matching(0, 0, 0, 1.0, 1.0, 1.0, 1.0)
     return Matching(tp, fp, fn, tp / (tp + fp) if tp + fp else 0.0, tp / (tp + fn) if tp + fn else 0.0,
@@ -59,15 +97,3 @@ def _same_shape(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     if a.shape != b.shape:
         raise SegkitError(f"shapes {a.shape} and {b.shape} differ: two pictures of one size were needed")
     return a, b
-
-
-def _overlaps(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Pixels shared by each pair of instances (n, m), and each instance's area (n,), (m,)."""
-    inside = (a != 0) | (b != 0)
-    a, b = a[inside], b[inside]  # sorting the background too would take most of the time
-    ids_a, index_a = np.unique(a, return_inverse=True)
-    ids_b, index_b = np.unique(b, return_inverse=True)
-    pixels = np.bincount(index_a.ravel() * len(ids_b) + index_b.ravel(), minlength=len(ids_a) * len(ids_b))
-    table = pixels.reshape(len(ids_a), len(ids_b))
-    cells_a, cells_b = ids_a != 0, ids_b != 0
-    return table[np.ix_(cells_a, cells_b)], table[cells_a].sum(1), table[:, cells_b].sum(0)

@@ -1,5 +1,6 @@
 """The student at work on one image."""
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -11,10 +12,11 @@ from torch import Tensor
 
 from .devices import autocast, in_parts
 from .errors import SegkitError
-from .model import STRIDE, UNet
-from .targets import label_cells, normalise
+from .model import STRIDE, ModelInfo, UNet
+from .targets import has_contrast, label_cells, normalise, relabel
 
-TILE, MARGIN = 1024, 128  # pixels; larger images are answered in tiles, which see so much beyond what they answer
+POSTPROCESSING = 2  # raise it with every change that gives other labels for the same image and weights
+TILE, MARGIN = 1024, 128  # pixels, multiples of STRIDE: tile size, and overlap on either side
 MIRRORS = ((), (-2,), (-1,), (-2, -1))
 
 
@@ -27,15 +29,17 @@ class Segmentation(NamedTuple):
 
 
 class Maps(NamedTuple):
-    """The network's answer to an image; distance is None for a model with masks only."""
+    """The network's prediction for an image, at the model's scale; distance is None for a model with masks only."""
 
-    probability: np.ndarray  # float32 (H, W)
-    distance: np.ndarray | None  # float32 (H, W), 1 at a cell's core, 0 at its edge
+    probability: np.ndarray  # float32 (h, w), the image's height and width times `scale`
+    distance: np.ndarray | None  # float32 (h, w), 1 at a cell's core, 0 at its edge
+    shape: tuple[int, ...]  # (H, W) of the image
 
 
 def predict(model: UNet, images: Sequence[ArrayLike], *, scale: float = 1.0, flips: bool = False) -> list[Maps]:
     """The network's maps for images (H, W) of one size, of any dtype; see `segment`.
 
+    The maps of an image without contrast are 0: normalised, it is a constant that no network was trained on.
     Raises SegkitError unless every image is 2-D, not empty and as large as the first.
     """
     pictures = [np.asarray(image) for image in images]
@@ -44,14 +48,21 @@ def predict(model: UNet, images: Sequence[ArrayLike], *, scale: float = 1.0, fli
             raise SegkitError(f"image has shape {picture.shape}: one picture of height x width was needed"
                               + (f", as large as the first {pictures[0].shape}" if len(pictures) > 1 else ""))
     x = torch.from_numpy(np.stack([normalise(p, model.info.normalisation) for p in pictures]))[:, None]  # (B, 1, H, W)
-    size = x.shape[-2:]
     if scale != 1:
-        scaled = tuple(max(1, round(n * scale)) for n in size)
-        x = F.interpolate(x, scaled, mode="bilinear", antialias=True)
+        x = F.interpolate(x, [_scaled(n, scale) for n in x.shape[-2:]], mode="bilinear", antialias=True)
     maps = torch.stack([_tiled(model, x.flip(dims)).flip(dims) for dims in (MIRRORS if flips else MIRRORS[:1])]).mean(0)
-    if scale != 1:
-        maps = F.interpolate(maps, size, mode="bilinear", antialias=True)
-    return [Maps(m[0], m[1] if len(m) > 1 else None) for m in maps.numpy()]
+    maps[[not has_contrast(picture) for picture in pictures]] = 0
+    return [Maps(m[0], m[1] if len(m) > 1 else None, pictures[0].shape) for m in maps.numpy()]
+
+
+def _scaled(size: int, scale: float) -> int:
+    """The nearest whole number of pixels, or its neighbour where that is a multiple of STRIDE: no padding is needed.
+
+    Cameras have such sizes, so that an image that was resized before comes back to its own pixels.
+    """
+    exact = size * scale
+    near = (n for n in (math.floor(exact), math.ceil(exact)) if n % STRIDE == 0)
+    return max(1, next(near, round(exact)))
 
 
 def _tiled(model: UNet, x: Tensor) -> Tensor:
@@ -73,17 +84,18 @@ def _tiled(model: UNet, x: Tensor) -> Tensor:
 
 
 def _spans(size: int, align_corners: bool) -> list[tuple[int, int, int, int]]:
-    """Tiles along an axis: what each sees (start, stop) and what it answers (from, to), pixels.
+    """Tiles along an axis: the pixels that each reads (start, stop) and those that it predicts (from, to).
 
-    With aligned corners an answer depends on the tile's size: as in the starting recipe, the first tile is the image
-    cut to a multiple of the stride, and a second one answers the rest.
+    Every tile starts at a multiple of the stride, so that the network pools the same pixels together as in the whole
+    image. With aligned corners a prediction depends on the tile's size: as in the starting recipe, the first tile is
+    the image cut to a multiple of the stride, and a second one, as large when it is padded, predicts the rest.
     """
     tile, margin = TILE, MARGIN
     if align_corners:
         tile, margin = max(size // STRIDE * STRIDE, min(size, STRIDE)), 0
     spans, answered = [], 0
     while answered < size:
-        start = max(0, min(answered - margin, size - tile))
+        start = max(0, min(answered - margin, -(-(size - tile) // STRIDE) * STRIDE))
         stop = min(start + tile, size)
         to = size if stop == size else stop - margin
         spans.append((start, stop, answered, to))
@@ -100,11 +112,20 @@ def segment(model: UNet, image: ArrayLike, *, scale: float = 1.0, flips: bool = 
     Returns probability, mask and labels of the image's size. A frame without cells gives empty ones.
     Raises SegkitError unless the image is two-dimensional.
     """
-    return label(model, predict(model, [image], scale=scale, flips=flips)[0])
+    return label(model.info, predict(model, [image], scale=scale, flips=flips)[0])
 
 
-def label(model: UNet, maps: Maps) -> Segmentation:
-    """Cut the network's answer into cells, by the thresholds that were chosen for this model."""
-    info = model.info
-    labels = label_cells(maps.probability, maps.distance, info.threshold, info.prominence, info.min_area)
-    return Segmentation(maps.probability, labels > 0, labels)
+def label(info: ModelInfo, maps: Maps) -> Segmentation:
+    """Post-process the network's maps, with the thresholds of this model; the result has the image's size.
+
+    Cells are found at the model's scale, whose pixels the thresholds and areas are given in. Only then the labels are
+    resized, by nearest neighbour, and the probability, smoothly.
+    """
+    probability = maps.probability
+    labels = label_cells(probability, maps.distance, info.threshold, info.prominence, info.min_area)
+    if labels.shape != maps.shape:
+        nearest = ((np.arange(n) + 0.5) * (m / n) for n, m in zip(maps.shape, labels.shape, strict=True))
+        labels = relabel(labels[np.ix_(*(position.astype(int) for position in nearest))])
+        probability = F.interpolate(torch.from_numpy(probability)[None, None], maps.shape, mode="bilinear",
+                                    antialias=True)[0, 0].numpy()
+    return Segmentation(probability, labels > 0, labels)

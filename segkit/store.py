@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -25,6 +26,7 @@ class Store:
     bias: Tensor  # (N,) float32
     points: Tensor  # (N, POINTS, 2) int64
     cell_width: float  # median, pixels
+    areas: np.ndarray  # (cells that do not touch the border,) int32, pixels
     foreground: float  # share of pixels inside cells
 
     def gather(self, index: Tensor, y: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:

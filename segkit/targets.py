@@ -1,5 +1,6 @@
 """From pixels to what the network sees, from labels to what it learns, and back to labels."""
 
+from collections.abc import Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -10,6 +11,7 @@ PERCENTILES = (0.5, 99.5)
 LEVELS = np.arange(0.35, 1.0, 0.05)  # of the distance, at which cells are looked for; below the first there is none
 SMOOTHING = 1.2  # pixels
 SPECK = 12  # pixels; nothing smaller is a cell
+OUTLIER = 8  # ranges beyond the range that an image is normalised by
 EIGHT = np.ones((3, 3), bool)  # neighbourhood
 PLATEAU, DEEP = 0.75, 2.5  # share of half the width nearby, and pixels, from which on the target is 1
 NEARBY = 7  # pixels
@@ -33,12 +35,36 @@ def intensity_range(image: np.ndarray, normalisation: str = "percentile") -> tup
 
 
 def normalise(image: np.ndarray, normalisation: str = "percentile") -> np.ndarray:
-    """Map an image (H, W) of any dtype to float32 with its intensity range at 0..1; non-finite pixels become 0.5."""
-    with np.errstate(over="ignore", invalid="ignore"):  # beyond float32 is infinite, and not finite is 0.5
+    """Map an image (H, W) of any dtype to float32 with its intensity range at 0..1; outliers are cut off."""
+    with np.errstate(over="ignore"):  # beyond float32 is infinite
         image = np.asarray(image).astype(np.float32)
         low, high = intensity_range(image, normalisation)
-        scaled = (image - np.float32(low)) * np.float32(1 / (high - low))
-    return np.nan_to_num(scaled, nan=0.5, posinf=0.5, neginf=0.5) if not np.isfinite(scaled).all() else scaled
+        scaled = (fill_gaps(image) - np.float32(low)) * np.float32(1 / (high - low))
+    return np.clip(scaled, -OUTLIER, 1 + OUTLIER)
+
+
+def fill_gaps(image: np.ndarray) -> np.ndarray:
+    """An image (H, W), float32, with the median of its finite pixels in place of the others (NaN, infinite)."""
+    finite = np.isfinite(image)
+    if finite.all():
+        return image
+    return np.where(finite, image, np.median(image[finite]) if finite.any() else 0).astype(np.float32)
+
+
+def has_contrast(image: np.ndarray) -> bool:
+    """Whether an image (H, W) shows more than one constant and some single pixels.
+
+    A camera's image has noise everywhere. Where most pixels are equal (to float32's rounding), a connected piece of
+    the others must be as large as the smallest cell, SPECK pixels.
+    """
+    with np.errstate(over="ignore"):
+        image = fill_gaps(np.asarray(image).astype(np.float32))
+        usual = np.median(image)
+        other = np.abs(image - usual) > 4 * np.spacing(np.abs(usual))
+    if other.mean() > 0.5:
+        return True
+    pieces = ndimage.label(other, structure=EIGHT)[0]
+    return bool(np.bincount(pieces.ravel())[1:].max(initial=0) >= SPECK)
 
 
 def distance_target(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -64,6 +90,26 @@ def distance_target(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return target, np.array(widths, np.float32)
 
 
+def whole_areas(labels: np.ndarray) -> np.ndarray:
+    """Areas (n,), int32, pixels, of the cells of labels (H, W) that do not touch the border, which cuts cells off."""
+    areas = np.bincount(labels.ravel(), minlength=1).astype(np.int32)
+    areas[0] = 0
+    for edge in (labels[0], labels[-1], labels[:, 0], labels[:, -1]):
+        areas[edge] = 0
+    return areas[areas > 0]
+
+
+def smallest_area(areas: Sequence[int] | np.ndarray, width: float) -> int:
+    """The area in pixels below which nothing is a cell, from the training cells' areas (`whole_areas`) and width.
+
+    Half of what 99 % of these cells reach, the teacher's specks left out. No more than three quarters of the width
+    squared, about a disc of that width: where all cells of a training are long, shorter ones remain cells.
+    """
+    cells = np.asarray(areas)[np.asarray(areas) >= SPECK]
+    half = np.percentile(cells, 1) / 2 if len(cells) else SPECK
+    return max(SPECK, round(min(half, 0.75 * width ** 2)))
+
+
 def label_cells(probability: np.ndarray, distance: np.ndarray | None, threshold: float = 0.5, prominence: float = 0.2,
                 min_area: int = SPECK) -> np.ndarray:
     """Cut the foreground into cells: watershed from the distance's prominent peaks, one for each cell.
@@ -81,11 +127,15 @@ def label_cells(probability: np.ndarray, distance: np.ndarray | None, threshold:
         peaks, peak_count = _prominent_peaks(smooth, prominence)
         without = foreground & ~np.isin(labels, np.unique(labels[peaks > 0]))
         labels = watershed(-smooth, np.where(without, labels + peak_count, peaks), mask=foreground)
-    areas = np.bincount(labels.ravel())
-    keep = areas >= min_area
-    keep[0] = False
-    labels = _without_holes(labels, min_area)
-    return np.where(keep, np.cumsum(keep), 0)[labels].astype(np.int32)
+    keep = np.bincount(labels.ravel()) >= min_area
+    return relabel(np.where(keep, np.arange(len(keep)), 0)[_without_holes(labels, min_area)])
+
+
+def relabel(labels: np.ndarray) -> np.ndarray:
+    """The same cells, int32 (H, W), numbered from 1 without gaps and in the same order."""
+    there = np.bincount(labels.ravel()) > 0
+    there[0] = False
+    return np.where(there, np.cumsum(there), 0)[labels].astype(np.int32)
 
 
 def _largest(values: np.ndarray, group: np.ndarray, groups: int) -> np.ndarray:

@@ -25,7 +25,6 @@ from .model import UNet
 from .model_file import load_model, save_model
 from .run import finish_run, leave_out, load_checkpoint, open_run, save_checkpoint
 from .settings import Settings
-from .targets import SPECK
 from .team import Team, launch, launched
 
 TRIES = 3  # how often a broken-down training is set right before it gives up
@@ -165,9 +164,9 @@ class _Training:
             self.history.save(self.settings.run_dir / "history.csv")  # what it names can be gone on from
 
     def _keep_best(self, val_dice: float) -> None:
-        judged, width = cast(UNet, self.learner.average.module), round(self.material.cell_width, 2)
-        # nothing smaller than a disc of the training cells' width is a cell
-        judged.info = replace(self.learner.model.info, cell_width=width, min_area=max(SPECK, round(0.75 * width ** 2)),
+        judged = cast(UNet, self.learner.average.module)
+        judged.info = replace(self.learner.model.info, cell_width=round(self.material.cell_width, 2),
+                              min_area=self.material.min_area,
                               settings=self.settings.as_dict(), scores={"val_dice": val_dice, "epoch": self.epoch})
         if self.team.first:
             save_model(judged, self.settings.run_dir / "model.safetensors")

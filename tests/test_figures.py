@@ -1,7 +1,13 @@
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
+import pytest
+from matplotlib.text import Text
 
+from segkit import charts
 from segkit.charts import show_histograms, show_over_time, show_training
+from segkit.data import Dataset, Frame, Split
 from segkit.figures import busiest, cell_colours, grey, outlines, overlay, show_pictures, to_png
 from segkit.history import COLUMNS
 from tests.helpers import squares
@@ -41,6 +47,27 @@ def test_every_figure_becomes_a_png_with_and_without_content():
                    show_over_time(line.assign(x=np.nan), "x", "x"),
                    show_pictures([np.zeros((8, 9))], ["a"], 0.1), show_pictures([], []), show_histograms({}, "x")):
         assert to_png(figure).startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("name", [r"A$\frac$", "2$^$", "a$_$"])
+def test_a_name_with_dollar_signs_is_drawn_as_it_is_and_stops_no_figure(name):
+    frames = tuple(Frame(Path("i"), Path("m"), name, "Pos1", k) for k in range(2))
+    line = pd.DataFrame({"experiment": name, "position": name, "frame": [0, 1], "since_start": [0, 1],
+                         "area": [1.0, 2.0]})
+    rates = pd.DataFrame({"experiment": [name], "position": ["P"], "phase": ["all"], "frames": [2], "low": [0.4],
+                          "high": [0.6], "growth_per_hour": [0.5], "doubling_minutes": [83.0]})
+    scores = pd.DataFrame([dict.fromkeys(("dice", "panoptic_quality", "ap50", "ap75", "ap90"), 0.9)
+                           | {"cells": 3, "teacher_cells": 4}])
+    ratios = pd.DataFrame([{"experiment": name, "reference": "REF", "ratio": 0.5, "low": 0.4, "high": 0.6,
+                            "verdict": "slowed"}])
+    figures = [
+        charts.show_split(Dataset(Path(), frames), Split(frames[:1], frames[1:])), show_over_time(line, "area", "x"),
+        show_histograms({name: np.arange(9.0)}, name), charts.show_scores(scores, [name]), charts.show_rates(rates),
+        charts.show_ratios(ratios), charts.show_growth({"student": line}, {name: 2.0}, {name: -1}),
+        show_pictures([np.zeros((60, 90))], [name])]
+    for figure in figures:
+        assert to_png(figure).startswith(b"\x89PNG")
+        assert any(name in text.get_text() and not text.get_parse_math() for text in figure.findobj(Text))
 
 
 def test_a_picture_has_as_many_pixels_as_the_image_or_a_multiple_and_fits_the_sheet():

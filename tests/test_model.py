@@ -16,6 +16,7 @@ from segkit.losses import batch_dice, dice_loss_with_logits, student_loss
 from segkit.model import ModelInfo, UpConv
 from segkit.model_file import save_model
 from segkit.scores import dice
+from tests.helpers import squares
 
 
 def test_parameters_are_the_starting_recipes_and_the_second_maps_25():
@@ -142,8 +143,42 @@ def test_every_pixel_of_any_size_is_answered(shape):
 
 @pytest.mark.parametrize("image", [np.zeros((20, 20), np.uint16), np.full((20, 20), np.nan),
                                    np.ones((20, 20), bool), np.full((20, 20), 65535, np.uint16)])
-def test_images_without_content_are_answered_too(image):
+def test_images_without_content_are_predicted_too(image):
     assert np.isfinite(segment(UNet(), image).probability).all()
+
+
+def dotted(value, *pixels, dtype=np.float32):
+    """A constant image with a few other pixels."""
+    image = np.full((40, 48), value, dtype)
+    for pixel in pixels:
+        image[pixel] += 50
+    return image
+
+
+@pytest.mark.parametrize("image", [
+    dotted(0, dtype=np.uint16), dotted(0.1), dotted(1e30), dotted(-3.7), dotted(np.nan), dotted(np.inf),
+    dotted(0, (3, 4), (20, 20), (20, 21), dtype=np.uint8), dotted(7, *((y, x) for y in range(1, 39, 4)
+                                                                   for x in range(1, 46, 4))),
+    np.where(np.arange(48) % 3, np.float32(0.3), np.nextafter(np.float32(0.3), np.float32(1))) * np.ones((40, 1))],
+    ids=["black", "0.1", "1e30", "-3.7", "nan", "inf", "hot pixels", "many hot pixels", "rounding"])
+@pytest.mark.parametrize("scale", [1.0, 1.7])
+def test_an_image_without_contrast_has_no_cells(image, scale):
+    found = segment(student_that_sees_cells_everywhere(), image, scale=scale)
+    assert found.labels.max() == 0
+    assert found.probability.max() == 0
+
+
+@pytest.mark.parametrize("image", [squares((5, 5), side=4), np.eye(40) > 0, squares((0, 0), shape=(20, 20)) - 5.0,
+                                   np.random.default_rng(0).normal(100, 1, (40, 48))],
+                         ids=["one small cell", "bool", "quarter", "noise"])
+def test_an_image_with_a_cells_worth_of_contrast_is_predicted(image):
+    assert segment(student_that_sees_cells_everywhere(), image).labels.max() == 1
+
+
+def student_that_sees_cells_everywhere():
+    student = UNet()
+    student.out.bias.data[:] = 20
+    return student
 
 
 @pytest.mark.parametrize("shape", [(3, 20, 20), (0, 5), (20,)])

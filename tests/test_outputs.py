@@ -1,5 +1,6 @@
 """A whole dataset: tiles, scale, going on where it stopped, and what comes back in."""
 
+from contextlib import nullcontext
 from itertools import pairwise
 
 import numpy as np
@@ -8,14 +9,15 @@ import pytest
 import tifffile
 import torch
 
-from segkit import SegkitError, UNet, dice, discover, read_image, read_labels, segment, segment_dataset
+from segkit import SegkitError, UNet, dice, discover, match_instances, read_image, read_labels, segment, segment_dataset
 from segkit import pipeline as pipeline_module
 from segkit import segmentation as segmentation_module
-from segkit.data import masks_path_in, read_pair
+from segkit.data import Dataset, masks_path_in, read_pair
 from segkit.model import ModelInfo
 from segkit.outputs import dice_complaint, width_complaint
-from segkit.segmentation import _spans
-from tests.helpers import FIXTURE, untaught_student
+from segkit.segmentation import Maps, _spans, label, predict
+from segkit.targets import distance_target
+from tests.helpers import FIXTURE, squares, untaught_student
 
 
 @pytest.fixture(scope="module")
@@ -37,21 +39,49 @@ def test_tiles_answer_every_pixel_once_and_see_beyond_what_they_answer(size, ali
     assert all(a[3] == b[2] for a, b in pairwise(spans))
     for start, stop, first, last in spans:
         assert 0 <= start <= first < last <= stop <= size
+        assert start % 16 == 0
         if not align_corners:
             assert stop - start <= 1024
             assert first - start >= 128 or first == 0
             assert stop - last >= 128 or last == size
 
 
-def test_a_tiled_batch_norm_answer_is_the_whole_ones(monkeypatch):
-    """Without statistics of the picture itself only the margin matters."""
-    torch.manual_seed(0)
-    model = UNet().eval()
-    image = np.random.default_rng(0).random((400, 300))
-    whole = segment(model, image)
+def test_maps_predicted_in_tiles_are_the_whole_images(model, monkeypatch):
+    """In float32, a size that is no multiple of the stride: a tile that starts off the stride differs by 0.7."""
+    monkeypatch.setattr(segmentation_module, "autocast", lambda device: nullcontext())
+    image = np.random.default_rng(0).random((427, 333))
+    whole = predict(model, [image])[0]
     monkeypatch.setattr(segmentation_module, "TILE", 320)
     monkeypatch.setattr(segmentation_module, "MARGIN", 112)
-    np.testing.assert_allclose(segment(model, image).probability, whole.probability, atol=0.02)
+    tiled = predict(model, [image])[0]
+    np.testing.assert_allclose(tiled.probability, whole.probability, atol=1e-4)
+    np.testing.assert_allclose(tiled.distance, whole.distance, atol=1e-4)
+
+
+def test_cells_are_found_at_the_models_scale_and_their_labels_resized(monkeypatch):
+    """At the image's scale these cells are below min_area, and the peaks of touching ones are smoothed away."""
+    labels = squares((10, 10), (10, 26), (40, 60), shape=(80, 96), side=16)  # (h, w) of the network
+    maps = torch.from_numpy(np.stack([labels > 0, distance_target(labels)[0] / 255]).astype(np.float32))[None]
+    monkeypatch.setattr(segmentation_module, "_tiled", lambda model, x: maps)
+    image = np.random.default_rng(0).random((40, 48))
+    found = segment(UNet(ModelInfo(min_area=150)), image, scale=2)
+    assert match_instances(found.labels, labels[1::2, 1::2])[:3] == (3, 0, 0)
+    np.testing.assert_array_equal(found.labels > 0, labels[1::2, 1::2] > 0)
+    np.testing.assert_array_equal(found.mask, found.labels > 0)
+    assert found.probability.shape == (40, 48)
+
+
+@pytest.mark.parametrize(("size", "scale", "scaled"), [(90, 1 / 0.7, 128), (205, 1 / 1.6, 128), (64, 2, 128),
+                                                       (30, 0.5, 15), (100, 0.666, 67), (3, 0.1, 1)])
+def test_a_scaled_image_has_the_nearest_size_or_one_beside_it_that_needs_no_padding(size, scale, scaled):
+    assert segmentation_module._scaled(size, scale) == scaled
+
+
+def test_cells_too_small_for_the_images_pixels_leave_no_gap_in_the_numbers():
+    labels = np.zeros((60, 60), np.int32)
+    labels[0, 0], labels[30:50, 30:50] = 1, 2
+    found = label(ModelInfo(outputs=1, min_area=1), Maps((labels > 0).astype(np.float32), None, (20, 20)))
+    assert np.unique(found.labels).tolist() == [0, 1]
 
 
 def test_scale_and_flips_keep_the_images_size(model):
@@ -86,8 +116,17 @@ def test_it_goes_on_where_it_stopped_and_ends_the_same(model, frames, tmp_path, 
     pd.testing.assert_frame_equal(resumed, whole)
     segment_dataset(model, frames, tmp_path / "parts")
     assert len(calls) - 10 == 2
-    segment_dataset(model, frames, tmp_path / "parts", flips=True)  # another way of segmenting: all anew
+    segment_dataset(model, frames, tmp_path / "parts", flips=True)  # another way of segmenting: all again
     assert len(calls) - 10 == 6
+
+
+def test_label_files_of_another_post_processing_are_made_again(model, frames, tmp_path, monkeypatch):
+    segment_dataset(model, frames[:1], tmp_path)
+    path = masks_path_in(tmp_path / "masks", frames[0])
+    stamp = tifffile.TiffFile(path).pages.first.description
+    monkeypatch.setattr(pipeline_module, "POSTPROCESSING", pipeline_module.POSTPROCESSING + 1)
+    segment_dataset(model, frames[:1], tmp_path)
+    assert tifffile.TiffFile(path).pages.first.description != stamp
 
 
 def test_a_damaged_label_file_is_made_anew(model, frames, tmp_path):
@@ -170,6 +209,20 @@ def test_a_plain_folder_below_raw_data_has_its_own_name(tmp_path):
 def test_a_pixel_size_that_lacks_an_experiment_is_named(model, frames, tmp_path):
     with pytest.raises(SegkitError, match="nothing is said of experiment REF, only of OTHER"):
         segment_dataset(model, frames, tmp_path, pixel_size_um={"OTHER": 0.1})
+
+
+def test_a_dataset_is_segmented_as_its_frames_are(model, frames, tmp_path):
+    dataset = Dataset(FIXTURE, tuple(frames[:2]))
+    tables = [segment_dataset(model, given, tmp_path / str(k)) for k, given in
+              enumerate((dataset, dataset.frames, iter(frames[:2])))]
+    assert len({table.read_text() for table in tables}) == 1
+
+
+def test_what_are_no_frames_is_refused_before_anything_is_written(model, frames, tmp_path):
+    for given in (FIXTURE, str(FIXTURE), "", frames[0], None, [frames[0], frames[1].image], discover(FIXTURE).table()):
+        with pytest.raises(SegkitError, match="a list of its frames was needed"):
+            segment_dataset(model, given, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_one_unreadable_frame_is_listed_and_the_rest_done(model, frames, tmp_path):

@@ -7,7 +7,7 @@ from segkit import UNet, judge
 from segkit.data import Frame
 from segkit.scores import match_instances
 from segkit.segmentation import Maps
-from segkit.targets import distance_target, intensity_range, label_cells, normalise
+from segkit.targets import SPECK, distance_target, intensity_range, label_cells, normalise, smallest_area, whole_areas
 from tests.helpers import squares
 
 
@@ -55,6 +55,35 @@ def test_specks_are_dropped_holes_filled_and_numbers_have_no_gaps():
     assert sorted(np.unique(found)) == [0, 1, 2]
     assert found[5, 5] > 0
     assert found[35, 40] == 0
+
+
+def discs(radii, shape=(300, 300)):
+    """Labels with a disc of each radius, touching none."""
+    labels, (y, x) = np.zeros(shape, np.int32), np.indices(shape)
+    for k, radius in enumerate(radii):
+        at_y, at_x = 20 + 36 * (k // 8), 20 + 36 * (k % 8)
+        labels[(y - at_y) ** 2 + (x - at_x) ** 2 <= radius ** 2] = k + 1
+    return labels
+
+
+@pytest.mark.parametrize("radius", [5, 8, 12])
+def test_round_cells_of_any_size_within_the_trainings_are_kept_and_specks_dropped(rng, radius):
+    labels = discs(radius * rng.uniform(0.7, 1.3, 64))
+    target, widths = distance_target(labels)
+    least = smallest_area(whole_areas(labels), float(np.median(widths)))
+    truth = labels.copy()
+    labels[280:280 + radius // 2, 280:280 + radius // 2] = 65  # a speck of a tenth of a cell
+    found = label_cells((labels > 0).astype(float), target / 255, min_area=least)
+    assert match_instances(found, truth)[:3] == (64, 0, 0)
+
+
+def test_the_smallest_area_is_half_of_what_nearly_all_whole_cells_reach():
+    labels = squares((5, 5), (5, 25), (20, 5), side=12)
+    labels[38:, 20:40], labels[30, 30:33] = 4, 5  # cut off by the border; a speck
+    assert sorted(whole_areas(labels)) == [3, 144, 144, 144]
+    assert smallest_area(whole_areas(labels), 12.0) == 72
+    assert smallest_area([300, 300], 9.0) == 61  # long cells: a disc of their width is one, too
+    assert smallest_area([], 9.0) == smallest_area([14, 14], 9.0) == SPECK
 
 
 def test_a_gap_between_two_cells_is_no_hole():
@@ -110,7 +139,7 @@ def test_constant_and_empty_images_normalise_to_something_finite(image):
 
 def test_of_prominences_that_are_as_good_the_middle_one_is_chosen(monkeypatch):
     labels = squares((5, 5), (5, 15))
-    maps = Maps((labels > 0).astype(np.float32), distance_target(labels)[0] / 255)
+    maps = Maps((labels > 0).astype(np.float32), distance_target(labels)[0] / 255, labels.shape)
     monkeypatch.setattr(judge, "read_pair", lambda frame: (labels, labels))
     monkeypatch.setattr(judge, "predict", lambda model, images: [maps])
     frame = Frame(Path("a.tif"), Path("b.tif"), "REF", "Pos109", 0)

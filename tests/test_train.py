@@ -53,7 +53,8 @@ def test_a_run_leaves_what_the_readme_says(tiny):
     report = json.loads((settings.run_dir / "report.json").read_text())
     assert set(report["val_dice_by_position"]) == {"REF Pos109"}
     assert json.loads((settings.run_dir / "split.json").read_text())["validation"] == ["REF/Pos109/0", "REF/Pos109/1"]
-    assert load_model(settings.run_dir, "cpu").info.cell_width == 9.0  # squares of 10: twice 5, less the edges
+    info = load_model(settings.run_dir, "cpu").info
+    assert (info.cell_width, info.min_area) == (9.0, 50)  # squares of 10: twice 5, less the edges; half their area
     assert torch.load(settings.run_dir / "last.pt", weights_only=True)["state"]["epoch"] == 2
 
 
