@@ -132,7 +132,7 @@ def _fingerprint(model: UNet, manner: Manner) -> str:
     """A short name of everything but the image that labels depend on."""
     info = model.info
     how = (POSTPROCESSING, info.normalisation, info.upsampling, info.threshold, info.prominence, info.min_area,
-           manner.scale, manner.flips)
+           manner.scale, manner.flips, model.precision)
     digest = hashlib.sha256(repr(how).encode())
     for tensor in model.state_dict().values():
         digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())

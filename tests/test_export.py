@@ -95,10 +95,9 @@ def recipe():
 
 
 @pytest.mark.parametrize("shape", [(48, 64), (57, 70)])
-def test_the_starting_recipes_weights_segment_as_they_did(recipe, tmp_path, shape, monkeypatch):
-    monkeypatch.setattr("segkit.devices.has_fast_bf16", lambda device: False)  # bit by bit, not bf16 against float32
+def test_the_starting_recipes_weights_segment_as_they_did(recipe, tmp_path, shape):
     torch.save(recipe.state_dict(), tmp_path / "best_mycobacterium_model.pth")
-    model = load_model(tmp_path / "best_mycobacterium_model.pth", "cpu")
+    model = load_model(tmp_path / "best_mycobacterium_model.pth", "cpu", "float32")  # bit by bit
     image = np.random.default_rng(1).integers(0, 4000, shape).astype(np.uint16)
     low, high = float(image.min()), float(image.max())
     rows, columns = (n // 16 * 16 for n in shape)
