@@ -40,11 +40,12 @@ from segkit import SegkitError, discover, read_image, read_labels
 from segkit.data import masks_path_in
 from segkit.figures import busiest, overlay, show_pictures
 from segkit.files import read_table
+from segkit.outputs import segmented_frames
 from segkit.sources import load_settings
 
 settings = load_settings(globals())
 dataset = discover(settings.dataset_path, settings.masks_path)
-frames = [f for f in dataset.frames if masks_path_in(settings.run_dir / "masks", f).is_file()]  # that were segmented
+frames = segmented_frames(dataset.frames, settings.run_dir)
 if not frames:
     raise SegkitError(f"no frame of this dataset is segmented in runs/{settings.run}: run 04_inference first")
 cells = read_table(settings.run_dir / "cells.csv")

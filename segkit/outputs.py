@@ -12,9 +12,9 @@ from tqdm.auto import tqdm
 
 from .cells import CELL_COLUMNS
 from .cluster import work_on_cluster
-from .data import Dataset, Frame
+from .data import Dataset, Frame, masks_path_in
 from .errors import SegkitError
-from .files import write_table
+from .files import read_table, write_table
 from .history import log, logging_to
 from .model import UNet
 from .pipeline import Done, Manner, work_through
@@ -84,6 +84,16 @@ def _frames_of(given: Any) -> list[Frame]:
         return frames
     raise SegkitError(f"frames is {given!r:.80}: a dataset, as segkit.discover(path) gives, or a list of its frames "
                       "was needed")
+
+
+def segmented_frames(frames: Iterable[Frame], run_dir: str | Path) -> list[Frame]:
+    """The frames whose cells are in the run's cells.csv: those with a label file that the last segmenting did not skip.
+
+    A frame that could not be read may have a label file of an earlier time, and is no frame without cells.
+    """
+    table = Path(run_dir) / "skipped.csv"
+    skipped = set(read_table(table)["file"]) if table.is_file() else set()
+    return [f for f in frames if str(f.image) not in skipped and masks_path_in(Path(run_dir) / "masks", f).is_file()]
 
 
 def width_complaint(model: UNet, widths: np.ndarray, scale: float = 1.0) -> str:

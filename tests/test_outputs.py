@@ -13,10 +13,10 @@ from segkit import pipeline as pipeline_module
 from segkit import segmentation as segmentation_module
 from segkit.data import Dataset, masks_path_in, read_pair
 from segkit.model import ModelInfo, copy_on_cpu
-from segkit.outputs import dice_complaint, width_complaint
+from segkit.outputs import dice_complaint, segmented_frames, width_complaint
 from segkit.segmentation import Maps, _spans, label, predict
 from segkit.targets import distance_target
-from tests.helpers import FIXTURE, squares, untaught_student
+from tests.helpers import FIXTURE, squares, untaught_student, write
 
 
 @pytest.fixture(scope="module")
@@ -257,3 +257,16 @@ def test_cells_of_another_width_are_complained_of():
 def test_a_student_that_agrees_little_with_the_masks_is_complained_of():
     assert dice_complaint([]) == dice_complaint([{"dice": 0.9}, {"dice": 0.2}]) == ""
     assert "mean Dice 0.20 over 2 frame(s)" in dice_complaint([{"dice": 0.3}, {"dice": 0.1}])
+
+
+def test_a_frame_that_can_no_longer_be_read_is_no_frame_without_cells(tiny, tmp_path, model):
+    frames = discover(tiny).frames
+    segment_dataset(model, frames, tmp_path / "out")
+    assert segmented_frames(frames, tmp_path / "out") == list(frames)
+    write(frames[0].image, np.random.default_rng(0).integers(0, 255, (40, 48), np.uint8), compression="zlib")
+    content = bytearray(frames[0].image.read_bytes())
+    content[300:-300] = bytes(len(content) - 600)  # its label file stays from before
+    frames[0].image.write_bytes(content)
+    segment_dataset(model, frames, tmp_path / "out")
+    assert masks_path_in(tmp_path / "out" / "masks", frames[0]).is_file()
+    assert segmented_frames(frames, tmp_path / "out") == list(frames[1:])
