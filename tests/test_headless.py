@@ -106,14 +106,56 @@ def test_what_is_wrong_is_said_before_a_folder_is_made(project, capsys, argument
     assert not (project / "runs").exists()
 
 
-@pytest.mark.skipif(not shutil.which("make"), reason="make is not installed")
-def test_make_hands_values_on_as_they_are_typed(tmp_path):
-    path, done = tmp_path / "REF (1); false", tmp_path / "said"
-    (tmp_path / "python").write_text(f'#!/bin/sh\nfor a; do echo "$a" >> "{done}"; done\n')
-    (tmp_path / "python").chmod(0o755)
-    subprocess.run(["make", "-f", ROOT / "Makefile", "-C", tmp_path, "-o", "install", "segment", f"BIN={tmp_path}",
-                    f"DATASET_PATH={path}", "EPOCHS=3"], check=True, capture_output=True)
-    assert {f"DATASET_PATH={path}", "EPOCHS=3"} <= set(done.read_text().splitlines())
+needs_make = pytest.mark.skipif(not shutil.which("make"), reason="make is not installed")
+
+
+def make(folder, *arguments, caller=None):
+    """What `make ARGUMENTS` in a folder with a fake Python says, called in another folder: exit code and lines."""
+    (folder / "bin").mkdir(exist_ok=True)
+    (folder / "bin/python").write_text('#!/bin/sh\necho "caller=$SEGKIT_CALLER"\nfor a; do echo "$a"; done\n')
+    (folder / "bin/python").chmod(0o755)
+    (folder / "pyproject.toml").touch()
+    caller = caller or folder
+    done = subprocess.run(["make", "-s", "-f", ROOT / "Makefile", "-C", folder, *arguments], cwd=caller,
+                          env=os.environ | {"PWD": str(caller)}, capture_output=True, text=True)
+    return done.returncode, (done.stdout + done.stderr).splitlines()
+
+
+@needs_make
+@pytest.mark.parametrize("name", ["REF (1); false", "a$b$$c $(HOME)", "a`touch touched`b", 'a"b\'c\\d #1'])
+def test_make_hands_values_and_the_callers_folder_on_as_they_are(tmp_path, name):
+    (tmp_path / name).mkdir()
+    code, said = make(tmp_path, "-o", "install", "segment", f"BIN={tmp_path}/bin", f"DATASET_PATH={tmp_path / name}",
+                      "EPOCHS=3", caller=tmp_path / name)
+    assert said == [f"caller={tmp_path / name}", "-m", "segkit.headless", "segment",
+                    *sorted([f"DATASET_PATH={tmp_path / name}", "EPOCHS=3"], key=said.index)]
+    assert code == 0
+    assert not list(tmp_path.rglob("touched"))
+
+
+@needs_make
+@pytest.mark.parametrize("arguments", [["lint"], ["clean"]])
+def test_make_removes_no_environment_that_it_has_not_made(tmp_path, arguments):
+    own = tmp_path / "my env"
+    (own / "bin").mkdir(parents=True)
+    (own / "thesis.txt").touch()
+    _, said = make(tmp_path, *arguments, f"VENV={own}", f"LOWEST={own}", "PYTHON=false")
+    assert f"{own} is left as it is: make has not made it (no .made-by-segkit in it)" in said
+    assert (own / "thesis.txt").is_file()
+
+
+@needs_make
+def test_make_removes_the_environment_that_it_has_made_also_where_that_was_interrupted(tmp_path):
+    maker = tmp_path / "python3"  # of its environments pip does not work
+    maker.write_text('#!/bin/sh\nmkdir -p "$3/bin" && printf \'#!/bin/sh\\ntest "$2" != pip\' > "$3/bin/python" && '
+                     'chmod +x "$3/bin/python" && touch "$3/made_$(ls "$3" | wc -l)"\n')  # python3 -m venv FOLDER
+    maker.chmod(0o755)
+    for _ in range(2):
+        code, _ = make(tmp_path, "lint", f"PYTHON={maker}")
+        assert code != 0
+        assert {path.name for path in (tmp_path / ".venv").iterdir()} == {".made-by-segkit", "bin", "made_1"}
+    make(tmp_path, "clean")
+    assert not (tmp_path / ".venv").exists()
 
 
 def test_a_wrong_dataset_path_ends_make_run_with_the_reason(tmp_path):
@@ -122,8 +164,6 @@ def test_a_wrong_dataset_path_ends_make_run_with_the_reason(tmp_path):
     assert done.returncode == 1
     reason = done.stderr.strip().splitlines()[-1]
     assert reason.startswith(f"segkit stopped: DATASET_PATH {tmp_path}/nowhere is not there")
-
-
 
 
 def only_validation(tiny):
