@@ -16,13 +16,15 @@ CONDITIONS_FILE = "experiments.csv"  # in a dataset's folder, optional: what it 
 OF_A_DATASET = ("RUN", "MASKS_PATH", "VALIDATION", "EXCLUDE", "SCALE", "EXPERIMENTS", *CONDITIONS)
 
 
-def load_settings(parameters: Mapping[str, Any] | None = None, root: Path | None = None) -> Settings:
+def load_settings(parameters: Mapping[str, Any] | None = None, root: Path | None = None,
+                  caller: Path | None = None) -> Settings:
     """Gather settings: defaults, the saved form, SEGKIT_* in the environment, then parameters that are not None.
 
     EXPERIMENTS, where nobody sets it, is what the dataset's own experiments.csv says of settings that nobody sets.
 
     parameters: upper-case names, as papermill injects them; other names and None are passed over, so that a
     notebook can hand over its globals().
+    caller: the folder that relative paths in the environment and the parameters mean; None: the project's root.
     """
     root = root or project_root()
     values: dict[str, Any] = {}
@@ -32,14 +34,24 @@ def load_settings(parameters: Mapping[str, Any] | None = None, root: Path | None
         if not isinstance(values, dict):
             raise SegkitError(f"the saved form {form} holds no settings: delete it, or save the form anew")
     reserved = {"SEGKIT_IGNORE_FORM", "SEGKIT_CALLER"}  # not settings: for tests, and the folder make was called in
-    values = _layer(values, {name.removeprefix("SEGKIT_"): value for name, value in os.environ.items()
-                             if name.startswith("SEGKIT_") and name not in reserved}, root)
+    environment = {name.removeprefix("SEGKIT_"): value for name, value in os.environ.items()
+                   if name.startswith("SEGKIT_") and name not in reserved}
     known = {f.name.upper() for f in public_fields()}
-    values = _layer(values, {k: v for k, v in (parameters or {}).items() if k in known and v is not None}, root)
+    given = {k: v for k, v in (parameters or {}).items() if k in known and v is not None}
+    for layer in (environment, given):
+        values = _layer(values, _seen_from(caller, layer) if caller else layer, root)
     settings = parse_settings(values, Settings(root=root))
     if "EXPERIMENTS" in values:
         return settings
     return replace(settings, experiments=dataset_conditions(settings.dataset_path, values))
+
+
+def _seen_from(caller: Path, values: dict[str, Any]) -> dict[str, Any]:
+    """The values with relative paths made absolute; a model that is not there may be a run's name and is left."""
+    paths = {name: os.path.normpath(caller / os.path.expanduser(values[name])) for name in
+             ("DATASET_PATH", "MASKS_PATH", "MODEL", "START_FROM") if values.get(name)}
+    return values | {name: path for name, path in paths.items()
+                     if name in ("DATASET_PATH", "MASKS_PATH") or os.path.exists(path)}
 
 
 def dataset_conditions(dataset_path: Path, given: Container[str] = ()) -> tuple[str, ...]:

@@ -1,5 +1,6 @@
 """`make run` without a browser: bad input ends with one sentence and exit code 1."""
 
+import errno
 import json
 import os
 import re
@@ -11,12 +12,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from papermill.exceptions import PapermillExecutionError
 
 from segkit import SegkitError, UNet, discover, split_by_position
 from segkit.advice import dataset_verdict, settings_table
 from segkit.files import write_table
 from segkit.forms import SettingsForm
-from segkit.headless import REVIEW, main
+from segkit.headless import REVIEW, TRAIN_AND_MEASURE, main
 from segkit.model_file import save_model
 from segkit.settings import Settings, parse_settings
 from segkit.widgets import Browser
@@ -54,13 +56,15 @@ def test_a_students_results_are_not_replaced_by_another_students(tmp_path, monke
 def project(tiny, monkeypatch):
     """A project's folder with a dataset, whose notebooks run to their end at once; 02 flags a frame."""
     def execute(source, target, **options):
+        Path(str(target).format()).write_text(json.dumps(options["parameters"]))  # papermill formats paths, too
         if Path(source).stem == REVIEW:
             review = pd.DataFrame({"experiment": "REF", "position": "Pos101", "frame": [0, 1],
                                    "flags": ["clipped", ""]})
-            write_table(tiny / "runs/data/review.csv", review)
+            write_table(tiny / "runs" / options["parameters"]["RUN"] / "review.csv", review)
     for folder in ("data", "notebooks"):
         (tiny / folder).mkdir()
-    (tiny / "notebooks/01_setup.py").touch()
+    for name in ("01_setup.py", *(f"{name}.ipynb" for name in TRAIN_AND_MEASURE)):
+        (tiny / "notebooks" / name).touch()
     for folder in tiny.glob("REF_*"):
         folder.rename(tiny / "data" / folder.name)
     monkeypatch.chdir(tiny)
@@ -76,6 +80,60 @@ def test_make_run_says_what_is_assumed_and_what_is_flagged(project, capsys):
     assert "flagged: REF/Pos101/0: clipped\n" in said
     assert "1 of 2 pairs are flagged" in said
     assert not (project / "runs/data/settings.json").exists()  # the training writes it
+
+
+@pytest.mark.parametrize("command", [[], ["segment", "MODEL=student"]])
+def test_make_takes_the_dataset_from_the_environment_seen_from_the_callers_folder(project, monkeypatch, command):
+    (project / "caller").mkdir()
+    save_model(UNet(), project / "runs/student/model.safetensors")
+    (project / "data").rename(project / "caller" / "data")
+    monkeypatch.setenv("SEGKIT_CALLER", str(project / "caller"))
+    monkeypatch.setenv("SEGKIT_DATASET_PATH", "data")
+    monkeypatch.setenv("SEGKIT_VALIDATION", "109")
+    assert main(command) == 0
+    given = json.loads((project / "runs/data/notebooks/04_inference.ipynb").read_text())
+    assert (given["DATASET_PATH"], given["VALIDATION"]) == (str(project / "caller" / "data"), "109")
+    monkeypatch.setenv("SEGKIT_DATASET_PATH", "nowhere")
+    assert main([*command, "DATASET_PATH=data"]) == 0  # what is typed goes before the environment
+
+
+def test_without_a_dataset_make_means_the_demo_whatever_the_form_says(project, monkeypatch, capsys):
+    monkeypatch.delenv("SEGKIT_IGNORE_FORM")
+    (project / "segkit.json").write_text(json.dumps({"DATASET_PATH": str(project / "data")}))
+    assert main([]) == 1
+    assert f"DATASET_PATH {project}/tests/fixture is not there" in last_line(capsys)
+
+
+def test_a_runs_name_may_hold_braces(project):
+    assert main(["DATASET_PATH=data", "RUN=a{b} {}"]) == 0
+    assert (project / "runs/a{b} {}/notebooks/05_growth.ipynb").is_file()
+
+
+def test_a_full_disk_ends_in_one_sentence_and_leaves_the_last_notebook_whole(project, monkeypatch, capsys):
+    assert main(["DATASET_PATH=data"]) == 0
+    before = (project / "runs/data/notebooks/01_setup.ipynb").read_text()
+
+    def execute(source, target, **options):
+        Path(target).write_text("{ half of it")
+        raise OSError(errno.ENOSPC, "No space left on device")
+    monkeypatch.setattr("papermill.execute_notebook", execute)
+    assert main(["DATASET_PATH=data"]) == 1
+    assert "01_setup.ipynb (No space left on device): free some disk space" in last_line(capsys)
+    assert (project / "runs/data/notebooks/01_setup.ipynb").read_text() == before
+    assert not list((project / "runs").rglob("*.part"))
+
+
+def test_the_notebook_that_stopped_is_kept_with_its_error(project, monkeypatch, capsys):
+    def execute(source, target, **options):
+        Path(target).write_text("stopped here")
+        raise PapermillExecutionError(0, 1, "", "SegkitError", "EPOCHS is 0", [])
+    monkeypatch.setattr("papermill.execute_notebook", execute)
+    assert main(["DATASET_PATH=data"]) == 1
+    assert last_line(capsys) == "segkit stopped: 01_setup: EPOCHS is 0"
+    assert (project / "runs/data/notebooks/01_setup.ipynb").read_text() == "stopped here"
+    (project / "notebooks/01_setup.ipynb").unlink()
+    assert main(["DATASET_PATH=data"]) == 1
+    assert "01_setup.ipynb: run this in the project's folder" in last_line(capsys)
 
 
 def test_a_training_that_is_there_stops_a_second_before_anything_is_replaced(project, capsys):
