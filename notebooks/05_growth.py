@@ -40,9 +40,10 @@ from segkit import SegkitError, discover, read_image, read_labels
 from segkit.data import masks_path_in
 from segkit.figures import busiest, overlay, show_pictures
 from segkit.files import read_table
-from segkit.sources import load_settings
+from segkit.sources import check_dataset, load_settings
 
 settings = load_settings(globals())
+check_dataset(settings)
 dataset = discover(settings.dataset_path, settings.masks_path)
 frames = [f for f in dataset.frames if masks_path_in(settings.run_dir / "masks", f).is_file()]  # that were segmented
 if not frames:

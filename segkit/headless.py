@@ -14,12 +14,12 @@ from .advice import assumed_conditions
 from .data import exclude, split_by_position
 from .discover import discover
 from .errors import STOPPED, SegkitError
-from .files import read_table, replacing, write_json, writing
+from .files import read_table, replacing, writing
 from .model_file import load_model
 from .report import write_report
 from .run import check_training
 from .settings import DEMO, Settings, parse_settings, project_root
-from .sources import check_whose_run, load_settings
+from .sources import check_whose_run, load_settings, record_settings
 
 TRAIN_AND_MEASURE = ("01_setup", "02_data_exploration", "03_training", "04_inference", "05_growth")
 REVIEW = "02_data_exploration"
@@ -67,8 +67,7 @@ def run_notebooks(names: Sequence[str], values: dict[str, str]) -> Settings:
     dataset = discover(settings.dataset_path, settings.masks_path)  # what is wrong is said before anything is begun
     if names is MEASURE:
         load_model(settings.model_path, "cpu")
-        if not os.path.isfile(settings.run_dir / "last.pt"):  # else they are the training's
-            write_json(settings.run_dir / "settings.json", settings.as_dict())
+        record_settings(settings)
     else:
         check_training(settings)
         split_by_position(exclude(dataset.pairs, settings.exclude)[0], settings.validation)

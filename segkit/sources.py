@@ -13,6 +13,7 @@ from .settings import CONDITIONS, DEMO, Settings, parse_settings, project_root, 
 
 FORM_FILE = "segkit.json"
 CONDITIONS_FILE = "experiments.csv"  # in a dataset's folder, optional: what it says of itself
+HELD = ("last.pt", "model.safetensors", "report.json", "masks", "cells.csv")  # what a run's folder holds of a dataset
 OF_A_DATASET = ("RUN", "MASKS_PATH", "VALIDATION", "EXCLUDE", "SCALE", "EXPERIMENTS", *CONDITIONS)
 
 
@@ -88,12 +89,36 @@ def own_conditions(settings: Settings) -> tuple[str, ...]:
     return dataset_conditions(settings.dataset_path, {name for name in CONDITIONS if now[name] != plain[name]})
 
 
+def check_dataset(settings: Settings) -> bool:
+    """Whether the run's folder is this dataset's, as its settings.json says; another checkout's demo is the same demo.
+
+    Raises SegkitError where it holds the training or the results of another dataset.
+    """
+    file, now = settings.run_dir / "settings.json", settings.dataset_path
+    said = read_json(file, "the run's file").get("DATASET_PATH") if os.path.isfile(file) else None
+    if not said or (now == settings.root / DEMO and Path(said).parts[-len(DEMO.parts):] == DEMO.parts):
+        return bool(said)
+    same = Path(said).resolve() == now.resolve()
+    if not same and any(os.path.exists(settings.run_dir / name) for name in HELD):
+        raise SegkitError(f"runs/{settings.run} holds the results of another dataset, {said}: set RUN to another name "
+                          f"for those of {now}; or, where this is the same dataset, only moved, write its new path as "
+                          f"DATASET_PATH into {file}")
+    return same
+
+
 def check_whose_run(settings: Settings) -> None:
-    """Raise SegkitError where the results of MODEL would replace those of another student, trained in this run."""
+    """Raise SegkitError where results would replace those of another dataset, or of a student trained in this run."""
+    check_dataset(settings)
     own = settings.run_dir / "model.safetensors"
     if os.path.isfile(own) and settings.model_path.resolve() not in (own.parent.resolve(), own.resolve()):
         raise SegkitError(f"runs/{settings.run} holds another student's training and results: set RUN to a name of "
                           "their own for the results of this MODEL")
+
+
+def record_settings(settings: Settings) -> None:
+    """Write settings.json, which says whose results the run's folder holds; a training has written its own."""
+    if not any(os.path.isfile(settings.run_dir / name) for name in ("last.pt", "model.safetensors")):
+        write_json(settings.run_dir / "settings.json", settings.as_dict())
 
 
 def _layer(below: dict[str, Any], above: dict[str, Any], root: Path) -> dict[str, Any]:

@@ -16,11 +16,14 @@ from papermill.exceptions import PapermillExecutionError
 
 from segkit import SegkitError, UNet, discover, split_by_position
 from segkit.advice import dataset_verdict, settings_table
+from segkit.discover import discover_split
 from segkit.files import write_table
 from segkit.forms import SettingsForm
 from segkit.headless import REVIEW, TRAIN_AND_MEASURE, main
 from segkit.model_file import save_model
+from segkit.run import open_run, save_checkpoint
 from segkit.settings import Settings, parse_settings
+from segkit.sources import check_whose_run, load_settings, record_settings
 from segkit.widgets import Browser
 from tests.helpers import write
 from tests.notebook_settings import SETTINGS
@@ -154,6 +157,57 @@ def test_make_segment_keeps_what_was_asked(project):
     assert json.loads((project / "runs/data/settings.json").read_text())["MINUTES_PER_FRAME"] == 5
 
 
+@pytest.mark.parametrize("first", ["segment", "trained"])
+@pytest.mark.parametrize("second", [["segment", "MODEL="], ["segment", "MODEL=runs/student"], [], ["RESUME=1"]])
+def test_results_are_not_replaced_by_those_of_another_dataset_with_the_same_folder_name(project, capsys, first, second):
+    save_model(UNet(), project / "runs/student/model.safetensors")
+    shutil.copytree(project / "data", project / "b" / "data")
+    if first == "segment":
+        assert main(["segment", "DATASET_PATH=data", "MODEL=runs/student"]) == 0
+        (project / "runs/data/cells.csv").touch()
+    else:
+        open_run(discover_split(parse_settings({"DATASET_PATH": "data"})), parse_settings({"DATASET_PATH": "data"}))
+        save_checkpoint({}, project / "runs/data")
+        save_model(UNet(), project / "runs/data/model.safetensors")
+    before = {path: path.read_bytes() for path in (project / "runs/data").rglob("*") if path.is_file()}
+    assert main([*second, "DATASET_PATH=b/data"]) == 1
+    said = last_line(capsys)
+    assert f"runs/data holds the results of another dataset, {project}/data: set RUN to another name" in said
+    assert f"only moved, write its new path as DATASET_PATH into {project}/runs/data/settings.json" in said
+    assert {path: path.read_bytes() for path in (project / "runs/data").rglob("*") if path.is_file()} == before
+    assert main(["segment", "MODEL=runs/student", "DATASET_PATH=b/data", "RUN=b"]) == 0
+
+
+def test_a_dataset_that_was_moved_keeps_its_run_as_the_sentence_says(project, capsys):
+    save_model(UNet(), project / "runs/student/model.safetensors")
+    segment = ["segment", "MODEL=runs/student"]
+    assert main([*segment, "DATASET_PATH=data"]) == 0
+    (project / "link").mkdir()
+    (project / "link/data").symlink_to(project / "data")
+    assert main([*segment, "DATASET_PATH=data/../link/data"]) == 0  # the same folder under another name
+    (project / "runs/data/masks").mkdir()
+    (project / "data").rename(project / "link/moved")
+    assert main([*segment, "DATASET_PATH=link/moved", "RUN=data"]) == 1
+    file = project / "runs/data/settings.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"DATASET_PATH": str(project / "link/moved")}))
+    assert main([*segment, "DATASET_PATH=link/moved", "RUN=data"]) == 0
+
+
+def test_a_notebook_opened_by_hand_says_in_the_runs_folder_whose_results_it_holds(project):
+    settings = load_settings({"DATASET_PATH": "data", "MODEL": "student"})
+    record_settings(settings)  # as 04_inference does before it segments
+    (settings.run_dir / "masks").mkdir()
+    other = load_settings({"DATASET_PATH": "b/data", "MODEL": "student"})
+    with pytest.raises(SegkitError, match="of another dataset"):
+        check_whose_run(other)
+    source = (ROOT / "notebooks/04_inference.py").read_text()
+    assert source.index("check_whose_run(settings)") < source.index("\nrecord_settings(settings)") < \
+        source.index("= segment_dataset(")
+    for name, writes in (("02_data_exploration", "write_table("), ("05_growth", "= measure_growth(")):
+        source = (ROOT / f"notebooks/{name}.py").read_text()
+        assert source.index("\ncheck_dataset(settings)") < source.index(writes)
+
+
 @pytest.mark.parametrize(("arguments", "words"), [
     (["DATASET_PATH=data", "VALIDATION=77"], "no validation position"), (["DATASET_PATH=dat"], "dat is not there"),
     (["segment", "DATASET_PATH=data", "MODEL=runs/none"], "no trained model at .*none"),
@@ -274,7 +328,6 @@ def test_the_form_changes_saves_and_resets(tmp_path, tiny, monkeypatch):
     assert form._fields["RUN"].value == form.settings.run == tiny.name
     form._fields["EPOCHS"].value = 7
     form._save(None)
-    from segkit.sources import load_settings
     saved = load_settings(root=tmp_path / "root")
     assert (saved.dataset_path, saved.epochs) == (tiny, 7)
     form._reset(None)
