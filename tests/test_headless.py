@@ -1,5 +1,6 @@
 """`make run` without a browser: bad input ends with one sentence and exit code 1."""
 
+import asyncio
 import errno
 import json
 import os
@@ -15,17 +16,17 @@ import pytest
 from papermill.exceptions import PapermillExecutionError
 
 from segkit import SegkitError, UNet, discover, split_by_position
-from segkit.advice import dataset_verdict, settings_table
+from segkit.advice import dataset_verdict, settings_table, training_estimate
 from segkit.discover import discover_split
 from segkit.files import write_table
-from segkit.forms import SettingsForm
+from segkit.forms import ExperimentsForm, SettingsForm
 from segkit.headless import REVIEW, TRAIN_AND_MEASURE, main
 from segkit.model_file import save_model
 from segkit.run import open_run, save_checkpoint
 from segkit.settings import Settings, parse_settings
 from segkit.sources import check_whose_run, load_settings, record_settings
 from segkit.widgets import Browser
-from tests.helpers import write
+from tests.helpers import FIXTURE, write
 from tests.notebook_settings import SETTINGS
 
 ROOT = Path(__file__).parents[1]
@@ -333,6 +334,78 @@ def test_the_form_changes_saves_and_resets(tmp_path, tiny, monkeypatch):
     form._reset(None)
     assert not (tmp_path / "root" / "segkit.json").exists()
     assert form._fields["EPOCHS"].value == 20
+
+
+@pytest.fixture
+def scans(monkeypatch):
+    """Every look through a dataset's folders that the forms and their sentences take."""
+    seen = []
+    for module in ("segkit.forms", "segkit.advice"):
+        monkeypatch.setattr(f"{module}.discover", lambda *folders: seen.append(folders) or discover(*folders))
+    return seen
+
+
+def test_the_forms_look_through_a_dataset_once_for_what_changed(tmp_path, tiny, scans):
+    shutil.copytree(tiny, tmp_path / "root/data")
+    form = SettingsForm(load_settings({"DATASET_PATH": FIXTURE}, tmp_path / "root"), verdict=dataset_verdict, save=True)
+    table = ExperimentsForm(form)
+
+    def change(name, value):
+        scans.clear()
+        form.field(name).value = value
+        return len(scans)
+    assert len(scans) == 1
+    assert [change("EPOCHS", 7), change("VALIDATION", "109"), change("DRUG_FRAME", 5)] == [0, 0, 0]
+    assert change("DATASET_PATH", "data") == 1  # the form, its sentence and the table together
+    assert {place.partition(".")[0] for place in table.cells} == {"REF"}
+    assert change("MASKS_PATH", str(tiny)) == 1
+    scans.clear()
+    form._reset(None)
+    assert len(scans) == 1
+    assert "not there" in form.message.value  # this root holds no demo
+    assert "appears when" in table.children[0].value
+    training = SettingsForm(load_settings({"DATASET_PATH": tiny}, tmp_path / "root"), {"Training": ("EPOCHS",)},
+                            verdict=training_estimate)
+    scans.clear()
+    training.field("EPOCHS").value = 9
+    assert scans == []
+    assert "steps in all" in training.message.value
+
+
+@pytest.mark.parametrize("look", ["Enter", "Save", "another form"])
+def test_a_folder_that_was_mended_is_seen_at_enter_at_save_and_in_a_new_form(tiny, look):
+    def new_form():
+        return SettingsForm(load_settings({"DATASET_PATH": tiny}, tiny), verdict=dataset_verdict, save=True)
+    (tiny / "REF_masks").rename(tiny / "later")
+    form = new_form()
+    assert "no pair" in form.message.value
+    (tiny / "later").rename(tiny / "REF_masks")
+    if look == "Enter":
+        form.field("DATASET_PATH")._handle_custom_msg({"event": "submit"}, [])
+    elif look == "Save":
+        form._save(None)
+        assert "are saved" in form.saved.value
+    else:
+        form = new_form()
+    assert "4 images, 4 with masks" in form.message.value
+
+
+def test_enter_after_a_changed_path_looks_once(tmp_path, tiny, scans, monkeypatch):
+    """A browser says first that Enter was pressed, then that the value is another."""
+    monkeypatch.setattr("segkit.forms.ENTER_SECONDS", 0.05)
+
+    async def press(form, value):
+        scans.clear()
+        field = form.field("DATASET_PATH")
+        field._handle_custom_msg({"event": "submit"}, [])
+        field.value = value
+        await asyncio.sleep(0.2)
+        return len(scans)
+    form = SettingsForm(load_settings({"DATASET_PATH": FIXTURE}, tmp_path), verdict=dataset_verdict)
+    assert asyncio.run(press(form, str(tiny))) == 1
+    assert asyncio.run(press(form, str(tiny))) == 1  # the same once more: somebody may have mended it
+    assert asyncio.run(press(form, str(tiny / "nowhere"))) == 1
+    assert form.dataset is None
 
 
 def test_widgets_store_no_machine_in_a_notebook(tiny):
