@@ -11,7 +11,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 LOWEST := .venv-lowest
-# every figure of README.md is made anew from DATA, the folder that holds delta, omnipose and sparse
+# bench-readme: the folder that holds delta, omnipose and sparse
 DATA ?= ../shared/data
 export VENV BIN LOWEST DATA $(NAMES)
 READY := $(VENV)/.ready-$(if $(TORCH),$(TORCH),default)
@@ -67,7 +67,7 @@ bench: install
 	"$$BIN"/python benchmarks/speed.py $(SETTINGS)
 	"$$BIN"/python benchmarks/convergence.py $(SETTINGS)
 
-# about two hours on 2 cores
+# every figure of README.md, about two hours on 2 cores
 bench-readme: install
 	"$$BIN"/python benchmarks/readme.py "$$DATA"
 	"$$BIN"/python benchmarks/inference.py MODEL=runs/readme_demo_20

@@ -20,7 +20,7 @@ from .settings import CONDITIONS, Settings, public_fields
 def dataset_verdict(settings: Settings, dataset: Dataset | None = None) -> str:
     """What is in DATASET_PATH, in a sentence; raises SegkitError with what is wrong with it.
 
-    dataset: what is in it, where that has been looked up before.
+    dataset: what `discover` has found there, if it has been called already.
     """
     dataset = dataset or discover(settings.dataset_path, settings.masks_path)
     kept, excluded = exclude(dataset.pairs, settings.exclude)

@@ -27,22 +27,22 @@ FORM_GROUPS = {
                   "DRUG_FRAME", "REFERENCE", "EXPERIMENTS"),
 }
 FOLDERS = ("DATASET_PATH", "MASKS_PATH")
-ENTER_SECONDS = 0.5
+ENTER_SECONDS = 0.5  # wait for a changed value after Enter
 
 
 class SettingsForm(w.VBox):
     """A form for some of the settings. `form.settings` is what it holds now, valid or else a SegkitError.
 
-    The dataset is looked through once for each DATASET_PATH and MASKS_PATH that are typed, and again at Enter in one of
-    these fields and at Save, since somebody may have mended it; a folder in which nothing was found is never kept.
+    The dataset is scanned once for each DATASET_PATH and MASKS_PATH, and again after Enter in one of these fields and
+    after Save, since the folder may have been repaired. A scan that failed is repeated at every edit.
     """
 
-    dataset = traitlets.Any()  # Dataset: what was found; None where the folders are not right
+    dataset = traitlets.Any()  # Dataset: what the scan found; None where it failed
 
     def __init__(self, settings: Settings, groups: dict[str, Sequence[str]] | None = None, *,
                  verdict: Callable[[Settings, Dataset], str] = dataset_verdict, save: bool = False) -> None:
         self._base, self._verdict = settings, verdict
-        self._scanned: tuple[str, ...] | None = None  # the fields that `dataset` belongs to
+        self._scanned: tuple[str, ...] | None = None  # the folders' fields as they were at that scan
         self._scans, self._filling = 0, False
         self._fields: dict[str, w.ValueWidget] = {}
         self.message, self.saved = w.HTML(), w.HTML()
@@ -102,7 +102,7 @@ class SettingsForm(w.VBox):
         return settings if saved or "EXPERIMENTS" in moved else replace(settings, experiments=own_conditions(settings))
 
     def _check(self, again: bool = False) -> None:
-        """Show what the form's values lead to; again: look through the dataset's folders once more."""
+        """Show what the form's values lead to; again: scan the dataset again."""
         if self._filling:
             return
         self._filling = True  # what is filled in below needs no check of its own
@@ -126,18 +126,18 @@ class SettingsForm(w.VBox):
             self.dataset = None
 
     def _entered(self, content: dict[str, Any]) -> None:
-        """Look again after Enter; a changed value, which the browser sends just after it, has had its look by then."""
+        """Scan again after Enter, unless the field's value has changed, which the browser tells just afterwards."""
         if content.get("event") != "submit":
             return
         scans = self._scans
 
-        def look() -> None:
+        def scan_again() -> None:
             if self._scans == scans:
                 self._check(again=True)
         try:
-            asyncio.get_running_loop().call_later(ENTER_SECONDS, look)
+            asyncio.get_running_loop().call_later(ENTER_SECONDS, scan_again)
         except RuntimeError:  # no kernel, no loop
-            look()
+            scan_again()
 
     def _save(self, button: w.Button) -> None:
         try:

@@ -102,13 +102,14 @@ def _execute(source: Path, target: Path, settings: Settings) -> None:
 
     if not source.is_file():
         raise SegkitError(f"no notebook {source}: run this in the project's folder, which holds notebooks/")
+    values = {name: "" if value is None else value for name, value in settings.as_dict().items()}  # None is "not set"
     stopped = None
     with replacing(target) as part, warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The specified file")  # it does not end in .ipynb yet
         paths = [str(path).replace("{", "{{").replace("}", "}}") for path in (source, part)]  # papermill formats them
         try:
-            papermill.execute_notebook(*paths, parameters=settings.as_dict(), cwd=str(source.parent),
-                                       progress_bar=False, kernel_name="python3", extra_arguments=["--log-level=ERROR"])
+            papermill.execute_notebook(*paths, parameters=values, cwd=str(source.parent), progress_bar=False,
+                                       kernel_name="python3", extra_arguments=["--log-level=ERROR"])
         except PapermillExecutionError as error:
             stopped = error
     if stopped:

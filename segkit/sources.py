@@ -123,7 +123,7 @@ def record_settings(settings: Settings) -> None:
 
 def _layer(below: dict[str, Any], above: dict[str, Any], root: Path) -> dict[str, Any]:
     """A stronger layer over a weaker one; another DATASET_PATH does not inherit what belongs to the old one."""
-    old, new = (os.path.normpath(root / Path(layer.get("DATASET_PATH") or DEMO).expanduser())
+    old, new = (os.path.normpath(root / os.path.expanduser(str(layer.get("DATASET_PATH") or DEMO)))
                 for layer in (below, below | above))
     if old != new:
         below = {k: v for k, v in below.items() if k not in OF_A_DATASET}

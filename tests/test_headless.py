@@ -108,6 +108,14 @@ def test_without_a_dataset_make_means_the_demo_whatever_the_form_says(project, m
     assert f"DATASET_PATH {project}/tests/fixture is not there" in last_line(capsys)
 
 
+def test_what_is_cleared_on_the_command_line_is_cleared_in_the_notebooks(project, monkeypatch):
+    monkeypatch.delenv("SEGKIT_IGNORE_FORM")
+    (project / "segkit.json").write_text(json.dumps({"DATASET_PATH": str(project / "data"), "MASKS_PATH": "/other"}))
+    assert main(["DATASET_PATH=data", "MASKS_PATH="]) == 0
+    given = json.loads((project / "runs/data/notebooks/02_data_exploration.ipynb").read_text())
+    assert load_settings(given).masks_path is None
+
+
 def test_a_runs_name_may_hold_braces(project):
     assert main(["DATASET_PATH=data", "RUN=a{b} {}"]) == 0
     assert (project / "runs/a{b} {}/notebooks/05_growth.ipynb").is_file()
@@ -338,14 +346,14 @@ def test_the_form_changes_saves_and_resets(tmp_path, tiny, monkeypatch):
 
 @pytest.fixture
 def scans(monkeypatch):
-    """Every look through a dataset's folders that the forms and their sentences take."""
+    """Every scan of a dataset by the forms and their sentences."""
     seen = []
     for module in ("segkit.forms", "segkit.advice"):
         monkeypatch.setattr(f"{module}.discover", lambda *folders: seen.append(folders) or discover(*folders))
     return seen
 
 
-def test_the_forms_look_through_a_dataset_once_for_what_changed(tmp_path, tiny, scans):
+def test_the_forms_scan_a_dataset_once_for_what_changed(tmp_path, tiny, scans):
     shutil.copytree(tiny, tmp_path / "root/data")
     form = SettingsForm(load_settings({"DATASET_PATH": FIXTURE}, tmp_path / "root"), verdict=dataset_verdict, save=True)
     table = ExperimentsForm(form)
@@ -373,7 +381,7 @@ def test_the_forms_look_through_a_dataset_once_for_what_changed(tmp_path, tiny, 
 
 
 @pytest.mark.parametrize("look", ["Enter", "Save", "another form"])
-def test_a_folder_that_was_mended_is_seen_at_enter_at_save_and_in_a_new_form(tiny, look):
+def test_a_folder_that_was_repaired_is_seen_at_enter_at_save_and_in_a_new_form(tiny, look):
     def new_form():
         return SettingsForm(load_settings({"DATASET_PATH": tiny}, tiny), verdict=dataset_verdict, save=True)
     (tiny / "REF_masks").rename(tiny / "later")
@@ -390,7 +398,7 @@ def test_a_folder_that_was_mended_is_seen_at_enter_at_save_and_in_a_new_form(tin
     assert "4 images, 4 with masks" in form.message.value
 
 
-def test_enter_after_a_changed_path_looks_once(tmp_path, tiny, scans, monkeypatch):
+def test_enter_after_a_changed_path_scans_once(tmp_path, tiny, scans, monkeypatch):
     """A browser says first that Enter was pressed, then that the value is another."""
     monkeypatch.setattr("segkit.forms.ENTER_SECONDS", 0.05)
 
@@ -403,7 +411,7 @@ def test_enter_after_a_changed_path_looks_once(tmp_path, tiny, scans, monkeypatc
         return len(scans)
     form = SettingsForm(load_settings({"DATASET_PATH": FIXTURE}, tmp_path), verdict=dataset_verdict)
     assert asyncio.run(press(form, str(tiny))) == 1
-    assert asyncio.run(press(form, str(tiny))) == 1  # the same once more: somebody may have mended it
+    assert asyncio.run(press(form, str(tiny))) == 1  # the same once more: it may have been repaired
     assert asyncio.run(press(form, str(tiny / "nowhere"))) == 1
     assert form.dataset is None
 

@@ -3,6 +3,7 @@ from pathlib import Path
 import pytest
 
 from segkit import SegkitError, Settings
+from segkit.advice import dataset_verdict
 from segkit.settings import parse_settings
 from segkit.sources import load_settings, save_form
 
@@ -90,6 +91,12 @@ def test_a_run_is_named_after_its_dataset_and_the_demo_demo(tmp_path):
     assert Settings(root=tmp_path).run == "demo"
     assert parse_settings({"DATASET_PATH": "/data/other set"}, Settings(root=tmp_path)).run == "other set"
     assert parse_settings({"DATASET_PATH": "/data/x", "RUN": "y"}, Settings(root=tmp_path)).run == "y"
+
+
+def test_a_dataset_path_of_the_wrong_type_is_one_sentence_from_every_source(tmp_path):
+    for path in (["/data/a"], {}, "~nobody/data"):
+        with pytest.raises(SegkitError, match=r"^DATASET_PATH .*(text was needed|is not there)"):
+            dataset_verdict(load_settings({"DATASET_PATH": path or {"a": 1}}, tmp_path))
 
 
 def test_a_new_dataset_does_not_inherit_the_saved_runs_name(tmp_path):
