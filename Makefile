@@ -1,18 +1,28 @@
 # segkit: `make run` trains and measures, `make test` checks everything. See README.md.
 # Settings go on the command line: make run DATASET_PATH=/data/dataset EPOCHS=250 RUN=hr_ref
 
+# what is given on the command line is taken as it is typed, $ included; recipes read it from the environment, as the
+# names of folders below, so that no shell reads anything into it
+NAMES := $(foreach name,$(.VARIABLES),$(if $(findstring command,$(origin $(name))),$(name)))
+NAMES := $(filter-out -*,$(NAMES))
+$(foreach name,$(NAMES),$(eval override $(name) := $$(value $(name))))
+
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 LOWEST := .venv-lowest
+# bench-readme: the folder that holds delta, omnipose and sparse
+DATA ?= ../shared/data
+export VENV BIN LOWEST DATA $(NAMES)
 READY := $(VENV)/.ready-$(if $(TORCH),$(TORCH),default)
 TORCH_INDEX := $(if $(filter cpu,$(TORCH)),--index-url https://download.pytorch.org/whl/cpu,)
 ROOM := $(if $(filter cpu,$(TORCH)),3,9)# GB on the disk while it is unpacked
-# every variable of the command line that is a setting, its value from the environment that make hands on, so that the
-# shell reads nothing into it; and the caller's folder for relative paths
-NAMES := $(foreach name,$(.VARIABLES),$(if $(findstring command,$(origin $(name))),$(name)))
-SETTINGS := $(foreach name,$(filter-out -* TORCH PYTHON DATA,$(NAMES)),$(name)="$$$(name)")
-HEADLESS = @SEGKIT_CALLER="$(PWD)" $(BIN)/python -m segkit.headless
+SETTINGS := $(foreach name,$(filter-out TORCH PYTHON DATA VENV BIN LOWEST,$(NAMES)),$(name)="$$$(name)")
+# an environment that make has made holds this file; any other folder is left alone, whatever VENV says
+MADE := .made-by-segkit
+REMOVE := remove() { for folder; do if test -e "$$folder/$(MADE)"; then rm -rf "$$folder"; \
+  elif test -n "$$(ls -A "$$folder" 2>/dev/null)"; then \
+  echo "$$folder is left as it is: make has not made it (no $(MADE) in it)"; return 1; fi; done; }; remove
 
 .PHONY: help run segment test test-lowest lab notebooks bench bench-readme clean install lint pairs
 
@@ -22,67 +32,71 @@ help:
 	@echo "make lab      the notebooks in JupyterLab"
 	@echo "make test     every check; also: bench, bench-readme, notebooks, test-lowest, lint, clean (README.md)"
 
+run segment: export SEGKIT_CALLER := $(or $(value PWD),$(CURDIR))# which relative paths mean
 run: install
-	$(HEADLESS) $(SETTINGS)
+	@"$$BIN"/python -m segkit.headless $(SETTINGS)
 
 segment: install
-	$(HEADLESS) segment $(SETTINGS)
+	@"$$BIN"/python -m segkit.headless segment $(SETTINGS)
 
 test: install lint
-	$(BIN)/python -m pytest tests
-	$(BIN)/python -m pytest --nbval notebooks
+	"$$BIN"/python -m pytest tests
+	"$$BIN"/python -m pytest --nbval notebooks
 
 # the same unit tests with the lowest versions of everything that pyproject.toml allows
 test-lowest: install
-	test -x $(LOWEST)/bin/python || $(PYTHON) -m venv $(LOWEST)
-	$(BIN)/python -m tests.lowest > $(LOWEST)/pins.txt
-	$(LOWEST)/bin/python -m pip install --quiet $(TORCH_INDEX) $$(grep ^torch $(LOWEST)/pins.txt)
-	$(LOWEST)/bin/python -m pip install --quiet -r $(LOWEST)/pins.txt
-	$(LOWEST)/bin/python -m pip install --quiet -e '.[test]'
-	$(LOWEST)/bin/python -m pytest tests --ignore=tests/test_browser.py
+	test -x "$$LOWEST"/bin/python || { $(PYTHON) -m venv "$$LOWEST" && touch "$$LOWEST"/$(MADE); }
+	"$$BIN"/python -m tests.lowest > "$$LOWEST"/pins.txt
+	"$$LOWEST"/bin/python -m pip install --quiet $(TORCH_INDEX) $$(grep ^torch "$$LOWEST"/pins.txt)
+	"$$LOWEST"/bin/python -m pip install --quiet -r "$$LOWEST"/pins.txt
+	"$$LOWEST"/bin/python -m pip install --quiet -e '.[test]'
+	"$$LOWEST"/bin/python -m pytest tests --ignore=tests/test_browser.py
 
 lint: install
-	$(BIN)/ruff check .
-	$(BIN)/mypy
+	"$$BIN"/ruff check .
+	"$$BIN"/mypy
 
 lab: install
-	$(BIN)/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root,) notebooks
+	"$$BIN"/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root,) notebooks
 
 # rebuild each .ipynb from its .py, keeping cell ids, and execute it on the fixture
 notebooks: install
-	$(BIN)/python -m tests.build_notebooks
+	"$$BIN"/python -m tests.build_notebooks
 
 bench: install
-	$(BIN)/python benchmarks/speed.py $(SETTINGS)
-	$(BIN)/python benchmarks/convergence.py $(SETTINGS)
+	"$$BIN"/python benchmarks/speed.py $(SETTINGS)
+	"$$BIN"/python benchmarks/convergence.py $(SETTINGS)
 
-# every figure of README.md anew, about two hours on 2 cores; DATA: the folder that holds delta, omnipose and sparse
-DATA ?= ../shared/data
+# every figure of README.md, about two hours on 2 cores
 bench-readme: install
-	$(BIN)/python benchmarks/readme.py "$(DATA)"
-	$(BIN)/python benchmarks/inference.py MODEL=runs/readme_demo_20
-	$(BIN)/python benchmarks/neighbours.py EPOCHS=20 PLAIN_BATCHES=240
-	$(BIN)/python benchmarks/neighbours.py DATASET_PATH="$(DATA)/delta" EPOCHS=15 PLAIN_BATCHES=500
-	$(BIN)/python benchmarks/neighbours.py DATASET_PATH="$(DATA)/omnipose" EPOCHS=60 PLAIN_BATCHES=500
+	"$$BIN"/python benchmarks/readme.py "$$DATA"
+	"$$BIN"/python benchmarks/inference.py MODEL=runs/readme_demo_20
+	"$$BIN"/python benchmarks/neighbours.py EPOCHS=20 PLAIN_BATCHES=240
+	"$$BIN"/python benchmarks/neighbours.py DATASET_PATH="$$DATA"/delta EPOCHS=15 PLAIN_BATCHES=500
+	"$$BIN"/python benchmarks/neighbours.py DATASET_PATH="$$DATA"/omnipose EPOCHS=60 PLAIN_BATCHES=500
 
 install: $(READY)
 
 $(READY): pyproject.toml
-	@$(BIN)/python -m pip --version >/dev/null 2>&1 || { rm -rf $(VENV); $(PYTHON) -m venv $(VENV); } \
-	  || { rm -rf $(VENV); echo "no environment could be made: sudo apt install python3-venv"; exit 1; }
-	@$(BIN)/python -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
-	  || { echo "segkit needs Python 3.11 or newer: make PYTHON=python3.12 ..."; rm -rf $(VENV); exit 1; }
-	@test -x $(BIN)/jupyter || $(BIN)/python -c 'import shutil, sys; free = shutil.disk_usage(".").free / 1e9; \
+	@"$$BIN"/python -m pip --version >/dev/null 2>&1 || { $(REMOVE) "$$VENV" \
+	  || { echo "it has no Python with pip: install pip into it, or choose another VENV"; exit 1; }; \
+	  mkdir -p "$$VENV" && touch "$$VENV"/$(MADE) && $(PYTHON) -m venv "$$VENV"; } \
+	  || { $(REMOVE) "$$VENV"; echo "no environment could be made: sudo apt install python3-venv"; exit 1; }
+	@"$$BIN"/python -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "segkit needs Python 3.11 or newer: make PYTHON=python3.12 ..."; $(REMOVE) "$$VENV"; exit 1; }
+	@test -x "$$BIN"/jupyter || "$$BIN"/python -c 'import shutil, sys; free = shutil.disk_usage(".").free / 1e9; \
 	  sys.exit(f"{free:.1f} GB are free on this disk, the installation needs $(ROOM): make room first" \
 	           if free < $(ROOM) else None)'
-	@echo "installing into $(VENV), once: some minutes, up to 7 GB (2 GB with TORCH=cpu)"
-	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet $(TORCH_INDEX) torch torchvision
-	$(BIN)/python -m pip install --quiet -e '.[test]'
-	rm -f $(VENV)/.ready-*
-	touch $@
+	@echo "installing into $$VENV, once: some minutes, up to 7 GB (2 GB with TORCH=cpu)"
+	"$$BIN"/python -m pip install --quiet --upgrade pip
+	"$$BIN"/python -m pip install --quiet $(TORCH_INDEX) torch torchvision
+	"$$BIN"/python -m pip install --quiet -e '.[test]'
+	rm -f "$$VENV"/.ready-*
+	touch "$$VENV"/$(notdir $@)
 
-# leaves runs/ and segkit.json alone
+# leaves runs/, segkit.json and environments that make has not made alone
 clean:
-	rm -rf $(VENV) $(LOWEST) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis artefacts
+	@$(REMOVE) "$$VENV" || true
+	@$(REMOVE) "$$LOWEST" || true
+	rm -rf build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis artefacts
 	find . -name __pycache__ -type d -not -path './runs/*' -prune -exec rm -rf {} +

@@ -39,10 +39,11 @@ from IPython.display import display
 from segkit import discover
 from segkit.data import Split, exclude, read_pair, read_sound, split_by_position
 from segkit.figures import TEACHER, busiest, overlay, show_pictures
-from segkit.sources import load_settings
+from segkit.sources import check_dataset, load_settings
 
 pd.set_option("display.max_colwidth", None, "display.max_rows", 500)  # reasons in full
 settings = load_settings(globals())
+check_dataset(settings)
 dataset = discover(settings.dataset_path, settings.masks_path)
 frames = dataset.pairs or dataset.frames
 first = [f for f in frames if f.unit == frames[0].unit]

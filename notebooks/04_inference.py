@@ -83,7 +83,9 @@ import pandas as pd
 from segkit import segment_dataset
 from segkit.export import with_openvino
 from segkit.files import read_table
+from segkit.sources import record_settings
 
+record_settings(settings)
 student = with_openvino(model) if settings.openvino else model
 pixel_size = {f.experiment: settings.for_experiment(f.experiment).pixel_size_um for f in dataset.frames}
 cells_csv = segment_dataset(student, dataset.frames, settings.run_dir, pixel_size_um=pixel_size,

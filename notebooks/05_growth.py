@@ -41,9 +41,10 @@ from segkit.data import masks_path_in
 from segkit.figures import busiest, overlay, show_pictures
 from segkit.files import read_table
 from segkit.outputs import segmented_frames
-from segkit.sources import load_settings
+from segkit.sources import check_dataset, load_settings
 
 settings = load_settings(globals())
+check_dataset(settings)
 dataset = discover(settings.dataset_path, settings.masks_path)
 frames = segmented_frames(dataset.frames, settings.run_dir)
 if not frames:

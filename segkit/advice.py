@@ -7,9 +7,9 @@ from typing import Any
 
 import pandas as pd
 
-from .data import exclude, split_by_position
+from .data import Dataset, exclude, split_by_position
 from .devices import pick_device
-from .discover import discover, discover_split
+from .discover import discover
 from .history import duration
 from .images import read_header
 from .layout import FEW_STEPS, choose_crop, covering, steps_of
@@ -17,9 +17,12 @@ from .machine import measure_speed
 from .settings import CONDITIONS, Settings, public_fields
 
 
-def dataset_verdict(settings: Settings) -> str:
-    """What is in DATASET_PATH, in a sentence; raises SegkitError with what is wrong with it."""
-    dataset = discover(settings.dataset_path, settings.masks_path)
+def dataset_verdict(settings: Settings, dataset: Dataset | None = None) -> str:
+    """What is in DATASET_PATH, in a sentence; raises SegkitError with what is wrong with it.
+
+    dataset: what `discover` has found there, if it has been called already.
+    """
+    dataset = dataset or discover(settings.dataset_path, settings.masks_path)
     kept, excluded = exclude(dataset.pairs, settings.exclude)
     split = split_by_position(kept, settings.validation)
     lost = sum(problem.frames_lost for problem in dataset.problems)
@@ -48,9 +51,10 @@ def assumed_conditions(settings: Settings, experiments: Iterable[str]) -> list[s
     return [name for name in CONDITIONS if all(said[name] == plain[name] for said in own)]
 
 
-def training_estimate(settings: Settings) -> str:
-    """How long the training will take on this device, about, from a measured speed."""
-    pairs = discover_split(settings)
+def training_estimate(settings: Settings, dataset: Dataset | None = None) -> str:
+    """How long the training will take on this device, about, from a measured speed; dataset: as in dataset_verdict."""
+    dataset = dataset or discover(settings.dataset_path, settings.masks_path)
+    pairs = split_by_position(exclude(dataset.pairs, settings.exclude)[0], settings.validation)
     height, width = read_header(pairs.train[0].image).size
     speed = _speed(str(pick_device(settings.device)), settings.precision)
     crop = choose_crop(settings, pick_device(settings.device), (height, width))

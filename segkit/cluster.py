@@ -5,6 +5,7 @@ import os
 from collections import deque
 from collections.abc import Generator, Sequence
 from contextlib import ExitStack, suppress
+from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -74,7 +75,9 @@ def work_on_cluster(cluster: str, model: UNet, frames: Sequence[Frame], out_dir:
         except (OSError, ValueError, RuntimeError, ImportError) as error:
             raise SegkitError(f"CLUSTER {cluster} does not answer ({error}): start its scheduler and workers, or set "
                               "CLUSTER to local:4 or nothing") from None
-        positions = [list(position) for _, position in groupby(frames, key=lambda f: f.unit)]
+        # workers started in another folder read a relative path from there
+        seen = [replace(f, image=f.image.absolute(), masks=f.masks and f.masks.absolute()) for f in frames]
+        positions = [list(position) for _, position in groupby(seen, key=lambda f: f.unit)]
         tasks = deque(client.submit(_work, plugin.name, position[at:at + BLOCK], out_dir.resolve(), manner, pure=False)
                       for position in positions for at in range(0, len(position), BLOCK))
         try:

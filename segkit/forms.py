@@ -1,14 +1,17 @@
 """Forms for the settings, for what differs by experiment, and for downloads."""
 
+import asyncio
 import html
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
 import ipywidgets as w
+import traitlets
 
-from .advice import shown_value
+from .advice import dataset_verdict, shown_value
 from .arrange import Plan, arrange, plan_arrangement
+from .data import Dataset
 from .discover import discover
 from .errors import SegkitError
 from .metadata import read_metadata
@@ -23,14 +26,24 @@ FORM_GROUPS = {
     "Measuring": ("MODEL", "SCALE", "FLIPS", "OPENVINO", "CLUSTER", "ONNX", "PIXEL_SIZE_UM", "MINUTES_PER_FRAME",
                   "DRUG_FRAME", "REFERENCE", "EXPERIMENTS"),
 }
+FOLDERS = ("DATASET_PATH", "MASKS_PATH")
+ENTER_SECONDS = 0.5  # wait for a changed value after Enter
 
 
 class SettingsForm(w.VBox):
-    """A form for some of the settings. `form.settings` is what it holds now, valid or else a SegkitError."""
+    """A form for some of the settings. `form.settings` is what it holds now, valid or else a SegkitError.
+
+    The dataset is scanned once for each DATASET_PATH and MASKS_PATH, and again after Enter in one of these fields and
+    after Save, since the folder may have been repaired. A scan that failed is repeated at every edit.
+    """
+
+    dataset = traitlets.Any()  # Dataset: what the scan found; None where it failed
 
     def __init__(self, settings: Settings, groups: dict[str, Sequence[str]] | None = None, *,
-                 verdict: Callable[[Settings], str] | None = None, save: bool = False) -> None:
+                 verdict: Callable[[Settings, Dataset], str] = dataset_verdict, save: bool = False) -> None:
         self._base, self._verdict = settings, verdict
+        self._scanned: tuple[str, ...] | None = None  # the folders' fields as they were at that scan
+        self._scans, self._filling = 0, False
         self._fields: dict[str, w.ValueWidget] = {}
         self.message, self.saved = w.HTML(), w.HTML()
         self._followed: dict[str, str] = {}  # RUN and EXPERIMENTS as they follow from DATASET_PATH
@@ -67,6 +80,8 @@ class SettingsForm(w.VBox):
         else:
             field = w.Text(value=value, continuous_update=False, **common)
         field.observe(lambda change: self._check(), "value")
+        if name in FOLDERS:
+            field.on_msg(lambda widget, content, buffers: self._entered(content))
         self._fields[name] = field
         unit = spec.metadata["unit"]
         note = f"{html.escape(spec.metadata['help'])}{f' ({unit})' if unit else ''}"
@@ -87,16 +102,43 @@ class SettingsForm(w.VBox):
         saved = self._base.experiments != own_conditions(self._base) and "DATASET_PATH" not in moved
         return settings if saved or "EXPERIMENTS" in moved else replace(settings, experiments=own_conditions(settings))
 
-    def _check(self) -> None:
-        self.saved.value = ""
+    def _check(self, again: bool = False) -> None:
+        """Show what the form's values lead to; again: scan the dataset again."""
+        if self._filling:
+            return
+        self._filling = True  # what is filled in below needs no check of its own
+        if not again:
+            self.saved.value = ""
+        folders = tuple(self._fields[name].value for name in FOLDERS if name in self._fields)
         try:
             settings, moved = self.settings, self._moved()
             for name in {"RUN", "EXPERIMENTS"} & set(self._fields) - set(moved):
                 self._followed[name] = shown_value(settings, name)
                 self._fields[name].value = self._followed[name]
-            self.message.value = say(self._verdict(settings) if self._verdict else "these values will be used", True)
+            if again or folders != self._scanned:
+                self._scanned, self._scans = None, self._scans + 1
+                self.dataset, self._scanned = discover(settings.dataset_path, settings.masks_path), folders
+            self.message.value = say(self._verdict(settings, self.dataset), True)
         except SegkitError as error:
             self.message.value = say(str(error), False)
+        finally:
+            self._filling = False
+        if folders != self._scanned:
+            self.dataset = None
+
+    def _entered(self, content: dict[str, Any]) -> None:
+        """Scan again after Enter, unless the field's value has changed, which the browser tells just afterwards."""
+        if content.get("event") != "submit":
+            return
+        scans = self._scans
+
+        def scan_again() -> None:
+            if self._scans == scans:
+                self._check(again=True)
+        try:
+            asyncio.get_running_loop().call_later(ENTER_SECONDS, scan_again)
+        except RuntimeError:  # no kernel, no loop
+            scan_again()
 
     def _save(self, button: w.Button) -> None:
         try:
@@ -104,6 +146,7 @@ class SettingsForm(w.VBox):
             path = save_form(settings)
             self.saved.value = say(f"{shown_value(settings, 'DATASET_PATH')} and the rest are saved in {path.name}; "
                                    "the other notebooks use them from their next run", True)
+            self._check(again=True)
         except SegkitError as error:
             self.saved.value = say(f"not saved: {error}", False)
 
@@ -111,8 +154,10 @@ class SettingsForm(w.VBox):
         (self._base.root / FORM_FILE).unlink(missing_ok=True)
         self._base = load_settings(root=self._base.root)
         self._followed.clear()
+        self._filling = True
         for name, field in self._fields.items():
             field.value = shown_value(self._base, name)
+        self._filling = False
         self._check()
 
 
@@ -126,19 +171,18 @@ class ExperimentsForm(w.VBox):
         self._form = form
         self.cells: dict[str, w.Text] = {}  # by EXPERIMENT.SETTING
         super().__init__([])
-        form.field("DATASET_PATH").observe(lambda change: self._list(), "value")
+        form.observe(lambda change: self._list(), "dataset")
         self._list()
 
     __repr__ = quiet_repr
 
     def _list(self) -> None:
         """A row for each experiment of the dataset that the form names now."""
-        try:
-            settings = self._form.settings
-            frames = {f.experiment: f for f in reversed(discover(settings.dataset_path).frames)}
-        except SegkitError:
+        if self._form.dataset is None:
             self.children = [w.HTML("the table appears when DATASET_PATH above is right")]
             return
+        settings = self._form.settings
+        frames = {f.experiment: f for f in reversed(self._form.dataset.frames)}
         head = [w.HTML(f"<b>{name}</b>", layout=w.Layout(width="170px")) for name in ("", *CONDITIONS)]
         rows, self.cells, shown = [w.HBox(head)], {}, settings.as_dict()
         said = dict(token.split("=", 1) for token in settings.experiments)

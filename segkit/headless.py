@@ -5,6 +5,7 @@ import os
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,12 +14,12 @@ from .advice import assumed_conditions
 from .data import exclude, split_by_position
 from .discover import discover
 from .errors import STOPPED, SegkitError
-from .files import read_table, write_json, writing
+from .files import read_table, replacing, writing
 from .model_file import load_model
 from .report import write_report
 from .run import check_training
-from .settings import DEMO, Settings, parse_settings
-from .sources import check_whose_run, load_settings
+from .settings import DEMO, Settings, parse_settings, project_root
+from .sources import check_whose_run, load_settings, record_settings
 
 TRAIN_AND_MEASURE = ("01_setup", "02_data_exploration", "03_training", "04_inference", "05_growth")
 REVIEW = "02_data_exploration"
@@ -56,37 +57,23 @@ def run_notebooks(names: Sequence[str], values: dict[str, str]) -> Settings:
     values: settings by upper-case name; relative paths mean the working folder. The lines that are
     added to run.log meanwhile are printed. Raises SegkitError with the notebook's reason where one stops.
     """
-    import papermill
-    from papermill.exceptions import PapermillExecutionError
-
-    values = {"DATASET_PATH": "", **values}
-    if not values["DATASET_PATH"]:
-        values["DATASET_PATH"] = str(load_settings().root / DEMO)
-    caller = Path(os.environ.get("SEGKIT_CALLER") or os.getcwd())
-    for name in ("DATASET_PATH", "MASKS_PATH"):
-        if values.get(name):
-            values[name] = os.path.normpath(caller / Path(values[name]).expanduser())
-    for name in ("MODEL", "START_FROM"):
-        if values.get(name) and (caller / values[name]).exists():
-            values[name] = os.path.normpath(caller / values[name])
+    if not values.get("DATASET_PATH"):  # then what the environment names, or the demo, whatever the form says
+        values = {**values, "DATASET_PATH": os.environ.get("SEGKIT_DATASET_PATH") or str(project_root() / DEMO)}
     parse_settings(values)  # an unknown name is an error
     logging.getLogger("papermill").setLevel(logging.ERROR)  # it warns of every setting that a notebook does not list
-    settings = load_settings(values)
-    values["RUN"] = settings.run
+    settings = load_settings(values, caller=Path(os.environ.get("SEGKIT_CALLER") or os.getcwd()))
     if names is MEASURE:
         check_whose_run(settings)
     dataset = discover(settings.dataset_path, settings.masks_path)  # what is wrong is said before anything is begun
     if names is MEASURE:
         load_model(settings.model_path, "cpu")
-        if not os.path.isfile(settings.run_dir / "last.pt"):  # else they are the training's
-            write_json(settings.run_dir / "settings.json", settings.as_dict())
+        record_settings(settings)
     else:
         check_training(settings)
         split_by_position(exclude(dataset.pairs, settings.exclude)[0], settings.validation)
     folder = settings.run_dir / "notebooks"
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    typed = {name: settings.as_dict()[name] for name in values}
     print(f"run {settings.run}: {settings.dataset_path} -> {settings.run_dir}", flush=True)
     assumed = assumed_conditions(settings, {frame.experiment for frame in dataset.frames})
     print("assumed, please check:", ", ".join(f"{name}={settings.as_dict()[name]}" for name in assumed) or "nothing")
@@ -94,14 +81,7 @@ def run_notebooks(names: Sequence[str], values: dict[str, str]) -> Settings:
         began = time.perf_counter()
         print(f"{name} ...", flush=True)
         with _following(settings.run_dir / "run.log"):
-            try:
-                papermill.execute_notebook(settings.root / "notebooks" / f"{name}.ipynb", folder / f"{name}.ipynb",
-                                           parameters=typed, cwd=str(settings.root / "notebooks"), progress_bar=False,
-                                           kernel_name="python3", extra_arguments=["--log-level=ERROR"])
-            except PapermillExecutionError as error:
-                if error.ename != "SegkitError":
-                    print("\n".join(error.traceback), file=sys.stderr)
-                raise SegkitError(f"{name}: {error.evalue or error.ename}") from None
+            _execute(settings.root / "notebooks" / f"{name}.ipynb", folder / f"{name}.ipynb", settings)
         print(f"{name} done in {time.perf_counter() - began:.0f} s", flush=True)
         if name == REVIEW:
             _say_flags(settings.run_dir / "review.csv")
@@ -110,6 +90,32 @@ def run_notebooks(names: Sequence[str], values: dict[str, str]) -> Settings:
         print(f"left out: {line}")
     print(f"results in {settings.run_dir}; report.html there shows them", flush=True)
     return settings
+
+
+def _execute(source: Path, target: Path, settings: Settings) -> None:
+    """Execute a notebook with papermill; its copy, also of one that stops, is written whole or not at all.
+
+    All settings are handed over, so that the copy says with which ones it was executed (report.html shows them).
+    """
+    import papermill
+    from papermill.exceptions import PapermillExecutionError
+
+    if not source.is_file():
+        raise SegkitError(f"no notebook {source}: run this in the project's folder, which holds notebooks/")
+    values = {name: "" if value is None else value for name, value in settings.as_dict().items()}  # None is "not set"
+    stopped = None
+    with replacing(target) as part, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The specified file")  # it does not end in .ipynb yet
+        paths = [str(path).replace("{", "{{").replace("}", "}}") for path in (source, part)]  # papermill formats them
+        try:
+            papermill.execute_notebook(*paths, parameters=values, cwd=str(source.parent), progress_bar=False,
+                                       kernel_name="python3", extra_arguments=["--log-level=ERROR"])
+        except PapermillExecutionError as error:
+            stopped = error
+    if stopped:
+        if stopped.ename != "SegkitError":
+            print("\n".join(stopped.traceback), file=sys.stderr)
+        raise SegkitError(f"{source.stem}: {stopped.evalue or stopped.ename}")
 
 
 def _say_flags(review: Path, at_most: int = 5) -> None:

@@ -12,6 +12,8 @@ import pandas as pd
 
 from .errors import SegkitError
 from .files import read_json, write_text
+from .model_file import load_model
+from .settings import Settings, parse_settings
 
 WIDGET = "application/vnd.jupyter.widget-"
 FOR_WHO_RUNS = {"answers", "hands-on"}  # tags of cells that say what to press
@@ -32,9 +34,10 @@ def write_report(run_dir: str | Path) -> Path:
     if not files:
         raise SegkitError(f"no executed notebook in {run_dir / 'notebooks'}: make run and make segment leave them "
                           "there")
-    page = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell(_summary(run_dir))])
-    for file in files:
-        notebook = nbformat.read(file, as_version=4)
+    notebooks = [nbformat.read(file, as_version=4) for file in files]
+    used = notebooks[-1].metadata.get("papermill", {}).get("parameters", {})
+    page = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell(_summary(run_dir, used))])
+    for notebook in notebooks:
         widgets = notebook.metadata.get("widgets", {}).get(f"{WIDGET}state+json", {}).get("state", {})
         for cell in notebook.cells:
             if FOR_WHO_RUNS.intersection(cell.metadata.get("tags", ())):
@@ -55,18 +58,33 @@ def write_report(run_dir: str | Path) -> Path:
     return run_dir / "report.html"
 
 
-def _summary(run_dir: Path) -> str:
-    """Which run it is, how its training scored, and its settings, as Markdown."""
+def _summary(run_dir: Path, used: dict[str, Any]) -> str:
+    """Which run it is, how its training scored, what the results were made with, as Markdown.
+
+    used: settings that the last notebook was executed with, before those of settings.json, which are the training's.
+    """
     report, settings = (read_json(run_dir / name, "the run's file") if (run_dir / name).is_file() else {}
                         for name in ("report.json", "settings.json"))
+    settings |= used
+    try:
+        model_path = parse_settings(settings, Settings(root=run_dir.parent.parent)).model_path
+        trained = load_model(model_path, "cpu").info.settings
+    except SegkitError:
+        trained = {}
     lines = [f"# Run {html.escape(run_dir.name)}", f"Written {datetime.date.today()}."]
     if report:
         lines.append(f"Trained for {report['epochs']} epochs (best: {report['best_epoch']}) on {report['device']}: "
                      f"validation Dice {report['val_dice']:.3f}, panoptic quality "
                      f"{report['val_panoptic_quality']:.3f}, over whole frames cut into cells.")
-    rows = "".join(f"<tr><td>{name}</td><td>{html.escape(str(value))}</td></tr>"
-                   for name, value in settings.items() if value not in ("", None))
-    lines.append(f"<details><summary>Settings</summary><table>{rows}</table></details>")
+    if trained:
+        lines.append(html.escape(f"The results are of the model of run {trained.get('RUN')}, trained on the dataset "
+                                 f"{trained.get('DATASET_PATH')}."))
+    rows = [(name, value, trained.get(name, value)) for name, value in settings.items()]
+    cells = "".join(f"<tr><td>{name}</td><td>{html.escape(str(value))}</td>"
+                    f"<td>{html.escape(str(other)) if other != value else ''}</td></tr>"
+                    for name, value, other in rows if value not in ("", None) or other not in ("", None))
+    lines.append("<details><summary>Settings</summary><table><tr><th></th><th>of these results</th>"
+                 f"<th>of the model's training, where other</th></tr>{cells}</table></details>")
     return "\n\n".join(lines)
 
 

@@ -20,6 +20,7 @@ from .history import History, log
 from .model import UNet
 from .model_file import save_model
 from .settings import DEMO, Settings
+from .sources import check_dataset
 from .targets import PERCENTILES
 
 GOOD = 0.9  # validation Dice that students of sound data reach (benchmarks/README.md)
@@ -29,15 +30,15 @@ PACKAGES = ("segkit", "torch", "torchvision", "numpy", "scikit-image")
 def check_training(settings: Settings) -> bool:
     """Whether the run's folder holds a training that is to be renewed: the bundled demo's.
 
-    Raises SegkitError where it holds another, which is not resumed either, or nothing to resume.
+    Raises SegkitError where it is another dataset's, or holds another training, which is not resumed either, or nothing
+    to resume.
     """
-    run_dir = settings.run_dir
+    run_dir, same = settings.run_dir, check_dataset(settings)
     if settings.resume and not os.path.isfile(run_dir / "last.pt"):
         raise SegkitError(f"RESUME is set and {run_dir} holds no last.pt: set RESUME=0, or RUN to an interrupted run")
     there = any(os.path.isfile(run_dir / name) for name in ("last.pt", "model.safetensors", "report.json"))
     if there and not settings.resume:
-        before = Path(_left_in(run_dir, "settings.json").get("DATASET_PATH", ""))
-        bundled = settings.dataset_path == settings.root / DEMO and before.parts[-len(DEMO.parts):] == DEMO.parts
+        bundled = same and settings.dataset_path == settings.root / DEMO
         if settings.run != "demo" or not bundled:  # a user's folder may be called demo too
             finished = (run_dir / "report.json").is_file()
             how = "with more EPOCHS" if finished else "if it is not running still"

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
+from numbers import Number
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from .errors import SegkitError
 
 DEMO = Path("tests") / "fixture"
 PRECISIONS = ("auto", "bf16", "float32")
+NOT_IN_A_NAME = re.compile(r'[/\\:*?"<>|\x00-\x1f]')  # what a folder's name must not hold on some system
 CONDITIONS = ("PIXEL_SIZE_UM", "MINUTES_PER_FRAME", "DRUG_FRAME", "REFERENCE")  # may differ by experiment
 
 
@@ -28,7 +31,10 @@ def _setting(default: Any, help_: str, low: float | None = None, high: float | N
 
 @dataclass(frozen=True)
 class Settings:
-    """All settings of a run; lower-case here, upper-case in forms, Make, environment and papermill."""
+    """All settings of a run; lower-case here, upper-case in forms, Make, environment and papermill.
+
+    Values may be of their type or text: epochs="50", exclude="REF/Pos101,REF/Pos102", dataset_path="/data/dataset".
+    """
 
     dataset_path: Path = _setting(DEMO, "folder with the *_raw_data and *_masks folders, or a plain folder of images")
     masks_path: Path | None = _setting(None, "folder with the *_masks folders, if not DATASET_PATH")
@@ -67,18 +73,21 @@ class Settings:
     root: Path = field(default_factory=project_root, metadata={"hidden": True})
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "root", Path(os.path.abspath(self.root)))
         for spec in public_fields():
-            value, low, high = getattr(self, spec.name), spec.metadata["low"], spec.metadata["high"]
+            value, low, high = _parse(spec, getattr(self, spec.name)), spec.metadata["low"], spec.metadata["high"]
+            object.__setattr__(self, spec.name, value)
             if low is not None and not low <= value <= high:
                 raise SegkitError(f"{spec.name.upper()} is {value}: a value from {low:g} to {high:g} was needed")
         for name in ("dataset_path", "masks_path"):
             if getattr(self, name) is not None:
-                path = Path(getattr(self, name)).expanduser()
+                path = Path(os.path.expanduser(getattr(self, name)))
                 object.__setattr__(self, name, path if path.is_absolute() else Path(os.path.normpath(self.root / path)))
         if not self.run:
             demo = self.dataset_path == self.root / DEMO
-            object.__setattr__(self, "run", "demo" if demo else self.dataset_path.resolve().name)
-        if self.run in ("", ".", "..") or set(self.run) & set('/\\:*?"<>|'):
+            named = NOT_IN_A_NAME.sub("-", self.dataset_path.resolve().name).strip()  # such as "2024-01-01 12:30"
+            object.__setattr__(self, "run", "demo" if demo else named)
+        if self.run in ("", ".", "..") or NOT_IN_A_NAME.search(self.run):
             raise SegkitError(f"RUN is {self.run or 'empty'}: a plain folder name was needed, without / or other marks "
                               "of a path")
         if self.precision not in PRECISIONS:
@@ -104,7 +113,7 @@ class Settings:
         return self._path(self.start_from) if self.start_from else None
 
     def _path(self, text: str) -> Path:
-        path = Path(text).expanduser()
+        path = Path(os.path.expanduser(text))
         named = self.root / "runs" / path
         return path if path.is_absolute() else named if named.exists() else self.root / path
 
@@ -152,23 +161,29 @@ def parse_settings(values: Mapping[str, Any], base: Settings | None = None) -> S
     Raises SegkitError for an unknown name or a value of the wrong kind or out of range.
     """
     known, base = {f.name.upper(): f for f in public_fields()}, base or Settings()
-    parsed: dict[str, Any] = {}
-    for name, value in values.items():
+    for name in values:
         if name not in known:
             near = difflib.get_close_matches(name.upper(), known, 1)
             raise SegkitError(f"unknown setting {name}: " + (f"did you mean {near[0]}?" if near else
                                                              f"the settings are {', '.join(known)}"))
-        parsed[name.lower()] = _parse(name, value, str(known[name].type))
-    if parsed.get("dataset_path", base.dataset_path) != base.dataset_path:
-        # a run is named after its dataset unless it is named beside it, and experiments are of one dataset
-        parsed = {"run": "", "experiments": ()} | parsed
-    return replace(base, **parsed)
+    given = {name.lower(): value for name, value in values.items()}
+    settings = replace(base, **given)
+    if settings.dataset_path == base.dataset_path:
+        return settings
+    # a run is named after its dataset unless it is named beside it, and experiments are of one dataset
+    return replace(base, **{"run": "", "experiments": (), **given})
 
 
-def _parse(name: str, value: Any, kind: str) -> Any:
-    text = _plain(value) if not isinstance(value, list) else ",".join(map(str, value))
-    text = "" if text is None else str(text).strip()
+def _parse(spec: Any, value: Any) -> Any:
+    """A setting's value in its type, from text or from what Python callers give. Raises SegkitError."""
+    name, kind = spec.name.upper(), str(spec.type)
+    if kind.startswith("Path") and isinstance(value, Path):
+        return value
+    parts = value if isinstance(value, (list, tuple)) and kind.startswith("tuple") else [value]
+    text = ",".join("" if part is None else str(part) for part in parts).strip()
     try:
+        if not all(part is None or isinstance(part, (str, Path, Number)) for part in parts):
+            raise ValueError
         if kind == "int":
             number = float(text)
             if number != int(number):
@@ -179,7 +194,8 @@ def _parse(name: str, value: Any, kind: str) -> Any:
         if kind == "bool":
             return _TRUTH[text.lower()]
     except (ValueError, KeyError, OverflowError):
-        what = {"int": "a whole number", "float": "a number", "bool": "1 or 0"}[kind]
+        what = {"int": "a whole number", "float": "a number", "bool": "1 or 0"}.get(
+            kind, "text, or a list of texts," if kind.startswith("tuple") else "text")
         raise SegkitError(f"{name} is {text or 'empty'}: {what} was needed") from None
     if kind.startswith("tuple"):
         return tuple(part.strip() for part in text.replace("\n", ",").split(",") if part.strip())

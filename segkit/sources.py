@@ -13,16 +13,19 @@ from .settings import CONDITIONS, DEMO, Settings, parse_settings, project_root, 
 
 FORM_FILE = "segkit.json"
 CONDITIONS_FILE = "experiments.csv"  # in a dataset's folder, optional: what it says of itself
+HELD = ("last.pt", "model.safetensors", "report.json", "masks", "cells.csv")  # what a run's folder holds of a dataset
 OF_A_DATASET = ("RUN", "MASKS_PATH", "VALIDATION", "EXCLUDE", "SCALE", "EXPERIMENTS", *CONDITIONS)
 
 
-def load_settings(parameters: Mapping[str, Any] | None = None, root: Path | None = None) -> Settings:
+def load_settings(parameters: Mapping[str, Any] | None = None, root: Path | None = None,
+                  caller: Path | None = None) -> Settings:
     """Gather settings: defaults, the saved form, SEGKIT_* in the environment, then parameters that are not None.
 
     EXPERIMENTS, where nobody sets it, is what the dataset's own experiments.csv says of settings that nobody sets.
 
     parameters: upper-case names, as papermill injects them; other names and None are passed over, so that a
     notebook can hand over its globals().
+    caller: the folder that relative paths in the environment and the parameters mean; None: the project's root.
     """
     root = root or project_root()
     values: dict[str, Any] = {}
@@ -32,14 +35,24 @@ def load_settings(parameters: Mapping[str, Any] | None = None, root: Path | None
         if not isinstance(values, dict):
             raise SegkitError(f"the saved form {form} holds no settings: delete it, or save the form anew")
     reserved = {"SEGKIT_IGNORE_FORM", "SEGKIT_CALLER"}  # not settings: for tests, and the folder make was called in
-    values = _layer(values, {name.removeprefix("SEGKIT_"): value for name, value in os.environ.items()
-                             if name.startswith("SEGKIT_") and name not in reserved}, root)
+    environment = {name.removeprefix("SEGKIT_"): value for name, value in os.environ.items()
+                   if name.startswith("SEGKIT_") and name not in reserved}
     known = {f.name.upper() for f in public_fields()}
-    values = _layer(values, {k: v for k, v in (parameters or {}).items() if k in known and v is not None}, root)
+    given = {k: v for k, v in (parameters or {}).items() if k in known and v is not None}
+    for layer in (environment, given):
+        values = _layer(values, _seen_from(caller, layer) if caller else layer, root)
     settings = parse_settings(values, Settings(root=root))
     if "EXPERIMENTS" in values:
         return settings
     return replace(settings, experiments=dataset_conditions(settings.dataset_path, values))
+
+
+def _seen_from(caller: Path, values: dict[str, Any]) -> dict[str, Any]:
+    """The values with relative paths made absolute; a model that is not there may be a run's name and is left."""
+    paths = {name: os.path.normpath(caller / os.path.expanduser(values[name])) for name in
+             ("DATASET_PATH", "MASKS_PATH", "MODEL", "START_FROM") if values.get(name)}
+    return values | {name: path for name, path in paths.items()
+                     if name in ("DATASET_PATH", "MASKS_PATH") or os.path.exists(path)}
 
 
 def dataset_conditions(dataset_path: Path, given: Container[str] = ()) -> tuple[str, ...]:
@@ -76,17 +89,41 @@ def own_conditions(settings: Settings) -> tuple[str, ...]:
     return dataset_conditions(settings.dataset_path, {name for name in CONDITIONS if now[name] != plain[name]})
 
 
+def check_dataset(settings: Settings) -> bool:
+    """Whether the run's folder is this dataset's, as its settings.json says; another checkout's demo is the same demo.
+
+    Raises SegkitError where it holds the training or the results of another dataset.
+    """
+    file, now = settings.run_dir / "settings.json", settings.dataset_path
+    said = read_json(file, "the run's file").get("DATASET_PATH") if os.path.isfile(file) else None
+    if not said or (now == settings.root / DEMO and Path(said).parts[-len(DEMO.parts):] == DEMO.parts):
+        return bool(said)
+    same = Path(said).resolve() == now.resolve()
+    if not same and any(os.path.exists(settings.run_dir / name) for name in HELD):
+        raise SegkitError(f"runs/{settings.run} holds the results of another dataset, {said}: set RUN to another name "
+                          f"for those of {now}; or, where this is the same dataset, only moved, write its new path as "
+                          f"DATASET_PATH into {file}")
+    return same
+
+
 def check_whose_run(settings: Settings) -> None:
-    """Raise SegkitError where the results of MODEL would replace those of another student, trained in this run."""
+    """Raise SegkitError where results would replace those of another dataset, or of a student trained in this run."""
+    check_dataset(settings)
     own = settings.run_dir / "model.safetensors"
     if os.path.isfile(own) and settings.model_path.resolve() not in (own.parent.resolve(), own.resolve()):
         raise SegkitError(f"runs/{settings.run} holds another student's training and results: set RUN to a name of "
                           "their own for the results of this MODEL")
 
 
+def record_settings(settings: Settings) -> None:
+    """Write settings.json, which says whose results the run's folder holds; a training has written its own."""
+    if not any(os.path.isfile(settings.run_dir / name) for name in ("last.pt", "model.safetensors")):
+        write_json(settings.run_dir / "settings.json", settings.as_dict())
+
+
 def _layer(below: dict[str, Any], above: dict[str, Any], root: Path) -> dict[str, Any]:
     """A stronger layer over a weaker one; another DATASET_PATH does not inherit what belongs to the old one."""
-    old, new = (os.path.normpath(root / Path(layer.get("DATASET_PATH") or DEMO).expanduser())
+    old, new = (os.path.normpath(root / os.path.expanduser(str(layer.get("DATASET_PATH") or DEMO)))
                 for layer in (below, below | above))
     if old != new:
         below = {k: v for k, v in below.items() if k not in OF_A_DATASET}

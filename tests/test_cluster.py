@@ -144,6 +144,19 @@ def test_a_killed_workers_tasks_are_done_again_and_nothing_differs(student, one_
     same(one_process, tmp_path)
 
 
+def test_workers_started_in_another_folder_read_a_dataset_given_by_a_relative_path(student, tmp_path, monkeypatch):
+    distributed = pytest.importorskip("distributed")
+    monkeypatch.setenv("SEGKIT_DEVICE", "cpu")
+    with distributed.LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=None) as cluster:
+        with distributed.Client(cluster) as client:
+            client.run(os.chdir, "/")
+        monkeypatch.chdir(FIXTURE.parent)
+        frames = discover("fixture").frames[:2]
+        assert not frames[0].image.is_absolute()
+        segment_dataset(student, frames, tmp_path / "out", cluster=cluster.scheduler_address)
+    assert len(pd.read_csv(tmp_path / "out" / "scores.csv")) == 2
+
+
 def test_a_cluster_that_is_not_there_is_said(student, tmp_path):
     frames = discover(FIXTURE).frames[:1]
     for where, words in (("local:many", "local:4"), ("tcp://127.0.0.1:9", "does not answer")):

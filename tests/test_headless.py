@@ -1,5 +1,7 @@
 """`make run` without a browser: bad input ends with one sentence and exit code 1."""
 
+import asyncio
+import errno
 import json
 import os
 import re
@@ -11,16 +13,20 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from papermill.exceptions import PapermillExecutionError
 
 from segkit import SegkitError, UNet, discover, split_by_position
-from segkit.advice import dataset_verdict, settings_table
+from segkit.advice import dataset_verdict, settings_table, training_estimate
+from segkit.discover import discover_split
 from segkit.files import write_table
-from segkit.forms import SettingsForm
-from segkit.headless import REVIEW, main
+from segkit.forms import ExperimentsForm, SettingsForm
+from segkit.headless import REVIEW, TRAIN_AND_MEASURE, main
 from segkit.model_file import save_model
+from segkit.run import open_run, save_checkpoint
 from segkit.settings import Settings, parse_settings
+from segkit.sources import check_whose_run, load_settings, record_settings
 from segkit.widgets import Browser
-from tests.helpers import write
+from tests.helpers import FIXTURE, write
 from tests.notebook_settings import SETTINGS
 
 ROOT = Path(__file__).parents[1]
@@ -54,13 +60,15 @@ def test_a_students_results_are_not_replaced_by_another_students(tmp_path, monke
 def project(tiny, monkeypatch):
     """A project's folder with a dataset, whose notebooks run to their end at once; 02 flags a frame."""
     def execute(source, target, **options):
+        Path(str(target).format()).write_text(json.dumps(options["parameters"]))  # papermill formats paths, too
         if Path(source).stem == REVIEW:
             review = pd.DataFrame({"experiment": "REF", "position": "Pos101", "frame": [0, 1],
                                    "flags": ["clipped", ""]})
-            write_table(tiny / "runs/data/review.csv", review)
+            write_table(tiny / "runs" / options["parameters"]["RUN"] / "review.csv", review)
     for folder in ("data", "notebooks"):
         (tiny / folder).mkdir()
-    (tiny / "notebooks/01_setup.py").touch()
+    for name in ("01_setup.py", *(f"{name}.ipynb" for name in TRAIN_AND_MEASURE)):
+        (tiny / "notebooks" / name).touch()
     for folder in tiny.glob("REF_*"):
         folder.rename(tiny / "data" / folder.name)
     monkeypatch.chdir(tiny)
@@ -76,6 +84,68 @@ def test_make_run_says_what_is_assumed_and_what_is_flagged(project, capsys):
     assert "flagged: REF/Pos101/0: clipped\n" in said
     assert "1 of 2 pairs are flagged" in said
     assert not (project / "runs/data/settings.json").exists()  # the training writes it
+
+
+@pytest.mark.parametrize("command", [[], ["segment", "MODEL=student"]])
+def test_make_takes_the_dataset_from_the_environment_seen_from_the_callers_folder(project, monkeypatch, command):
+    (project / "caller").mkdir()
+    save_model(UNet(), project / "runs/student/model.safetensors")
+    (project / "data").rename(project / "caller" / "data")
+    monkeypatch.setenv("SEGKIT_CALLER", str(project / "caller"))
+    monkeypatch.setenv("SEGKIT_DATASET_PATH", "data")
+    monkeypatch.setenv("SEGKIT_VALIDATION", "109")
+    assert main(command) == 0
+    given = json.loads((project / "runs/data/notebooks/04_inference.ipynb").read_text())
+    assert (given["DATASET_PATH"], given["VALIDATION"]) == (str(project / "caller" / "data"), "109")
+    monkeypatch.setenv("SEGKIT_DATASET_PATH", "nowhere")
+    assert main([*command, "DATASET_PATH=data"]) == 0  # what is typed goes before the environment
+
+
+def test_without_a_dataset_make_means_the_demo_whatever_the_form_says(project, monkeypatch, capsys):
+    monkeypatch.delenv("SEGKIT_IGNORE_FORM")
+    (project / "segkit.json").write_text(json.dumps({"DATASET_PATH": str(project / "data")}))
+    assert main([]) == 1
+    assert f"DATASET_PATH {project}/tests/fixture is not there" in last_line(capsys)
+
+
+def test_what_is_cleared_on_the_command_line_is_cleared_in_the_notebooks(project, monkeypatch):
+    monkeypatch.delenv("SEGKIT_IGNORE_FORM")
+    (project / "segkit.json").write_text(json.dumps({"DATASET_PATH": str(project / "data"), "MASKS_PATH": "/other"}))
+    assert main(["DATASET_PATH=data", "MASKS_PATH="]) == 0
+    given = json.loads((project / "runs/data/notebooks/02_data_exploration.ipynb").read_text())
+    assert load_settings(given).masks_path is None
+
+
+def test_a_runs_name_may_hold_braces(project):
+    assert main(["DATASET_PATH=data", "RUN=a{b} {}"]) == 0
+    assert (project / "runs/a{b} {}/notebooks/05_growth.ipynb").is_file()
+
+
+def test_a_full_disk_ends_in_one_sentence_and_leaves_the_last_notebook_whole(project, monkeypatch, capsys):
+    assert main(["DATASET_PATH=data"]) == 0
+    before = (project / "runs/data/notebooks/01_setup.ipynb").read_text()
+
+    def execute(source, target, **options):
+        Path(target).write_text("{ half of it")
+        raise OSError(errno.ENOSPC, "No space left on device")
+    monkeypatch.setattr("papermill.execute_notebook", execute)
+    assert main(["DATASET_PATH=data"]) == 1
+    assert "01_setup.ipynb (No space left on device): free some disk space" in last_line(capsys)
+    assert (project / "runs/data/notebooks/01_setup.ipynb").read_text() == before
+    assert not list((project / "runs").rglob("*.part"))
+
+
+def test_the_notebook_that_stopped_is_kept_with_its_error(project, monkeypatch, capsys):
+    def execute(source, target, **options):
+        Path(target).write_text("stopped here")
+        raise PapermillExecutionError(0, 1, "", "SegkitError", "EPOCHS is 0", [])
+    monkeypatch.setattr("papermill.execute_notebook", execute)
+    assert main(["DATASET_PATH=data"]) == 1
+    assert last_line(capsys) == "segkit stopped: 01_setup: EPOCHS is 0"
+    assert (project / "runs/data/notebooks/01_setup.ipynb").read_text() == "stopped here"
+    (project / "notebooks/01_setup.ipynb").unlink()
+    assert main(["DATASET_PATH=data"]) == 1
+    assert "01_setup.ipynb: run this in the project's folder" in last_line(capsys)
 
 
 def test_a_training_that_is_there_stops_a_second_before_anything_is_replaced(project, capsys):
@@ -96,6 +166,57 @@ def test_make_segment_keeps_what_was_asked(project):
     assert json.loads((project / "runs/data/settings.json").read_text())["MINUTES_PER_FRAME"] == 5
 
 
+@pytest.mark.parametrize("first", ["segment", "trained"])
+@pytest.mark.parametrize("second", [["segment", "MODEL="], ["segment", "MODEL=runs/student"], [], ["RESUME=1"]])
+def test_results_are_not_replaced_by_those_of_another_dataset_with_the_same_folder_name(project, capsys, first, second):
+    save_model(UNet(), project / "runs/student/model.safetensors")
+    shutil.copytree(project / "data", project / "b" / "data")
+    if first == "segment":
+        assert main(["segment", "DATASET_PATH=data", "MODEL=runs/student"]) == 0
+        (project / "runs/data/cells.csv").touch()
+    else:
+        open_run(discover_split(parse_settings({"DATASET_PATH": "data"})), parse_settings({"DATASET_PATH": "data"}))
+        save_checkpoint({}, project / "runs/data")
+        save_model(UNet(), project / "runs/data/model.safetensors")
+    before = {path: path.read_bytes() for path in (project / "runs/data").rglob("*") if path.is_file()}
+    assert main([*second, "DATASET_PATH=b/data"]) == 1
+    said = last_line(capsys)
+    assert f"runs/data holds the results of another dataset, {project}/data: set RUN to another name" in said
+    assert f"only moved, write its new path as DATASET_PATH into {project}/runs/data/settings.json" in said
+    assert {path: path.read_bytes() for path in (project / "runs/data").rglob("*") if path.is_file()} == before
+    assert main(["segment", "MODEL=runs/student", "DATASET_PATH=b/data", "RUN=b"]) == 0
+
+
+def test_a_dataset_that_was_moved_keeps_its_run_as_the_sentence_says(project, capsys):
+    save_model(UNet(), project / "runs/student/model.safetensors")
+    segment = ["segment", "MODEL=runs/student"]
+    assert main([*segment, "DATASET_PATH=data"]) == 0
+    (project / "link").mkdir()
+    (project / "link/data").symlink_to(project / "data")
+    assert main([*segment, "DATASET_PATH=data/../link/data"]) == 0  # the same folder under another name
+    (project / "runs/data/masks").mkdir()
+    (project / "data").rename(project / "link/moved")
+    assert main([*segment, "DATASET_PATH=link/moved", "RUN=data"]) == 1
+    file = project / "runs/data/settings.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"DATASET_PATH": str(project / "link/moved")}))
+    assert main([*segment, "DATASET_PATH=link/moved", "RUN=data"]) == 0
+
+
+def test_a_notebook_opened_by_hand_says_in_the_runs_folder_whose_results_it_holds(project):
+    settings = load_settings({"DATASET_PATH": "data", "MODEL": "student"})
+    record_settings(settings)  # as 04_inference does before it segments
+    (settings.run_dir / "masks").mkdir()
+    other = load_settings({"DATASET_PATH": "b/data", "MODEL": "student"})
+    with pytest.raises(SegkitError, match="of another dataset"):
+        check_whose_run(other)
+    source = (ROOT / "notebooks/04_inference.py").read_text()
+    assert source.index("check_whose_run(settings)") < source.index("\nrecord_settings(settings)") < \
+        source.index("= segment_dataset(")
+    for name, writes in (("02_data_exploration", "write_table("), ("05_growth", "= measure_growth(")):
+        source = (ROOT / f"notebooks/{name}.py").read_text()
+        assert source.index("\ncheck_dataset(settings)") < source.index(writes)
+
+
 @pytest.mark.parametrize(("arguments", "words"), [
     (["DATASET_PATH=data", "VALIDATION=77"], "no validation position"), (["DATASET_PATH=dat"], "dat is not there"),
     (["segment", "DATASET_PATH=data", "MODEL=runs/none"], "no trained model at .*none"),
@@ -106,14 +227,56 @@ def test_what_is_wrong_is_said_before_a_folder_is_made(project, capsys, argument
     assert not (project / "runs").exists()
 
 
-@pytest.mark.skipif(not shutil.which("make"), reason="make is not installed")
-def test_make_hands_values_on_as_they_are_typed(tmp_path):
-    path, done = tmp_path / "REF (1); false", tmp_path / "said"
-    (tmp_path / "python").write_text(f'#!/bin/sh\nfor a; do echo "$a" >> "{done}"; done\n')
-    (tmp_path / "python").chmod(0o755)
-    subprocess.run(["make", "-f", ROOT / "Makefile", "-C", tmp_path, "-o", "install", "segment", f"BIN={tmp_path}",
-                    f"DATASET_PATH={path}", "EPOCHS=3"], check=True, capture_output=True)
-    assert {f"DATASET_PATH={path}", "EPOCHS=3"} <= set(done.read_text().splitlines())
+needs_make = pytest.mark.skipif(not shutil.which("make"), reason="make is not installed")
+
+
+def make(folder, *arguments, caller=None):
+    """What `make ARGUMENTS` in a folder with a fake Python says, called in another folder: exit code and lines."""
+    (folder / "bin").mkdir(exist_ok=True)
+    (folder / "bin/python").write_text('#!/bin/sh\necho "caller=$SEGKIT_CALLER"\nfor a; do echo "$a"; done\n')
+    (folder / "bin/python").chmod(0o755)
+    (folder / "pyproject.toml").touch()
+    caller = caller or folder
+    done = subprocess.run(["make", "-s", "-f", ROOT / "Makefile", "-C", folder, *arguments], cwd=caller,
+                          env=os.environ | {"PWD": str(caller)}, capture_output=True, text=True)
+    return done.returncode, (done.stdout + done.stderr).splitlines()
+
+
+@needs_make
+@pytest.mark.parametrize("name", ["REF (1); false", "a$b$$c $(HOME)", "a`touch touched`b", 'a"b\'c\\d #1'])
+def test_make_hands_values_and_the_callers_folder_on_as_they_are(tmp_path, name):
+    (tmp_path / name).mkdir()
+    code, said = make(tmp_path, "-o", "install", "segment", f"BIN={tmp_path}/bin", f"DATASET_PATH={tmp_path / name}",
+                      "EPOCHS=3", caller=tmp_path / name)
+    assert said == [f"caller={tmp_path / name}", "-m", "segkit.headless", "segment",
+                    *sorted([f"DATASET_PATH={tmp_path / name}", "EPOCHS=3"], key=said.index)]
+    assert code == 0
+    assert not list(tmp_path.rglob("touched"))
+
+
+@needs_make
+@pytest.mark.parametrize("arguments", [["lint"], ["clean"]])
+def test_make_removes_no_environment_that_it_has_not_made(tmp_path, arguments):
+    own = tmp_path / "my env"
+    (own / "bin").mkdir(parents=True)
+    (own / "thesis.txt").touch()
+    _, said = make(tmp_path, *arguments, f"VENV={own}", f"LOWEST={own}", "PYTHON=false")
+    assert f"{own} is left as it is: make has not made it (no .made-by-segkit in it)" in said
+    assert (own / "thesis.txt").is_file()
+
+
+@needs_make
+def test_make_removes_the_environment_that_it_has_made_also_where_that_was_interrupted(tmp_path):
+    maker = tmp_path / "python3"  # of its environments pip does not work
+    maker.write_text('#!/bin/sh\nmkdir -p "$3/bin" && printf \'#!/bin/sh\\ntest "$2" != pip\' > "$3/bin/python" && '
+                     'chmod +x "$3/bin/python" && touch "$3/made_$(ls "$3" | wc -l)"\n')  # python3 -m venv FOLDER
+    maker.chmod(0o755)
+    for _ in range(2):
+        code, _ = make(tmp_path, "lint", f"PYTHON={maker}")
+        assert code != 0
+        assert {path.name for path in (tmp_path / ".venv").iterdir()} == {".made-by-segkit", "bin", "made_1"}
+    make(tmp_path, "clean")
+    assert not (tmp_path / ".venv").exists()
 
 
 def test_a_wrong_dataset_path_ends_make_run_with_the_reason(tmp_path):
@@ -122,8 +285,6 @@ def test_a_wrong_dataset_path_ends_make_run_with_the_reason(tmp_path):
     assert done.returncode == 1
     reason = done.stderr.strip().splitlines()[-1]
     assert reason.startswith(f"segkit stopped: DATASET_PATH {tmp_path}/nowhere is not there")
-
-
 
 
 def only_validation(tiny):
@@ -176,12 +337,83 @@ def test_the_form_changes_saves_and_resets(tmp_path, tiny, monkeypatch):
     assert form._fields["RUN"].value == form.settings.run == tiny.name
     form._fields["EPOCHS"].value = 7
     form._save(None)
-    from segkit.sources import load_settings
     saved = load_settings(root=tmp_path / "root")
     assert (saved.dataset_path, saved.epochs) == (tiny, 7)
     form._reset(None)
     assert not (tmp_path / "root" / "segkit.json").exists()
     assert form._fields["EPOCHS"].value == 20
+
+
+@pytest.fixture
+def scans(monkeypatch):
+    """Every scan of a dataset by the forms and their sentences."""
+    seen = []
+    for module in ("segkit.forms", "segkit.advice"):
+        monkeypatch.setattr(f"{module}.discover", lambda *folders: seen.append(folders) or discover(*folders))
+    return seen
+
+
+def test_the_forms_scan_a_dataset_once_for_what_changed(tmp_path, tiny, scans):
+    shutil.copytree(tiny, tmp_path / "root/data")
+    form = SettingsForm(load_settings({"DATASET_PATH": FIXTURE}, tmp_path / "root"), verdict=dataset_verdict, save=True)
+    table = ExperimentsForm(form)
+
+    def change(name, value):
+        scans.clear()
+        form.field(name).value = value
+        return len(scans)
+    assert len(scans) == 1
+    assert [change("EPOCHS", 7), change("VALIDATION", "109"), change("DRUG_FRAME", 5)] == [0, 0, 0]
+    assert change("DATASET_PATH", "data") == 1  # the form, its sentence and the table together
+    assert {place.partition(".")[0] for place in table.cells} == {"REF"}
+    assert change("MASKS_PATH", str(tiny)) == 1
+    scans.clear()
+    form._reset(None)
+    assert len(scans) == 1
+    assert "not there" in form.message.value  # this root holds no demo
+    assert "appears when" in table.children[0].value
+    training = SettingsForm(load_settings({"DATASET_PATH": tiny}, tmp_path / "root"), {"Training": ("EPOCHS",)},
+                            verdict=training_estimate)
+    scans.clear()
+    training.field("EPOCHS").value = 9
+    assert scans == []
+    assert "steps in all" in training.message.value
+
+
+@pytest.mark.parametrize("look", ["Enter", "Save", "another form"])
+def test_a_folder_that_was_repaired_is_seen_at_enter_at_save_and_in_a_new_form(tiny, look):
+    def new_form():
+        return SettingsForm(load_settings({"DATASET_PATH": tiny}, tiny), verdict=dataset_verdict, save=True)
+    (tiny / "REF_masks").rename(tiny / "later")
+    form = new_form()
+    assert "no pair" in form.message.value
+    (tiny / "later").rename(tiny / "REF_masks")
+    if look == "Enter":
+        form.field("DATASET_PATH")._handle_custom_msg({"event": "submit"}, [])
+    elif look == "Save":
+        form._save(None)
+        assert "are saved" in form.saved.value
+    else:
+        form = new_form()
+    assert "4 images, 4 with masks" in form.message.value
+
+
+def test_enter_after_a_changed_path_scans_once(tmp_path, tiny, scans, monkeypatch):
+    """A browser says first that Enter was pressed, then that the value is another."""
+    monkeypatch.setattr("segkit.forms.ENTER_SECONDS", 0.05)
+
+    async def press(form, value):
+        scans.clear()
+        field = form.field("DATASET_PATH")
+        field._handle_custom_msg({"event": "submit"}, [])
+        field.value = value
+        await asyncio.sleep(0.2)
+        return len(scans)
+    form = SettingsForm(load_settings({"DATASET_PATH": FIXTURE}, tmp_path), verdict=dataset_verdict)
+    assert asyncio.run(press(form, str(tiny))) == 1
+    assert asyncio.run(press(form, str(tiny))) == 1  # the same once more: it may have been repaired
+    assert asyncio.run(press(form, str(tiny / "nowhere"))) == 1
+    assert form.dataset is None
 
 
 def test_widgets_store_no_machine_in_a_notebook(tiny):

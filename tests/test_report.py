@@ -2,14 +2,16 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import nbformat
 import pytest
 from nbclient import NotebookClient
 
-from segkit import SegkitError
+from segkit import SegkitError, UNet
 from segkit.files import write_json
+from segkit.model_file import save_model
 from segkit.report import table_of_runs, write_report
 
 NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
@@ -36,6 +38,27 @@ def test_the_report_shows_results_without_code(tmp_path):
     assert "What do the student's errors do" in page
     assert "Choose a position and a frame" not in page
     assert "run the notebook to see it" not in page
+
+
+@pytest.mark.parametrize("other", [False, True])
+def test_the_report_shows_the_settings_of_its_results_and_names_the_models_training(tmp_path, other):
+    """A run segmented once more with another SCALE, and the model of a run over another dataset."""
+    model, run = UNet(), tmp_path / "runs" / ("other" if other else "student")
+    trained = {"RUN": "student", "DATASET_PATH": "/data/a<b", "EPOCHS": 250, "SCALE": 1.0}
+    model.info = replace(model.info, settings=trained)
+    save_model(model, tmp_path / "runs" / "student" / "model.safetensors")
+    (run / "notebooks").mkdir(parents=True)
+    used = {"RUN": run.name, "DATASET_PATH": "/data/c" if other else "/data/a<b", "EPOCHS": 20, "SCALE": 2.0,
+            "MODEL": "student" if other else ""}
+    write_json(run / "settings.json", used if other else trained)
+    notebook = nbformat.v4.new_notebook(metadata={"papermill": {"parameters": used}})
+    nbformat.write(notebook, run / "notebooks" / "04_inference.ipynb")
+    page = " ".join(write_report(run).read_text(encoding="utf-8").split())
+    assert "<td>SCALE</td><td>2.0</td><td>1.0</td>" in page
+    assert "<td>EPOCHS</td><td>20</td><td>250</td>" in page
+    assert "of the model of run student, trained on the dataset /data/a&lt;b." in page
+    assert ("<td>DATASET_PATH</td><td>/data/c</td><td>/data/a&lt;b</td>" in page) == other
+    assert ("<td>DATASET_PATH</td><td>/data/a&lt;b</td><td></td>" in page) != other
 
 
 def test_facts_of_a_run_are_in_its_report(tmp_path):

@@ -3,6 +3,7 @@ from pathlib import Path
 import pytest
 
 from segkit import SegkitError, Settings
+from segkit.advice import dataset_verdict
 from segkit.settings import parse_settings
 from segkit.sources import load_settings, save_form
 
@@ -36,7 +37,9 @@ def test_an_unknown_name_is_an_error_that_guesses(tmp_path, monkeypatch):
 @pytest.mark.parametrize(("name", "value", "words"), [
     ("EPOCHS", "many", "a whole number"), ("EPOCHS", "2.5", "a whole number"), ("EPOCHS", 0, "from 1"),
     ("LEARNING_RATE", "x", "a number"), ("RESUME", "perhaps", "1 or 0"), ("CROP", "8x8", "at least 16"),
-    ("CROP", "a", "height x width"), ("RUN", "a/b", "plain folder name"), ("DATASET_PATH", "", "give a folder"),
+    ("CROP", "a", "height x width"), ("RUN", "a/b", "plain folder name"),
+    ("RUN", "2024-01-01 12:30", "plain folder name"), ("RUN", "a\tb", "plain folder name"),
+    ("DATASET_PATH", "", "give a folder"),
     ("SEED", "1e99", "from 0"), ("CROP", "\u00b2\u00b2", "height x width"), ("DATASET_PATH", "/", "RUN is empty")])
 def test_a_wrong_value_names_setting_value_and_need(name, value, words):
     with pytest.raises(SegkitError, match=words if words.startswith("RUN") else rf"{name}.*{words}"):
@@ -52,10 +55,48 @@ def test_values_come_as_text_or_typed():
     assert parse_settings(settings.as_dict()) == settings
 
 
+@pytest.mark.parametrize(("name", "value", "meant"), [
+    ("epochs", "50", 50), ("epochs", 50.0, 50), ("learning_rate", "1e-3", 1e-3), ("resume", "yes", True),
+    ("exclude", "REF/Pos1", ("REF/Pos1",)), ("validation", "09, 10", ("09", "10")), ("validation", ["09"], ("09",)),
+    ("validation", (9, 10), ("9", "10")), ("crop", 128, "128"), ("dataset_path", "/data/a", Path("/data/a")),
+    ("masks_path", "", None), ("model", Path("/runs/a"), "/runs/a"), ("experiments", "A.DRUG_FRAME=6",
+                                                                     ("A.DRUG_FRAME=6",))])
+def test_python_callers_may_give_text_as_well_as_typed_values(name, value, meant):
+    settings = Settings(**{name: value})
+    assert getattr(settings, name) == meant
+    assert type(getattr(settings, name)) is type(meant) or isinstance(meant, Path)
+    assert parse_settings({name.upper(): value}) == settings
+
+
+@pytest.mark.parametrize(("name", "value"), [
+    ("epochs", "many"), ("epochs", None), ("epochs", [1]), ("epochs", {}), ("scale", float("nan")),
+    ("resume", "perhaps"),
+    ("exclude", {"REF": "Pos1"}), ("exclude", [["REF"]]), ("dataset_path", None), ("dataset_path", ["/data/a"]),
+    ("run", ["a"]), ("model", object())])
+def test_what_cannot_be_meant_is_one_sentence_in_python_too(name, value):
+    for make in (lambda: Settings(**{name: value}), lambda: parse_settings({name.upper(): value})):
+        with pytest.raises(SegkitError, match=f"^{name.upper()} is"):
+            make()
+
+
+@pytest.mark.parametrize(("folder", "run"), [("2024-01-01 12:30", "2024-01-01 12-30"), ('a<b>"c|?*', "a-b--c---"),
+                                             ("a{b}", "a{b}")])
+def test_any_dataset_folder_gives_a_run_name_that_may_be_given_back(tmp_path, folder, run):
+    settings = Settings(dataset_path=tmp_path / folder, root=tmp_path)
+    assert settings.run == run
+    assert parse_settings({"RUN": settings.run}, settings) == settings
+
+
 def test_a_run_is_named_after_its_dataset_and_the_demo_demo(tmp_path):
     assert Settings(root=tmp_path).run == "demo"
     assert parse_settings({"DATASET_PATH": "/data/other set"}, Settings(root=tmp_path)).run == "other set"
     assert parse_settings({"DATASET_PATH": "/data/x", "RUN": "y"}, Settings(root=tmp_path)).run == "y"
+
+
+def test_a_dataset_path_of_the_wrong_type_is_one_sentence_from_every_source(tmp_path):
+    for path in (["/data/a"], {}, "~nobody/data"):
+        with pytest.raises(SegkitError, match=r"^DATASET_PATH .*(text was needed|is not there)"):
+            dataset_verdict(load_settings({"DATASET_PATH": path or {"a": 1}}, tmp_path))
 
 
 def test_a_new_dataset_does_not_inherit_the_saved_runs_name(tmp_path):
