@@ -29,11 +29,16 @@ PACKAGES = ("segkit", "torch", "torchvision", "numpy", "scikit-image")
 def check_training(settings: Settings) -> bool:
     """Whether the run's folder holds a training that is to be renewed: the bundled demo's.
 
-    Raises SegkitError where it holds another, which is not resumed either, or nothing to resume.
+    Raises SegkitError where it holds another, which is not resumed either, or nothing to resume, or more epochs than
+    EPOCHS.
     """
     run_dir = settings.run_dir
     if settings.resume and not os.path.isfile(run_dir / "last.pt"):
         raise SegkitError(f"RESUME is set and {run_dir} holds no last.pt: set RESUME=0, or RUN to an interrupted run")
+    epochs = History.read(table).trained if settings.resume and os.path.isfile(table := run_dir / "history.csv") else 0
+    if epochs > settings.epochs:
+        raise SegkitError(f"RESUME is set and {epochs} epochs of runs/{settings.run} are trained already, more than "
+                          f"EPOCHS={settings.epochs}: set EPOCHS to {epochs} to end with these, or higher to train on")
     there = any(os.path.isfile(run_dir / name) for name in ("last.pt", "model.safetensors", "report.json"))
     if there and not settings.resume:
         before = Path(_left_in(run_dir, "settings.json").get("DATASET_PATH", ""))
@@ -118,7 +123,7 @@ def finish_run(model: UNet, scores: pd.DataFrame, history: History, settings: Se
                "val_panoptic_quality": float(scores["panoptic_quality"].mean()),
                "val_dice_by_position": {" ".join(unit): float(value) for unit, value in
                                         scores.groupby(["experiment", "position"])["dice"].mean().items()}}
-    report: dict[str, Any] = {**summary, "best_epoch": best.get("epoch"), "epochs": settings.epochs,
+    report: dict[str, Any] = {**summary, "best_epoch": best.get("epoch"), "epochs": history.trained,
               "seconds": round(sum(row["seconds"] for row in history.rows), 1), "device": device,
               "versions": versions(), "events": history.events}
     model.info = replace(model.info, scores=summary, settings=settings.as_dict(), versions=versions())

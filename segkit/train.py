@@ -16,7 +16,7 @@ from .data import Split
 from .devices import describe_device
 from .discover import discover_split
 from .errors import SegkitError
-from .history import ANEW, History, duration, log, logging_to
+from .history import ANEW, BACK, History, duration, log, logging_to
 from .judge import choose_prominence, score_frames
 from .layout import learning_rate_at
 from .learner import LEARNING, Learner
@@ -212,7 +212,7 @@ class _Training:
         if self.sound:  # the best weights' file stays, and so does least_loss, which is theirs
             self.learner.restore(self.sound)
             self.epoch = self.sound["state"]["epoch"]
-            return f"{event}: rolled back to epoch {self.epoch}"
+            return f"{event}: {BACK} {self.epoch}"
         self.epoch, self.best_dice, self.least_loss = 0, -1.0, math.inf
         self.learner.start(self.material.foreground, self.tries)
         return f"{event}: {ANEW}"

@@ -18,6 +18,7 @@ from segkit import train as train_module
 from segkit.data import Frame, Split
 from segkit.decode import build_store
 from segkit.devices import in_parts
+from segkit.history import ANEW, BACK, History
 from segkit.learner import Learner
 from segkit.material import prepare
 from segkit.run import open_run, save_checkpoint
@@ -87,6 +88,38 @@ def test_a_finished_run_is_not_overwritten_but_goes_on_with_more_epochs(tiny):
         train(tiny, EPOCHS=1)
     _, history, _ = train(tiny, EPOCHS=2, RESUME=1)
     assert [row["epoch"] for row in history.rows] == [1, 2]
+
+
+def test_fewer_epochs_than_are_trained_already_are_refused_and_as_many_end_the_run(tiny):
+    def interrupt(history):
+        if len(history.rows) == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(SegkitError, match="3 of 5 epochs"):
+        fit(UNet(), split_by_position(discover(tiny).pairs), settings_for(tiny, EPOCHS=5), interrupt)
+    with pytest.raises(SegkitError, match=r"3 epochs of runs/r are trained already.*EPOCHS=2: set EPOCHS to 3 to end"):
+        train(tiny, EPOCHS=2, RESUME=1)
+    _, _, settings = train(tiny, EPOCHS=3, RESUME=1)
+    report = json.loads((settings.run_dir / "report.json").read_text())
+    assert report["best_epoch"] <= report["epochs"] == 3
+
+
+def test_a_history_that_was_changed_by_hand_is_named_and_written_again_once_deleted(tiny):
+    _, _, settings = train(tiny, EPOCHS=1)
+    table = settings.run_dir / "history.csv"
+    table.write_text(table.read_text().replace(",", ";"))
+    with pytest.raises(SegkitError, match=r"history\.csv cannot be read .*: delete it"):
+        train(tiny, EPOCHS=2, RESUME=1)
+    table.unlink()
+    train(tiny, EPOCHS=2, RESUME=1)
+    assert [row["epoch"] for row in History.read(table).rows] == [1, 2]
+
+
+@pytest.mark.parametrize(("rows", "trained"), [
+    ([], 0), ([(1, ""), (2, "")], 2), ([(1, ""), (2, f"loss is nan: {ANEW}")], 0),
+    ([(1, ""), (2, ""), (3, ""), (4, f"validation Dice fell: {BACK} 2")], 2)])
+def test_epochs_that_were_rolled_back_are_not_counted(rows, trained):
+    assert History([{"epoch": epoch, "event": event} for epoch, event in rows]).trained == trained
 
 
 def test_resume_without_a_run_and_a_damaged_last_pt_are_named(tiny):
