@@ -88,6 +88,29 @@ def test_a_lost_process_ends_the_run_with_a_sentence_and_its_epochs_are_kept(tmp
     assert len(history.rows) == kept + 1
 
 
+def test_processes_end_with_the_kernel_that_launched_them_however_it_is_killed(tmp_path):
+    settings_for(tmp_path)
+    code = f"""
+from tests.test_cluster import Path, settings_for, train
+train(settings_for(Path({str(tmp_path)!r}), RUN="left", PROCESSES=2, EPOCHS=1000, CROPS_PER_EPOCH=16))"""
+    kernel, table = subprocess.Popen([sys.executable, "-c", code]), tmp_path / "runs/left/history.csv"
+
+    def running():
+        return subprocess.run(["pgrep", "-f", f"segkit.distributed .*{tmp_path}.*RUN=left"], capture_output=True,
+                              text=True).stdout.split()
+
+    while not table.exists() and kernel.poll() is None:
+        time.sleep(0.1)
+    assert len(running()) == 3  # torchrun and its two
+    kernel.kill()  # and not waited for: a zombie's processes must end too
+    until = time.time() + 10
+    while running() and time.time() < until:
+        time.sleep(0.1)
+    assert running() == []
+    assert "the process that started this training has ended" in (tmp_path / "runs/left/run.log").read_text()
+    kernel.wait()
+
+
 def test_what_cannot_be_shared_out_is_said(tmp_path):
     with pytest.raises(SegkitError, match="multiple of the 2 processes"):
         train(settings_for(tmp_path, RUN="odd", PROCESSES=2, BATCH_SIZE=5))
