@@ -5,15 +5,15 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from .advice import assumed_conditions
-from .data import exclude, split_by_position
+from .data import Dataset, exclude, split_by_position
 from .discover import discover
 from .errors import STOPPED, SegkitError
-from .files import read_table, write_json, writing
+from .files import locked, read_table, write_json, writing
 from .model_file import load_model
 from .report import write_report
 from .run import check_training
@@ -56,9 +56,6 @@ def run_notebooks(names: Sequence[str], values: dict[str, str]) -> Settings:
     values: settings by upper-case name; relative paths mean the working folder. The lines that are
     added to run.log meanwhile are printed. Raises SegkitError with the notebook's reason where one stops.
     """
-    import papermill
-    from papermill.exceptions import PapermillExecutionError
-
     values = {"DATASET_PATH": "", **values}
     if not values["DATASET_PATH"]:
         values["DATASET_PATH"] = str(load_settings().root / DEMO)
@@ -78,14 +75,25 @@ def run_notebooks(names: Sequence[str], values: dict[str, str]) -> Settings:
     dataset = discover(settings.dataset_path, settings.masks_path)  # what is wrong is said before anything is begun
     if names is MEASURE:
         load_model(settings.model_path, "cpu")
-        if not os.path.isfile(settings.run_dir / "last.pt"):  # else they are the training's
-            write_json(settings.run_dir / "settings.json", settings.as_dict())
     else:
         check_training(settings)
         split_by_position(exclude(dataset.pairs, settings.exclude)[0], settings.validation)
     folder = settings.run_dir / "notebooks"
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
+    with locked(settings.run_dir):  # the notebooks' kernels, which this process starts, are let in
+        _execute(names, values, settings, dataset, folder)
+    return settings
+
+
+def _execute(names: Sequence[str], values: Mapping[str, str], settings: Settings, dataset: Dataset,
+             folder: Path) -> None:
+    """Execute the notebooks of a run into a folder, and make a page of them."""
+    import papermill
+    from papermill.exceptions import PapermillExecutionError
+
+    if names is MEASURE and not os.path.isfile(settings.run_dir / "last.pt"):  # else they are the training's
+        write_json(settings.run_dir / "settings.json", settings.as_dict())
     typed = {name: settings.as_dict()[name] for name in values}
     print(f"run {settings.run}: {settings.dataset_path} -> {settings.run_dir}", flush=True)
     assumed = assumed_conditions(settings, {frame.experiment for frame in dataset.frames})
@@ -109,7 +117,6 @@ def run_notebooks(names: Sequence[str], values: dict[str, str]) -> Settings:
     for line in dataset.problem_summary():
         print(f"left out: {line}")
     print(f"results in {settings.run_dir}; report.html there shows them", flush=True)
-    return settings
 
 
 def _say_flags(review: Path, at_most: int = 5) -> None:

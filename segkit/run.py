@@ -15,7 +15,7 @@ import torch
 
 from .data import Split
 from .errors import SegkitError
-from .files import read_json, replacing, write_json, write_text, writing
+from .files import check_lock, read_json, replacing, write_json, write_text, writing
 from .history import History, log
 from .model import UNet
 from .model_file import save_model
@@ -30,9 +30,10 @@ def check_training(settings: Settings) -> bool:
     """Whether the run's folder holds a training that is to be renewed: the bundled demo's.
 
     Raises SegkitError where it holds another, which is not resumed either, or nothing to resume, or more epochs than
-    EPOCHS.
+    EPOCHS, and as `check_lock`.
     """
     run_dir = settings.run_dir
+    check_lock(run_dir)
     if settings.resume and not os.path.isfile(run_dir / "last.pt"):
         raise SegkitError(f"RESUME is set and {run_dir} holds no last.pt: set RESUME=0, or RUN to an interrupted run")
     epochs = History.read(table).trained if settings.resume and os.path.isfile(table := run_dir / "history.csv") else 0

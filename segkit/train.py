@@ -16,6 +16,7 @@ from .data import Split
 from .devices import describe_device
 from .discover import discover_split
 from .errors import SegkitError
+from .files import locked
 from .history import ANEW, BACK, History, duration, log, logging_to
 from .judge import choose_prominence, score_frames
 from .layout import learning_rate_at
@@ -23,7 +24,7 @@ from .learner import LEARNING, Learner
 from .material import prepare
 from .model import UNet
 from .model_file import load_model, save_model
-from .run import finish_run, leave_out, load_checkpoint, open_run, save_checkpoint
+from .run import check_training, finish_run, leave_out, load_checkpoint, open_run, save_checkpoint
 from .settings import Settings
 from .targets import SPECK
 from .team import Team, launch, launched
@@ -39,8 +40,9 @@ def fit(model: UNet, split: Split, settings: Settings, on_epoch: Callable[[Histo
     model: changed in place; holds the best weights at the end. on_epoch: called with the history after every epoch.
     Returns the history. The run folder gets what the README's table lists; RESUME goes on from its last.pt.
     With PROCESSES over 1, or started by torchrun, the frames are shared out among the processes; one of them writes.
-    Raises SegkitError where the run exists already, nothing can be decoded, the training breaks down
-    more than 3 times, a file cannot be written, or the kernel is interrupted (nothing is lost then).
+    Raises SegkitError where the run exists already or another process writes into it, nothing can be decoded, the
+    training breaks down more than 3 times, a file cannot be written, or the kernel is interrupted (nothing is lost
+    then).
     """
     if settings.processes > 1 and not launched():
         if split != discover_split(settings):
@@ -48,17 +50,29 @@ def fit(model: UNet, split: Split, settings: Settings, on_epoch: Callable[[Histo
                               "say it by VALIDATION and EXCLUDE, or set PROCESSES=1")
         if (model.info.outputs, model.info.upsampling) != (2, "smoothed"):
             raise SegkitError("PROCESSES trains segkit's own UNet(): set PROCESSES=1 for another")
-        history = launch(settings, on_epoch)
-        _take_best(model, settings)
+        check_training(settings)
+        with locked(settings.run_dir):  # the processes that are launched are let in
+            history = launch(settings, on_epoch)
+            _take_best(model, settings)
         return history
     team = Team(settings.device)
+    if not team.first:
+        return _train(model, split, settings, team, None)
+    check_training(settings)  # before a folder is made
+    with locked(settings.run_dir):
+        return _train(model, split, settings, team, on_epoch)
+
+
+def _train(model: UNet, split: Split, settings: Settings, team: Team,
+           on_epoch: Callable[[History], None] | None) -> History:
+    """`fit` as one process of a team; the first writes into the run's folder."""
     if team.first:
         open_run(split, settings)
     team.wait()
     with logging_to(settings.run_dir / "run.log") if team.first else nullcontext():
         log.disabled = not team.first
         try:
-            return _Training(model, split, settings, team).run(on_epoch if team.first else None)
+            return _Training(model, split, settings, team).run(on_epoch)
         except KeyboardInterrupt:  # later ones are caught where the epochs are counted
             raise SegkitError("interrupted before the first epoch: nothing is lost, run this again") from None
         except SegkitError as error:
