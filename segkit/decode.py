@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from .data import Frame, Problem, read_pair
+from .data import Frame, Problem, common_area, read_whole_pair
 from .devices import free_memory
 from .errors import SegkitError
-from .images import read_header
+from .images import hash_pixels, read_header
 from .store import Store
 from .targets import distance_target, intensity_range
 
@@ -33,6 +33,7 @@ class Decoded(NamedTuple):
     bias: float
     points: np.ndarray  # (POINTS, 2) int32 (y, x); -1 without foreground
     widths: np.ndarray  # (cells,) float32, pixels
+    image_hash: str = ""  # see images.hash_pixels; of the whole image, whatever its masks file leaves of it
 
 
 def decode(frame: Frame) -> Decoded:
@@ -40,7 +41,8 @@ def decode(frame: Frame) -> Decoded:
 
     Other numbers are kept in 65535 steps; outliers are cut off, lest they leave few steps to the rest.
     """
-    image, labels = read_pair(frame)
+    whole, labels = read_whole_pair(frame)
+    image, labels = common_area(frame.image.name, whole, labels)
     finite = np.isfinite(image)
     if not finite.all():
         image = np.where(finite, image, np.median(image[finite]) if finite.any() else 0).astype(np.float32)
@@ -56,7 +58,8 @@ def decode(frame: Frame) -> Decoded:
     chosen = inside[np.linspace(0, len(inside) - 1, POINTS).astype(np.int64)] if len(inside) else None
     points = np.full((POINTS, 2), -1, np.int32) if chosen is None else np.stack(
         np.unravel_index(chosen, target.shape), axis=1).astype(np.int32)
-    return Decoded(pixels, target, step / (high - low), (zero - low) / (high - low), points, widths)
+    return Decoded(pixels, target, step / (high - low), (zero - low) / (high - low), points, widths,
+                   hash_pixels(whole))
 
 
 def build_store(frames: Sequence[Frame], device: torch.device, cache_dir: Path,
@@ -107,7 +110,8 @@ def build_store(frames: Sequence[Frame], device: torch.device, cache_dir: Path,
                   tensor(starts, torch.int64), tensor(heights, torch.int64), tensor(widths, torch.int64),
                   tensor(index["gain"], torch.float32), tensor(index["bias"], torch.float32),
                   tensor(index["points"], torch.int64), float(np.median(cells)) if len(cells) else 0.0,
-                  float(index["inside"][sound].sum() / (heights * widths)[sound].sum()))
+                  float(index["inside"][sound].sum() / (heights * widths)[sound].sum()),
+                  tuple(index["hashes"][sound].tolist()))
     return store, problems
 
 
@@ -154,18 +158,20 @@ def _decode_all(frames: Sequence[Frame], sizes: Sequence[tuple[int, int]], fault
                     faults[i] = decoded
                     decoded = Decoded(np.zeros(sizes[i], np.uint16), np.zeros(sizes[i], np.uint8), 0.0, 0.0,
                                       np.full((POINTS, 2), -1, np.int32), np.zeros(0, np.float32))
-                rows.append((decoded.gain, decoded.bias, decoded.points, np.count_nonzero(decoded.target)))
+                rows.append((decoded.gain, decoded.bias, decoded.points, np.count_nonzero(decoded.target),
+                             decoded.image_hash))
                 widths.append(decoded.widths)
                 keep(decoded)
                 bar.update()
-    gain, bias, points, inside = (np.array(column) for column in zip(*rows, strict=True)) if rows else [np.zeros(0)] * 4
-    return {"gain": gain, "bias": bias, "points": points, "inside": inside,
+    names = ("gain", "bias", "points", "inside", "hashes")
+    columns = zip(*rows, strict=True) if rows else [()] * len(names)
+    return {**{name: np.array(column) for name, column in zip(names, columns, strict=True)},
             "widths": np.concatenate(widths) if widths else np.zeros(0)}
 
 
 def _fingerprint(frames: Sequence[Frame]) -> str:
     """A name that changes with any source file: paths, sizes and times of change."""
-    digest = hashlib.sha256(b"segkit store 3")
+    digest = hashlib.sha256(b"segkit store 4")
     for frame in frames:
         for path in (frame.image, frame.masks or frame.image):
             stat = path.stat() if path.exists() else None

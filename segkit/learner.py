@@ -67,6 +67,7 @@ class Learner:
         elif fresh.info.outputs != 2:
             raise SegkitError(f"START_FROM {start_from} is a model of the starting recipe, with masks only: start from "
                               "a model that segkit trained")
+        self.start_from = fresh.info if start_from else None
         self.model.load_state_dict(fresh.state_dict())
         self.average = AveragedModel(self.model, multi_avg_fn=average_weights)
         self.optimiser = torch.optim.AdamW(self.model.parameters(), weight_decay=WEIGHT_DECAY,

@@ -9,6 +9,7 @@ from .data import Frame, Split
 from .decode import build_store
 from .devices import describe_device, free_memory
 from .history import log
+from .judge import hashes_by_position
 from .layout import FEW_STEPS, choose_crop, covering, steps_of
 from .settings import Settings
 from .store import Store
@@ -25,6 +26,8 @@ class Material(NamedTuple):
     cell_width: float  # pixels, median of the training cells
     crop: tuple[int, int]  # height, width
     steps: int  # of an epoch
+    trained_on: dict[str, list[str]]  # of all processes, see judge.hashes_by_position
+    validated_on: dict[str, list[str]]
     left_out: dict[str, str]  # frames of all processes that could not be decoded, by name, and why
 
 
@@ -32,7 +35,7 @@ def prepare(split: Split, settings: Settings, team: Team) -> Material:
     """Decode this process's share of the split; what cannot be decoded is logged and left out."""
     cache = settings.run_dir.parent / ".cache"
     limit = settings.memory_limit if team.here == 1 else (settings.memory_limit or free_memory() / 2e9) / team.here
-    stores, left_out = [], {}
+    stores, records, left_out = [], [], {}
     for frames, what in ((split.train, "training frames"), (split.validation, "validation frames")):
         share = team.share(frames, what)
         store, problems = build_store(share, team.device, cache, limit)
@@ -42,6 +45,7 @@ def prepare(split: Split, settings: Settings, team: Team) -> Material:
             log.info("left out %s: %s", problem.path, problem.reason)
             left_out[name] = problem.reason
         stores.append(store)
+        records.append(hashes_by_position(team.gather(list(zip(store.frames, store.hashes, strict=True)))))
         limit -= size if size < limit else 0  # what lies on the disk takes none
     train, validation = stores
     decoded = set(team.gather(list(validation.frames)))
@@ -64,4 +68,4 @@ def prepare(split: Split, settings: Settings, team: Team) -> Material:
                  settings.batch_size // team.size)
     return Material(train, validation, [frame for frame in split.validation if frame in decoded],
                     float(np.average(shares["foreground"], weights=shares["area"])),
-                    float(shares["cell_width"].median()), crop, steps, left_out)
+                    float(shares["cell_width"].median()), crop, steps, records[0], records[1], left_out)

@@ -142,6 +142,11 @@ def finish_run(model: UNet, scores: pd.DataFrame, history: History, settings: Se
 def model_card(model: UNet, report: dict[str, Any], frames: int) -> str:
     """What the model was trained on, how it scored, and what it must not be trusted with, as Markdown."""
     info = model.info
+    never = ", of positions that it never learnt from"
+    if not info.fully_recorded:
+        never = " (it started from weights of which is not known whether they were trained on these positions)"
+    elif set().union(*info.trained_on.values()) & set().union(*info.validated_on.values()):
+        never = " (some of their images are among the training's too, as copies)"
     positions = "\n".join(f"| {name} | {value:.4f} |" for name, value in report["val_dice_by_position"].items())
     return f"""# {info.settings['RUN']}: a segkit student
 
@@ -149,7 +154,7 @@ A U-Net of {model.count_parameters():,} parameters that outlines cells in phase-
 dataset {Path(info.settings['DATASET_PATH']).name} for {report['epochs']} epochs (best: {report['best_epoch']}),
 on {report['device']}.
 
-Over {frames} whole validation frames, of positions that it never learnt from: mean Dice {report['val_dice']:.4f}, mean
+Over {frames} whole validation frames{never}: mean Dice {report['val_dice']:.4f}, mean
 panoptic quality at IoU 0.5 {report['val_panoptic_quality']:.4f}.
 
 | validation position | mean Dice |

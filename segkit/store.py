@@ -26,6 +26,7 @@ class Store:
     points: Tensor  # (N, POINTS, 2) int64
     cell_width: float  # median, pixels
     foreground: float  # share of pixels inside cells
+    hashes: tuple[str, ...]  # of the images, see images.hash_pixels
 
     def gather(self, index: Tensor, y: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
         """Normalised images and targets (0..1, 0 = background) at float coordinates.

@@ -18,11 +18,11 @@ from .discover import discover_split
 from .errors import SegkitError
 from .files import locked
 from .history import ANEW, BACK, History, duration, log, logging_to
-from .judge import choose_prominence, score_frames
+from .judge import choose_prominence, join_records, positions_trained_on, score_frames
 from .layout import learning_rate_at
 from .learner import LEARNING, Learner
 from .material import prepare
-from .model import UNet
+from .model import ModelInfo, UNet
 from .model_file import load_model, save_model
 from .run import check_training, finish_run, leave_out, load_checkpoint, open_run, save_checkpoint
 from .settings import Settings
@@ -40,9 +40,9 @@ def fit(model: UNet, split: Split, settings: Settings, on_epoch: Callable[[Histo
     model: changed in place; holds the best weights at the end. on_epoch: called with the history after every epoch.
     Returns the history. The run folder gets what the README's table lists; RESUME goes on from its last.pt.
     With PROCESSES over 1, or started by torchrun, the frames are shared out among the processes; one of them writes.
-    Raises SegkitError where the run exists already or another process writes into it, nothing can be decoded, the
-    training breaks down more than 3 times, a file cannot be written, or the kernel is interrupted (nothing is lost
-    then).
+    Raises SegkitError where the run exists already or another process writes into it, START_FROM was trained on
+    validation positions, nothing can be decoded, the training breaks down more than 3 times, a file cannot be written,
+    or the kernel is interrupted (nothing is lost then).
     """
     if settings.processes > 1 and not launched():
         if split != discover_split(settings):
@@ -104,6 +104,29 @@ class _Training:
         self.best_dice, self.least_loss = -1.0, math.inf
         self.sound: dict[str, Any] | None = None  # the last state worth going back to
         self.learner.start(self.material.foreground, self.tries)
+        self.record: dict[str, Any] = {"trained_on": self.material.trained_on, "fully_recorded": True,
+                                       "validated_on": self.material.validated_on}  # fields of ModelInfo
+        if copies := positions_trained_on(ModelInfo(**self.record), self.material.validated_on, settings):
+            log.info("%s: images of these validation positions are among the training's too, as copies",
+                     ", ".join(copies))
+        if start_from := self.learner.start_from:
+            self._inherit(start_from)
+
+    def _inherit(self, earlier: ModelInfo) -> None:
+        """Add what START_FROM's model was trained on. Raises SegkitError where that holds validation positions."""
+        path = self.settings.start_from_path
+        if leaked := positions_trained_on(earlier, self.material.validated_on, self.settings):
+            raise SegkitError(f"START_FROM {path} was trained on {len(leaked)} of the validation positions "
+                              f"({', '.join(leaked[:5])}): set VALIDATION to positions that it was not trained on, or "
+                              "START_FROM to another model, or to none")
+        if not earlier.fully_recorded:
+            log.info("what START_FROM %s was trained on is not known, since its file holds no full record of it: the "
+                     "validation positions may be among it", path)
+        self._join(earlier.trained_on, earlier.fully_recorded)
+
+    def _join(self, trained_on: dict[str, list[str]], fully_recorded: bool) -> None:
+        self.record |= {"trained_on": join_records(self.record["trained_on"], trained_on),
+                        "fully_recorded": self.record["fully_recorded"] and fully_recorded}
 
     def run(self, on_epoch: Callable[[History], None] | None) -> History:
         if self.settings.resume:
@@ -137,7 +160,7 @@ class _Training:
         model, team = self.learner.model, self.team
         team.wait()  # until its file is there
         _take_best(model, self.settings)
-        model.info = choose_prominence(model, self.material.validation_frames)
+        model.info = replace(choose_prominence(model, self.material.validation_frames), **self.record)
         scores = team.gather(score_frames(model, self.material.validation.frames).to_dict("records"))
         if team.first:
             finish_run(model, pd.DataFrame(scores).sort_values(["experiment", "position", "frame"]), self.history,
@@ -171,7 +194,8 @@ class _Training:
             self.least_loss = val_loss
             self._keep_best(val_dice)
         checkpoint = {**self.learner.state(), "state": {**{name: getattr(self, name) for name in KEPT},
-                                                        "rows": [dict(row) for row in self.history.rows]}}
+                                                        "rows": [dict(row) for row in self.history.rows],
+                                                        "record": self.record}}
         if not event and val_dice >= 0.5 * self.best_dice:
             self.sound = checkpoint
         if self.team.first:
@@ -182,7 +206,8 @@ class _Training:
         judged, width = cast(UNet, self.learner.average.module), round(self.material.cell_width, 2)
         # nothing smaller than a disc of the training cells' width is a cell
         judged.info = replace(self.learner.model.info, cell_width=width, min_area=max(SPECK, round(0.75 * width ** 2)),
-                              settings=self.settings.as_dict(), scores={"val_dice": val_dice, "epoch": self.epoch})
+                              settings=self.settings.as_dict(), scores={"val_dice": val_dice, "epoch": self.epoch},
+                              **self.record)
         if self.team.first:
             save_model(judged, self.settings.run_dir / "model.safetensors")
 
@@ -236,3 +261,7 @@ class _Training:
         for name in KEPT:
             setattr(self, name, checkpoint["state"][name])
         self.history.rows = [dict(row) for row in checkpoint["state"]["rows"]]
+        earlier = ModelInfo(**checkpoint["state"].get("record", {}))
+        if not earlier.fully_recorded:
+            log.info("what this run was trained on before is not known, since its last.pt holds no full record of it")
+        self._join(earlier.trained_on, earlier.fully_recorded)

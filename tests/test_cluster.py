@@ -54,6 +54,9 @@ def test_every_frame_is_judged_once_and_every_batch_is_halved(runs):
     said = (together.run_dir / "run.log").read_text()
     assert "2 processes, each with 8/8 training frames, 4/4 validation frames and 8 crops of every batch" in said
     assert said.count("epoch 10/10") == 1  # one process speaks
+    one, two = (load_model(settings.run_dir, "cpu").info for settings in (alone, together))
+    assert sum(map(len, two.trained_on.values())) == 16
+    assert (two.trained_on, two.validated_on) == (one.trained_on, one.validated_on)
     assert {p.name for p in together.run_dir.iterdir()} == {p.name for p in alone.run_dir.iterdir()}
 
 

@@ -82,7 +82,7 @@ def test_a_size_that_does_not_fit_says_what_would():
 
 
 def test_saved_and_loaded_is_the_same(tmp_path):
-    model = UNet(ModelInfo(prominence=0.3, cell_width=9.5)).eval()
+    model = UNet(ModelInfo(prominence=0.3, cell_width=9.5, trained_on={"REF/Pos101": ["0123456789abcdef"]})).eval()
     save_model(model, tmp_path / "model.safetensors")
     loaded = load_model(tmp_path, "cpu")
     assert loaded.info == model.info
