@@ -39,6 +39,7 @@ from IPython.display import display
 from segkit import discover, load_model, read_image, read_labels, segment
 from segkit.data import read_sound
 from segkit.figures import busiest, grey, overlay, show_pictures
+from segkit.judge import frame_parts
 from segkit.sources import check_whose_run, load_settings
 
 settings = load_settings(globals())
@@ -48,7 +49,8 @@ dataset = discover(settings.dataset_path, settings.masks_path)
 print("student of run", model.info.settings.get("RUN", "(unknown)"))
 
 # %%
-judged = [f for f in dataset.frames if f.position.endswith(settings.validation)] or dataset.frames
+parts = frame_parts(model.info, dataset.frames, settings)
+judged = [f for f in dataset.frames if parts[f.name] == "validation"] or dataset.frames
 for frame, image, teacher in read_sound(judged[len(judged) // 2:], 1):
     probability, mask, labels = segment(model, image, scale=settings.scale, flips=settings.flips)
     pictures = {frame.name: grey(image), "probability": probability, "mask": mask.astype(float),
@@ -60,8 +62,8 @@ for frame, image, teacher in read_sound(judged[len(judged) // 2:], 1):
                           columns=5 if max(image.shape) < 300 else 3))
 
 # %% [markdown]
-# A frame of a validation position, which the student has never learnt from (of any position, where none is kept for
-# validation); of a large one, the 300 x 300 pixels with most cells. *Probability*: how sure it is that a pixel belongs
+# A frame of a validation position of this student, which it was not trained on (of any position, where none of these
+# is one); of a large one, the 300 x 300 pixels with most cells. *Probability*: how sure it is that a pixel belongs
 # to a cell (black 0, white 1). *Mask*: where that exceeds one half. *Cells*: the mask cut apart where cells touch; the
 # colours only tell neighbours apart and need not agree with the teacher's.
 #
@@ -115,16 +117,12 @@ show_histograms(sizes, "cell area (µm²)", bins=20)
 
 # %%
 from segkit.charts import show_scores
-from segkit.data import exclude
 
 scores_csv = settings.run_dir / "scores.csv"
 scores = read_table(scores_csv) if scores_csv.is_file() else pd.DataFrame(columns=["experiment", "position", "frame"])
-left_out = {(f.experiment, f.position, f.frame) for f in exclude(dataset.frames, settings.exclude)[1]}
-scores["part"] = ["excluded" if (row.experiment, row.position, row.frame) in left_out else
-                  "validation" if row.position.endswith(settings.validation) else "other"
-                  for row in scores.itertuples()]
+scores["part"] = [parts[f"{row.experiment}/{row.position}/{row.frame}"] for row in scores.itertuples()]
 if len(scores):
-    known = scores["part"].map({"excluded": " (excluded)", "validation": " (validation)", "other": ""})
+    known = scores["part"].map(lambda part: "" if part == "other" else f" ({part})")
     display(show_scores(scores, scores["experiment"] + " " + scores["position"] + known))
 else:
     print("no teacher masks in this dataset: nothing to compare with")

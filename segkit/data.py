@@ -166,13 +166,17 @@ def read_pair(frame: Frame) -> tuple[np.ndarray, np.ndarray]:
 
     Raises SegkitError where they differ by more than 2 pixels or cannot be read.
     """
+    return common_area(frame.image.name, *read_whole_pair(frame))
+
+
+def read_whole_pair(frame: Frame) -> tuple[np.ndarray, np.ndarray]:
+    """As `read_pair`, each with all its pixels, so that their sizes may differ."""
     if frame.masks is None:
         raise SegkitError(f"{frame.name} has no masks file: a pair was needed")
     try:
-        image, labels = read_image(frame.image, frame.page), read_labels(frame.masks, frame.masks_page)
+        return read_image(frame.image, frame.page), read_labels(frame.masks, frame.masks_page)
     except SegkitError as error:
         raise SegkitError(f"{frame.name}: {error}") from None
-    return common_area(frame.image.name, image, labels)
 
 
 def read_sound(frames: Iterable[Frame], at_most: int) -> list[tuple[Frame, np.ndarray, np.ndarray]]:

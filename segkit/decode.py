@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from .data import Frame, Problem, read_pair
+from .data import Frame, Problem, common_area, read_whole_pair
 from .devices import free_memory
 from .errors import SegkitError
-from .images import read_header
+from .images import hash_pixels, read_header
 from .store import Store
 from .targets import OUTLIER, distance_target, fill_gaps, intensity_range, whole_areas
 
@@ -33,6 +33,7 @@ class Decoded(NamedTuple):
     points: np.ndarray  # (POINTS, 2) int32 (y, x); -1 without foreground
     widths: np.ndarray  # (cells,) float32, pixels
     areas: np.ndarray  # (cells that do not touch the border,) int32, pixels
+    image_hash: str = ""  # see images.hash_pixels; of the whole image, whatever its masks file leaves of it
 
 
 def decode(frame: Frame) -> Decoded:
@@ -40,7 +41,8 @@ def decode(frame: Frame) -> Decoded:
 
     Whole numbers up to 65535 are kept exactly, others in 65535 steps.
     """
-    image, labels = read_pair(frame)
+    whole, labels = read_whole_pair(frame)
+    image, labels = common_area(frame.image.name, whole, labels)
     low, high = intensity_range(image)
     image = fill_gaps(image)
     least, most = float(image.min()), float(image.max())
@@ -54,7 +56,7 @@ def decode(frame: Frame) -> Decoded:
     points = np.full((POINTS, 2), -1, np.int32) if chosen is None else np.stack(
         np.unravel_index(chosen, target.shape), axis=1).astype(np.int32)
     return Decoded(pixels, target, step / (high - low), (zero - low) / (high - low), points, widths,
-                   whole_areas(labels))
+                  whole_areas(labels), hash_pixels(whole))
 
 
 def build_store(frames: Sequence[Frame], device: torch.device, cache_dir: Path,
@@ -106,7 +108,8 @@ def build_store(frames: Sequence[Frame], device: torch.device, cache_dir: Path,
                   tensor(index["gain"], torch.float32), tensor(index["bias"], torch.float32),
                   tensor(index["points"], torch.int64), float(np.median(cells)) if len(cells) else 0.0,
                   index["areas"],
-                  float(index["inside"][sound].sum() / (heights * widths)[sound].sum()))
+                  float(index["inside"][sound].sum() / (heights * widths)[sound].sum()),
+                  tuple(index["hashes"][sound].tolist()))
     return store, problems
 
 
@@ -153,13 +156,15 @@ def _decode_all(frames: Sequence[Frame], sizes: Sequence[tuple[int, int]], fault
                     faults[i] = decoded
                     decoded = Decoded(np.zeros(sizes[i], np.uint16), np.zeros(sizes[i], np.uint8), 0.0, 0.0,
                                       np.full((POINTS, 2), -1, np.int32), widths[0], areas[0])
-                rows.append((decoded.gain, decoded.bias, decoded.points, np.count_nonzero(decoded.target)))
+                rows.append((decoded.gain, decoded.bias, decoded.points, np.count_nonzero(decoded.target),
+                             decoded.image_hash))
                 widths.append(decoded.widths)
                 areas.append(decoded.areas)
                 keep(decoded)
                 bar.update()
-    gain, bias, points, inside = (np.array(column) for column in zip(*rows, strict=True)) if rows else [np.zeros(0)] * 4
-    return {"gain": gain, "bias": bias, "points": points, "inside": inside,
+    names = ("gain", "bias", "points", "inside", "hashes")
+    columns = zip(*rows, strict=True) if rows else [()] * len(names)
+    return {**{name: np.array(column) for name, column in zip(names, columns, strict=True)},
             "widths": np.concatenate(widths), "areas": np.concatenate(areas)}
 
 

@@ -2,6 +2,9 @@
 
 import json
 import os
+import secrets
+import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -10,6 +13,9 @@ from typing import Any
 import pandas as pd
 
 from .errors import SegkitError
+
+LOCK = "run.lock"  # in a folder that one process writes into
+TOKEN = "SEGKIT_LOCK"  # environment variable by which the processes that it starts are known
 
 
 @contextmanager
@@ -38,6 +44,102 @@ def replacing(path: str | Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             temporary.unlink()
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep other processes from writing into a folder while the block runs, except those that the block starts.
+
+    The lock is a file in the folder, made if it is not there, that names host and process. Raises SegkitError as
+    `check_lock`, and where the folder cannot be written.
+    """
+    path, inherited = folder / LOCK, os.environ.get(TOKEN)
+    token = inherited or secrets.token_hex(8)
+    mine = {"host": socket.gethostname(), "process": os.getpid(), "started": _start_of(os.getpid()),
+            "since": time.strftime("%Y-%m-%d %H:%M:%S"), "token": token}
+    held = False
+    try:
+        with writing(path):
+            folder.mkdir(parents=True, exist_ok=True)
+            while not (held or check_lock(folder)):
+                with suppress(FileExistsError):  # another process was faster: look at its lock
+                    file = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)  # on network file systems too
+                    held = True
+                    with os.fdopen(file, "w") as text:
+                        json.dump(mine, text)
+        os.environ[TOKEN] = token
+        yield
+    finally:
+        if held and _holder(path).get("token", token) == token:
+            path.unlink(missing_ok=True)
+        if inherited is None:
+            os.environ.pop(TOKEN, None)
+
+
+def check_lock(folder: Path) -> bool:
+    """Whether this process, or one that started it, holds the folder's lock; the lock of an ended one is removed.
+
+    Raises SegkitError where another process holds it, or one of another machine that may be running.
+    """
+    path = folder / LOCK
+    if not (holder := _holder(path)):
+        return False
+    host, process = holder.get("host", "?"), holder.get("process", "?")
+    here = host == socket.gethostname()
+    if (here and process == os.getpid()) or holder.get("token") == os.environ.get(TOKEN, ""):
+        return True
+    starts = {_start_of(process), holder["started"]} if here else set()  # a number may be another process's now
+    if not here or ("" not in starts and ("?" in starts or len(starts) == 1)):
+        raise SegkitError(f"{folder} is in use by process {process} on {host} since {holder.get('since', '?')}: wait "
+                          f"until it ends, or choose another RUN or folder; if it is not running, remove {path}")
+    _remove_left(path, holder)
+    return False
+
+
+def _remove_left(path: Path, holder: dict[str, Any]) -> None:
+    """Remove the lock of an ended process; one at a time, so that none removes the next one's."""
+    removing = path.with_name(f".{LOCK}.removing")
+    try:
+        os.close(os.open(removing, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+    except FileExistsError:
+        time.sleep(0.05)
+        with suppress(FileNotFoundError):
+            if time.time() - removing.stat().st_mtime > 10:  # its process was killed within this function
+                removing.unlink()
+        return
+    try:
+        if _holder(path) == holder:
+            path.unlink(missing_ok=True)
+    finally:
+        removing.unlink(missing_ok=True)
+
+
+def _holder(path: Path) -> dict[str, Any]:
+    """What a lock's file contains; {} where there is none."""
+    for _ in range(20):
+        if not os.path.lexists(path):
+            return {}
+        try:
+            return json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):  # it is being written or removed
+            time.sleep(0.1)
+    return {"process": "unknown"}
+
+
+def _start_of(process: int) -> str:
+    """When a process of this machine was started, as Linux tells it; "" where it has ended, "?" where unknown."""
+    try:
+        if os.name == "posix":
+            os.kill(process, 0)  # sends nothing
+    except ProcessLookupError:
+        return ""
+    except PermissionError:
+        pass  # another user's, and running
+    try:
+        state, *fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+        return "" if state in "ZX" else fields[18]
+    except OSError:
+        return "?"
 
 
 def read_table(path: str | Path) -> pd.DataFrame:

@@ -11,10 +11,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from .advice import assumed_conditions
-from .data import exclude, split_by_position
+from .data import Dataset, exclude, split_by_position
 from .discover import discover
 from .errors import STOPPED, SegkitError
-from .files import read_table, replacing, writing
+from .files import locked, read_table, replacing, writing
 from .model_file import load_model
 from .report import write_report
 from .run import check_training
@@ -67,13 +67,21 @@ def run_notebooks(names: Sequence[str], values: dict[str, str]) -> Settings:
     dataset = discover(settings.dataset_path, settings.masks_path)  # what is wrong is said before anything is begun
     if names is MEASURE:
         load_model(settings.model_path, "cpu")
-        record_settings(settings)
     else:
         check_training(settings)
         split_by_position(exclude(dataset.pairs, settings.exclude)[0], settings.validation)
     folder = settings.run_dir / "notebooks"
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
+    with locked(settings.run_dir):  # the notebooks' kernels, which this process starts, are let in
+        if names is MEASURE:
+            record_settings(settings)
+        _run_all(names, settings, dataset, folder)
+    return settings
+
+
+def _run_all(names: Sequence[str], settings: Settings, dataset: Dataset, folder: Path) -> None:
+    """Execute the notebooks of a run into a folder, and make a page of them."""
     print(f"run {settings.run}: {settings.dataset_path} -> {settings.run_dir}", flush=True)
     assumed = assumed_conditions(settings, {frame.experiment for frame in dataset.frames})
     print("assumed, please check:", ", ".join(f"{name}={settings.as_dict()[name]}" for name in assumed) or "nothing")
@@ -89,7 +97,6 @@ def run_notebooks(names: Sequence[str], values: dict[str, str]) -> Settings:
     for line in dataset.problem_summary():
         print(f"left out: {line}")
     print(f"results in {settings.run_dir}; report.html there shows them", flush=True)
-    return settings
 
 
 def _execute(source: Path, target: Path, settings: Settings) -> None:

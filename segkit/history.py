@@ -10,11 +10,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from .errors import SegkitError
 from .files import write_table, writing
 
 COLUMNS = ("epoch", "train_loss", "train_dice", "val_loss", "val_dice", "learning_rate", "event", "seconds",
            "crops_per_second")
 ANEW = "started anew with other weights"  # how the event of an epoch ends after which nothing earlier counts
+BACK = "rolled back to epoch"  # what stands before the number of the epoch that a training has gone back to
 log = logging.getLogger("segkit")
 log.setLevel(logging.INFO)
 log.propagate = False
@@ -44,6 +46,14 @@ class History:
                    default=None)
 
     @property
+    def trained(self) -> int:
+        """How many epochs are trained, without those that were rolled back."""
+        if not self.rows or self.rows[-1]["event"].endswith(ANEW):
+            return 0
+        _, back, epoch = self.rows[-1]["event"].rpartition(BACK)
+        return int(epoch if back else self.rows[-1]["epoch"])
+
+    @property
     def events(self) -> list[str]:
         """Everything out of the ordinary, in order."""
         return [f"epoch {row['epoch']}: {row['event']}" for row in self.rows if row["event"]]
@@ -53,9 +63,14 @@ class History:
 
     @classmethod
     def read(cls, path: Path) -> "History":
-        """The rows of a saved history, without previews."""
+        """The rows of a saved history, without previews. Raises SegkitError where it is damaged."""
         numbers = {name: [""] for name in COLUMNS if name != "event"}
-        return cls(pd.read_csv(path, keep_default_na=False, na_values=numbers).to_dict("records"))
+        try:
+            table = pd.read_csv(path, keep_default_na=False, na_values=numbers)[list(COLUMNS)]
+        except (ValueError, KeyError) as error:
+            raise SegkitError(f"{path} cannot be read ({type(error).__name__}): delete it, RESUME=1 writes it again "
+                              "from last.pt") from None
+        return cls(table.to_dict("records"))
 
     def _repr_html_(self) -> str:
         return self.table().round(3).to_html(index=False)

@@ -1,5 +1,6 @@
 """Read images and labels from TIFF and PNG files; never write them."""
 
+import hashlib
 import logging
 import math
 import os
@@ -171,6 +172,17 @@ def read_image(path: str | Path, page: int = 0) -> np.ndarray:
         else:
             plane = plane[..., :3].astype(np.float32) @ np.array([0.299, 0.587, 0.114], np.float32)
     return np.ascontiguousarray(plane, dtype=np.float32)
+
+
+def hash_pixels(image: np.ndarray) -> str:
+    """A short name of an image's pixels (H, W), the same however the file stores them; "" for an image of one value.
+
+    Images of one value, such as black ones, are alike in unlike positions.
+    """
+    finite = image[np.isfinite(image)]
+    if not finite.size or finite.min() == finite.max():
+        return ""
+    return hashlib.sha256(f"{image.shape}".encode() + np.asarray(image, np.float32).tobytes()).hexdigest()[:16]
 
 
 def read_labels(path: str | Path, page: int = 0) -> np.ndarray:

@@ -17,7 +17,7 @@ from .data import Frame
 from .devices import autocast, in_parts, keep_memory
 from .errors import SegkitError
 from .history import log
-from .losses import batch_dice, student_loss
+from .losses import batch_dice, loss_sums, student_loss
 from .model import STRIDE, UNet
 from .model_file import load_model
 from .settings import Settings
@@ -68,6 +68,7 @@ class Learner:
         elif fresh.info.outputs != 2:
             raise SegkitError(f"START_FROM {start_from} is a model of the starting recipe, with masks only: start from "
                               "a model that segkit trained")
+        self.start_from = fresh.info if start_from else None
         self.model.load_state_dict(fresh.state_dict())
         self.average = AveragedModel(self.model, multi_avg_fn=average_weights)
         self.optimiser = torch.optim.AdamW(self.model.parameters(), weight_decay=WEIGHT_DECAY,
@@ -93,7 +94,8 @@ class Learner:
     def step(self, images: Tensor, targets: Tensor) -> Tensor:
         """One step of the optimiser, on images and targets (B, 1, h, w); returns the loss and the Dice, a tensor (2,).
 
-        Out of GPU memory, the batch is halved and its gradients are summed.
+        Out of GPU memory, the batch is computed in parts whose gradients add up to the batch's; batch norm alone then
+        takes each part's mean and variance instead of the batch's.
         """
         while True:
             try:
@@ -114,16 +116,24 @@ class Learner:
 
     def _accumulate(self, images: Tensor, targets: Tensor) -> Tensor:
         self.optimiser.zero_grad(set_to_none=True)
-        scores = torch.zeros(2, device=self.device)
-        for part, target in zip(images.split(self.part), targets.split(self.part), strict=True):
-            share = len(part) / len(images)
-            with autocast(self.device, self.settings.precision):
-                output = self.forward(part.contiguous(memory_format=torch.channels_last))
-            loss = student_loss(output, target)
-            (loss * share).backward()
-            dice = batch_dice(output[:, 0].detach(), target[:, 0] > 0).mean()
-            scores += share * torch.stack([loss.detach(), dice])
-        return scores
+        parts = list(zip(images.contiguous(memory_format=torch.channels_last).split(self.part),
+                         targets.split(self.part), strict=True))
+        batch_sums: list[Tensor] = []
+        if len(parts) > 1:  # soft Dice and the weights of the distance are those of the whole batch
+            with torch.no_grad():
+                sums = [loss_sums(self._output(self.model, part), target) for part, target in parts]
+            batch_sums = [torch.stack(sums).sum(0)]
+        dices = []
+        for part, target in parts:
+            output = self._output(self.forward, part)
+            loss = student_loss(output, target, *batch_sums)
+            loss.backward()
+            dices.append(batch_dice(output[:, 0].detach(), target[:, 0] > 0))
+        return torch.stack([loss.detach(), torch.cat(dices).mean()])
+
+    def _output(self, network: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
+        with autocast(self.device, self.settings.precision):
+            return network(images)
 
     @torch.inference_mode()
     def validate(self, store: Store) -> Judged:

@@ -9,6 +9,7 @@ from .data import Frame, Split
 from .decode import build_store
 from .devices import describe_device, free_memory
 from .history import log
+from .judge import hashes_by_position
 from .layout import FEW_STEPS, choose_crop, covering, steps_of
 from .settings import Settings
 from .store import Store
@@ -27,6 +28,8 @@ class Material(NamedTuple):
     min_area: int  # pixels, see targets.smallest_area
     crop: tuple[int, int]  # height, width
     steps: int  # of an epoch
+    trained_on: dict[str, list[str]]  # of all processes, see judge.hashes_by_position
+    validated_on: dict[str, list[str]]
     left_out: dict[str, str]  # frames of all processes that could not be decoded, by name, and why
 
 
@@ -34,7 +37,7 @@ def prepare(split: Split, settings: Settings, team: Team) -> Material:
     """Decode this process's share of the split; what cannot be decoded is logged and left out."""
     cache = settings.run_dir.parent / ".cache"
     limit = settings.memory_limit if team.here == 1 else (settings.memory_limit or free_memory() / 2e9) / team.here
-    stores, left_out = [], {}
+    stores, records, left_out = [], [], {}
     for frames, what in ((split.train, "training frames"), (split.validation, "validation frames")):
         share = team.share(frames, what)
         store, problems = build_store(share, team.device, cache, limit)
@@ -44,6 +47,7 @@ def prepare(split: Split, settings: Settings, team: Team) -> Material:
             log.info("left out %s: %s", problem.path, problem.reason)
             left_out[name] = problem.reason
         stores.append(store)
+        records.append(hashes_by_position(team.gather(list(zip(store.frames, store.hashes, strict=True)))))
         limit -= size if size < limit else 0  # what lies on the disk takes none
     train, validation = stores
     decoded = set(team.gather(list(validation.frames)))
@@ -67,4 +71,5 @@ def prepare(split: Split, settings: Settings, team: Team) -> Material:
                  settings.batch_size // team.size)
     return Material(train, validation, [frame for frame in split.validation if frame in decoded],
                     float(np.average(shares["foreground"], weights=shares["area"])),
-                    cell_width, smallest_area(team.gather(train.areas.tolist()), cell_width), crop, steps, left_out)
+                    cell_width, smallest_area(team.gather(train.areas.tolist()), cell_width), crop, steps, records[0],
+                    records[1], left_out)

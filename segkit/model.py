@@ -27,6 +27,9 @@ class ModelInfo:
     min_area: int = SPECK  # pixels; smaller cells are specks
     cell_width: float = 0.0  # median of the training cells, pixels; 0: unknown
     scores: dict[str, Any] = field(default_factory=dict)
+    trained_on: dict[str, list[str]] = field(default_factory=dict)  # hashes of images (images.hash_pixels) by
+    validated_on: dict[str, list[str]] = field(default_factory=dict)  # EXPERIMENT/position
+    fully_recorded: bool = False  # whether trained_on holds all; before 1.2 nothing was recorded
     settings: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
 

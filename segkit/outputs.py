@@ -14,7 +14,7 @@ from .cells import CELL_COLUMNS
 from .cluster import work_on_cluster
 from .data import Dataset, Frame, masks_path_in
 from .errors import SegkitError
-from .files import read_table, write_table
+from .files import locked, read_table, write_table
 from .history import log, logging_to
 from .model import UNet
 from .pipeline import Done, Manner, work_through
@@ -37,11 +37,16 @@ def segment_dataset(model: UNet, frames: Dataset | Iterable[Frame], out_dir: str
     only. scale, flips: see `segment`; a warning is given where the cells are not as wide as the training's.
     cluster: where the work is done, as CLUSTER in Settings; see cluster.work_on_cluster.
     Returns the path of cells.csv. Raises SegkitError where frames are something else, no frame could be read, out_dir
-    cannot be written, or the kernel is interrupted.
+    cannot be written, another process writes into it, or the kernel is interrupted.
     """
     out_dir, frames = Path(out_dir), _frames_of(frames)
     width_of = frozenset(f.name for f in frames[::max(1, len(frames) // WIDTH_FRAMES)])
     manner = Manner(pixel_size_um, scale, flips, width_of)
+    with locked(out_dir):
+        return _segment(model, frames, out_dir, manner, cluster)
+
+
+def _segment(model: UNet, frames: Sequence[Frame], out_dir: Path, manner: Manner, cluster: str) -> Path:
     done: list[Done] = []
     results = (work_on_cluster(cluster, model, frames, out_dir, manner) if cluster else
                work_through(model, frames, out_dir, manner))
@@ -59,10 +64,10 @@ def segment_dataset(model: UNet, frames: Dataset | Iterable[Frame], out_dir: str
         log.info("%d of %d frames segmented with the student of run %s, trained on %s", len(cells), len(frames),
                  *(model.info.settings.get(name, "?") for name in ("RUN", "DATASET_PATH")))
         widths = np.concatenate([np.zeros(0), *(d.widths for d in done)])
-        for complaint in (width_complaint(model, widths, scale), dice_complaint(scores)):
+        for complaint in (width_complaint(model, widths, manner.scale), dice_complaint(scores)):
             if complaint:
                 log.info(complaint)
-                warnings.warn(complaint, stacklevel=2)
+                warnings.warn(complaint, stacklevel=3)
     if frames and not cells:
         raise SegkitError(f"none of {len(frames)} frames could be read; the first: {skipped[0][2]}")
     table = pd.concat(cells, ignore_index=True) if cells else pd.DataFrame(columns=list(CELL_COLUMNS))

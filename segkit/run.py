@@ -15,7 +15,7 @@ import torch
 
 from .data import Split
 from .errors import SegkitError
-from .files import read_json, replacing, write_json, write_text, writing
+from .files import check_lock, read_json, replacing, write_json, write_text, writing
 from .history import History, log
 from .model import UNet
 from .model_file import save_model
@@ -31,11 +31,16 @@ def check_training(settings: Settings) -> bool:
     """Whether the run's folder holds a training that is to be renewed: the bundled demo's.
 
     Raises SegkitError where it is another dataset's, or holds another training, which is not resumed either, or nothing
-    to resume.
+    to resume, or more epochs than EPOCHS, and as `check_lock`.
     """
     run_dir, same = settings.run_dir, check_dataset(settings)
+    check_lock(run_dir)
     if settings.resume and not os.path.isfile(run_dir / "last.pt"):
         raise SegkitError(f"RESUME is set and {run_dir} holds no last.pt: set RESUME=0, or RUN to an interrupted run")
+    epochs = History.read(table).trained if settings.resume and os.path.isfile(table := run_dir / "history.csv") else 0
+    if epochs > settings.epochs:
+        raise SegkitError(f"RESUME is set and {epochs} epochs of runs/{settings.run} are trained already, more than "
+                          f"EPOCHS={settings.epochs}: set EPOCHS to {epochs} to end with these, or higher to train on")
     there = any(os.path.isfile(run_dir / name) for name in ("last.pt", "model.safetensors", "report.json"))
     if there and not settings.resume:
         bundled = same and settings.dataset_path == settings.root / DEMO
@@ -119,7 +124,7 @@ def finish_run(model: UNet, scores: pd.DataFrame, history: History, settings: Se
                "val_panoptic_quality": float(scores["panoptic_quality"].mean()),
                "val_dice_by_position": {" ".join(unit): float(value) for unit, value in
                                         scores.groupby(["experiment", "position"])["dice"].mean().items()}}
-    report: dict[str, Any] = {**summary, "best_epoch": best.get("epoch"), "epochs": settings.epochs,
+    report: dict[str, Any] = {**summary, "best_epoch": best.get("epoch"), "epochs": history.trained,
               "seconds": round(sum(row["seconds"] for row in history.rows), 1), "device": device,
               "versions": versions(), "events": history.events}
     model.info = replace(model.info, scores=summary, settings=settings.as_dict(), versions=versions())
@@ -137,6 +142,11 @@ def finish_run(model: UNet, scores: pd.DataFrame, history: History, settings: Se
 def model_card(model: UNet, report: dict[str, Any], frames: int) -> str:
     """What the model was trained on, how it scored, and what it must not be trusted with, as Markdown."""
     info = model.info
+    never = ", of positions that it never learnt from"
+    if not info.fully_recorded:
+        never = " (it started from weights of which is not known whether they were trained on these positions)"
+    elif set().union(*info.trained_on.values()) & set().union(*info.validated_on.values()):
+        never = " (some of their images are among the training's too, as copies)"
     positions = "\n".join(f"| {name} | {value:.4f} |" for name, value in report["val_dice_by_position"].items())
     return f"""# {info.settings['RUN']}: a segkit student
 
@@ -144,7 +154,7 @@ A U-Net of {model.count_parameters():,} parameters that outlines cells in phase-
 dataset {Path(info.settings['DATASET_PATH']).name} for {report['epochs']} epochs (best: {report['best_epoch']}),
 on {report['device']}.
 
-Over {frames} whole validation frames, of positions that it never learnt from: mean Dice {report['val_dice']:.4f}, mean
+Over {frames} whole validation frames{never}: mean Dice {report['val_dice']:.4f}, mean
 panoptic quality at IoU 0.5 {report['val_panoptic_quality']:.4f}.
 
 | validation position | mean Dice |

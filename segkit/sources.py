@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import SegkitError
-from .files import read_json, write_json
+from .files import TOKEN, read_json, write_json
 from .settings import CONDITIONS, DEMO, Settings, parse_settings, project_root, public_fields
 
 FORM_FILE = "segkit.json"
@@ -34,7 +34,8 @@ def load_settings(parameters: Mapping[str, Any] | None = None, root: Path | None
         values = read_json(form, "the saved form")
         if not isinstance(values, dict):
             raise SegkitError(f"the saved form {form} holds no settings: delete it, or save the form anew")
-    reserved = {"SEGKIT_IGNORE_FORM", "SEGKIT_CALLER"}  # not settings: for tests, and the folder make was called in
+    # not settings: for tests, the folder that make was called in, and the lock of a run
+    reserved = {"SEGKIT_IGNORE_FORM", "SEGKIT_CALLER", TOKEN}
     environment = {name.removeprefix("SEGKIT_"): value for name, value in os.environ.items()
                    if name.startswith("SEGKIT_") and name not in reserved}
     known = {f.name.upper() for f in public_fields()}

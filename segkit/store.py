@@ -28,6 +28,7 @@ class Store:
     cell_width: float  # median, pixels
     areas: np.ndarray  # (cells that do not touch the border,) int32, pixels
     foreground: float  # share of pixels inside cells
+    hashes: tuple[str, ...]  # of the images, see images.hash_pixels
 
     def gather(self, index: Tensor, y: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
         """Normalised images and targets (0..1, 0 = background) at float coordinates.

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import timedelta
 from tempfile import TemporaryFile
-from typing import TypeVar
+from typing import IO, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,7 @@ from .settings import Settings
 
 POLL = 0.5  # seconds between looks at what a team has done
 PATIENCE = timedelta(hours=6)  # with a process that decodes its share more slowly than the others
+WATCHED = "watched"  # first argument of a process whose standard input ends together with the one that launched it
 Item = TypeVar("Item")
 
 
@@ -98,19 +99,21 @@ def launch(settings: Settings, on_epoch: Callable[[History], None] | None = None
     """Train in settings.processes processes of this machine, by torchrun and segkit.distributed.
 
     on_epoch: called after every epoch with the history (its previews are empty). Returns the history.
+    They end when this process ends, however it is killed: each watches its standard input, which ends then.
     Raises SegkitError with the reason where the training stops before its end.
     """
     values = {name: "" if value is None else value for name, value in settings.as_dict().items()}
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone",
-               f"--nproc-per-node={settings.processes}", "-m", "segkit.distributed",
+               f"--nproc-per-node={settings.processes}", "-m", "segkit.distributed", WATCHED,
                *(f"{name}={int(value) if isinstance(value, bool) else value}" for name, value in values.items())]
     threads = {"OMP_NUM_THREADS": str(max(1, torch.get_num_threads() // settings.processes))}
     table, seen = settings.run_dir / "history.csv", None
     with suppress(FileNotFoundError):
         seen = table.stat().st_mtime_ns
     with TemporaryFile("w+", errors="replace") as said:
-        team = subprocess.Popen(command, cwd=settings.root, env=threads | os.environ, stdout=subprocess.DEVNULL,
-                                stderr=said, start_new_session=True)  # an interrupt reaches it once, through us
+        team = subprocess.Popen(command, cwd=settings.root, env=threads | os.environ, stdin=subprocess.PIPE,
+                                stdout=subprocess.DEVNULL, stderr=said,
+                                start_new_session=True)  # an interrupt reaches it once, through us
         try:
             while team.poll() is None:
                 time.sleep(POLL)
@@ -124,6 +127,8 @@ def launch(settings: Settings, on_epoch: Callable[[History], None] | None = None
                 raise
             raise SegkitError(f"interrupted: the finished epochs are saved in {settings.run_dir}; RESUME=1 goes on "
                               "from there") from None
+        finally:
+            cast(IO, team.stdin).close()
         said.seek(0)
         reasons = [line.partition(STOPPED)[2].strip() for line in said if STOPPED in line]
     if team.returncode:

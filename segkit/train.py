@@ -16,14 +16,15 @@ from .data import Split
 from .devices import describe_device
 from .discover import discover_split
 from .errors import SegkitError
-from .history import ANEW, History, duration, log, logging_to
-from .judge import choose_prominence, score_frames
+from .files import locked
+from .history import ANEW, BACK, History, duration, log, logging_to
+from .judge import choose_prominence, join_records, positions_trained_on, score_frames
 from .layout import learning_rate_at
 from .learner import LEARNING, Learner
 from .material import prepare
-from .model import UNet
+from .model import ModelInfo, UNet
 from .model_file import load_model, save_model
-from .run import finish_run, leave_out, load_checkpoint, open_run, save_checkpoint
+from .run import check_training, finish_run, leave_out, load_checkpoint, open_run, save_checkpoint
 from .settings import Settings
 from .team import Team, launch, launched
 
@@ -38,8 +39,9 @@ def fit(model: UNet, split: Split, settings: Settings, on_epoch: Callable[[Histo
     model: changed in place; holds the best weights at the end. on_epoch: called with the history after every epoch.
     Returns the history. The run folder gets what the README's table lists; RESUME goes on from its last.pt.
     With PROCESSES over 1, or started by torchrun, the frames are shared out among the processes; one of them writes.
-    Raises SegkitError where the run exists already, nothing can be decoded, the training breaks down
-    more than 3 times, a file cannot be written, or the kernel is interrupted (nothing is lost then).
+    Raises SegkitError where the run exists already or another process writes into it, START_FROM was trained on
+    validation positions, nothing can be decoded, the training breaks down more than 3 times, a file cannot be written,
+    or the kernel is interrupted (nothing is lost then).
     """
     if settings.processes > 1 and not launched():
         if split != discover_split(settings):
@@ -47,17 +49,29 @@ def fit(model: UNet, split: Split, settings: Settings, on_epoch: Callable[[Histo
                               "say it by VALIDATION and EXCLUDE, or set PROCESSES=1")
         if (model.info.outputs, model.info.upsampling) != (2, "smoothed"):
             raise SegkitError("PROCESSES trains segkit's own UNet(): set PROCESSES=1 for another")
-        history = launch(settings, on_epoch)
-        _take_best(model, settings)
+        check_training(settings)
+        with locked(settings.run_dir):  # the processes that are launched are let in
+            history = launch(settings, on_epoch)
+            _take_best(model, settings)
         return history
     team = Team(settings.device)
+    if not team.first:
+        return _train(model, split, settings, team, None)
+    check_training(settings)  # before a folder is made
+    with locked(settings.run_dir):
+        return _train(model, split, settings, team, on_epoch)
+
+
+def _train(model: UNet, split: Split, settings: Settings, team: Team,
+           on_epoch: Callable[[History], None] | None) -> History:
+    """`fit` as one process of a team; the first writes into the run's folder."""
     if team.first:
         open_run(split, settings)
     team.wait()
     with logging_to(settings.run_dir / "run.log") if team.first else nullcontext():
         log.disabled = not team.first
         try:
-            return _Training(model, split, settings, team).run(on_epoch if team.first else None)
+            return _Training(model, split, settings, team).run(on_epoch)
         except KeyboardInterrupt:  # later ones are caught where the epochs are counted
             raise SegkitError("interrupted before the first epoch: nothing is lost, run this again") from None
         except SegkitError as error:
@@ -89,6 +103,29 @@ class _Training:
         self.best_dice, self.least_loss = -1.0, math.inf
         self.sound: dict[str, Any] | None = None  # the last state worth going back to
         self.learner.start(self.material.foreground, self.tries)
+        self.record: dict[str, Any] = {"trained_on": self.material.trained_on, "fully_recorded": True,
+                                       "validated_on": self.material.validated_on}  # fields of ModelInfo
+        if copies := positions_trained_on(ModelInfo(**self.record), self.material.validated_on, settings):
+            log.info("%s: images of these validation positions are among the training's too, as copies",
+                     ", ".join(copies))
+        if start_from := self.learner.start_from:
+            self._inherit(start_from)
+
+    def _inherit(self, earlier: ModelInfo) -> None:
+        """Add what START_FROM's model was trained on. Raises SegkitError where that holds validation positions."""
+        path = self.settings.start_from_path
+        if leaked := positions_trained_on(earlier, self.material.validated_on, self.settings):
+            raise SegkitError(f"START_FROM {path} was trained on {len(leaked)} of the validation positions "
+                              f"({', '.join(leaked[:5])}): set VALIDATION to positions that it was not trained on, or "
+                              "START_FROM to another model, or to none")
+        if not earlier.fully_recorded:
+            log.info("what START_FROM %s was trained on is not known, since its file holds no full record of it: the "
+                     "validation positions may be among it", path)
+        self._join(earlier.trained_on, earlier.fully_recorded)
+
+    def _join(self, trained_on: dict[str, list[str]], fully_recorded: bool) -> None:
+        self.record |= {"trained_on": join_records(self.record["trained_on"], trained_on),
+                        "fully_recorded": self.record["fully_recorded"] and fully_recorded}
 
     def run(self, on_epoch: Callable[[History], None] | None) -> History:
         if self.settings.resume:
@@ -122,7 +159,7 @@ class _Training:
         model, team = self.learner.model, self.team
         team.wait()  # until its file is there
         _take_best(model, self.settings)
-        model.info = choose_prominence(model, self.material.validation_frames)
+        model.info = replace(choose_prominence(model, self.material.validation_frames), **self.record)
         scores = team.gather(score_frames(model, self.material.validation.frames).to_dict("records"))
         if team.first:
             finish_run(model, pd.DataFrame(scores).sort_values(["experiment", "position", "frame"]), self.history,
@@ -156,7 +193,8 @@ class _Training:
             self.least_loss = val_loss
             self._keep_best(val_dice)
         checkpoint = {**self.learner.state(), "state": {**{name: getattr(self, name) for name in KEPT},
-                                                        "rows": [dict(row) for row in self.history.rows]}}
+                                                        "rows": [dict(row) for row in self.history.rows],
+                                                        "record": self.record}}
         if not event and val_dice >= 0.5 * self.best_dice:
             self.sound = checkpoint
         if self.team.first:
@@ -166,8 +204,8 @@ class _Training:
     def _keep_best(self, val_dice: float) -> None:
         judged = cast(UNet, self.learner.average.module)
         judged.info = replace(self.learner.model.info, cell_width=round(self.material.cell_width, 2),
-                              min_area=self.material.min_area,
-                              settings=self.settings.as_dict(), scores={"val_dice": val_dice, "epoch": self.epoch})
+                              min_area=self.material.min_area, settings=self.settings.as_dict(),
+                              scores={"val_dice": val_dice, "epoch": self.epoch}, **self.record)
         if self.team.first:
             save_model(judged, self.settings.run_dir / "model.safetensors")
 
@@ -211,7 +249,7 @@ class _Training:
         if self.sound:  # the best weights' file stays, and so does least_loss, which is theirs
             self.learner.restore(self.sound)
             self.epoch = self.sound["state"]["epoch"]
-            return f"{event}: rolled back to epoch {self.epoch}"
+            return f"{event}: {BACK} {self.epoch}"
         self.epoch, self.best_dice, self.least_loss = 0, -1.0, math.inf
         self.learner.start(self.material.foreground, self.tries)
         return f"{event}: {ANEW}"
@@ -221,3 +259,7 @@ class _Training:
         for name in KEPT:
             setattr(self, name, checkpoint["state"][name])
         self.history.rows = [dict(row) for row in checkpoint["state"]["rows"]]
+        earlier = ModelInfo(**checkpoint["state"].get("record", {}))
+        if not earlier.fully_recorded:
+            log.info("what this run was trained on before is not known, since its last.pt holds no full record of it")
+        self._join(earlier.trained_on, earlier.fully_recorded)

@@ -54,6 +54,9 @@ def test_every_frame_is_judged_once_and_every_batch_is_halved(runs):
     said = (together.run_dir / "run.log").read_text()
     assert "2 processes, each with 8/8 training frames, 4/4 validation frames and 8 crops of every batch" in said
     assert said.count("epoch 10/10") == 1  # one process speaks
+    one, two = (load_model(settings.run_dir, "cpu").info for settings in (alone, together))
+    assert sum(map(len, two.trained_on.values())) == 16
+    assert (two.trained_on, two.validated_on) == (one.trained_on, one.validated_on)
     assert {p.name for p in together.run_dir.iterdir()} == {p.name for p in alone.run_dir.iterdir()}
 
 
@@ -86,6 +89,29 @@ def test_a_lost_process_ends_the_run_with_a_sentence_and_its_epochs_are_kept(tmp
     assert kept >= 1
     _, history = train(settings_for(tmp_path, RUN="lost", EPOCHS=kept + 1, CROPS_PER_EPOCH=32, RESUME=1))
     assert len(history.rows) == kept + 1
+
+
+def test_processes_end_with_the_kernel_that_launched_them_however_it_is_killed(tmp_path):
+    settings_for(tmp_path)
+    code = f"""
+from tests.test_cluster import Path, settings_for, train
+train(settings_for(Path({str(tmp_path)!r}), RUN="left", PROCESSES=2, EPOCHS=1000, CROPS_PER_EPOCH=16))"""
+    kernel, table = subprocess.Popen([sys.executable, "-c", code]), tmp_path / "runs/left/history.csv"
+
+    def running():
+        return subprocess.run(["pgrep", "-f", f"segkit.distributed .*{tmp_path}.*RUN=left"], capture_output=True,
+                              text=True).stdout.split()
+
+    while not table.exists() and kernel.poll() is None:
+        time.sleep(0.1)
+    assert len(running()) == 3  # torchrun and its two
+    kernel.kill()  # and not waited for: a zombie's processes must end too
+    until = time.time() + 10
+    while running() and time.time() < until:
+        time.sleep(0.1)
+    assert running() == []
+    assert "the process that started this training has ended" in (tmp_path / "runs/left/run.log").read_text()
+    kernel.wait()
 
 
 def test_what_cannot_be_shared_out_is_said(tmp_path):

@@ -99,6 +99,8 @@ def test_memory_and_disk_give_the_same_store(tmp_path, store):
     assert problems == []
     assert torch.equal(mapped.pixels, store.pixels)
     assert torch.equal(mapped.targets, store.targets)
+    assert mapped.hashes == store.hashes
+    assert len(set(store.hashes)) == len(store.frames)
     assert len(list(tmp_path.glob("*/index.npz"))) == 1
 
 

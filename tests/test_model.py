@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from segkit import SegkitError, UNet, load_model, segment
 from segkit.devices import free_memory
-from segkit.losses import batch_dice, dice_loss_with_logits, student_loss
+from segkit.losses import batch_dice, dice_loss_with_logits, loss_sums, student_loss
 from segkit.model import ModelInfo, UpConv
 from segkit.model_file import save_model
 from segkit.scores import dice
@@ -83,7 +83,7 @@ def test_a_size_that_does_not_fit_says_what_would():
 
 
 def test_saved_and_loaded_is_the_same(tmp_path):
-    model = UNet(ModelInfo(prominence=0.3, cell_width=9.5)).eval()
+    model = UNet(ModelInfo(prominence=0.3, cell_width=9.5, trained_on={"REF/Pos101": ["0123456789abcdef"]})).eval()
     save_model(model, tmp_path / "model.safetensors")
     loaded = load_model(tmp_path, "cpu")
     assert loaded.info == model.info
@@ -194,6 +194,22 @@ def test_losses_are_smallest_for_the_right_answer():
     assert student_loss(right, target) < 0.02
     assert student_loss(-right, target) > 2
     assert dice_loss_with_logits(torch.full((1, 8, 8), -20.0), torch.zeros(1, 8, 8)) == pytest.approx(0, abs=1e-4)
+
+
+@pytest.mark.parametrize("sizes", [(1, 1, 1, 1), (3, 1), (2, 2)])
+def test_the_gradients_of_a_batchs_parts_add_up_to_the_batchs(sizes):
+    torch.manual_seed(0)
+    share = torch.tensor([0.0, 0.02, 0.5, 0.9])[:, None, None, None]  # of pixels in cells; a crop without any
+    target = torch.rand(4, 1, 16, 16) * (torch.rand(4, 1, 16, 16) < share)
+    output = torch.randn(4, 2, 16, 16) * 3
+    whole, parts = output.clone().requires_grad_(), output.clone().requires_grad_()
+    loss, sums = student_loss(whole, target), loss_sums(output, target)
+    loss.backward()
+    for part, part_target in zip(parts.split(sizes), target.split(sizes), strict=True):
+        of_part = student_loss(part, part_target, sums)
+        torch.testing.assert_close(of_part, loss)
+        of_part.backward()
+    torch.testing.assert_close(parts.grad, whole.grad)
 
 
 def test_batch_dice_is_dice_frame_by_frame():

@@ -4,6 +4,7 @@ import json
 import math
 import resource
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +19,13 @@ from segkit import train as train_module
 from segkit.data import Frame, Split
 from segkit.decode import build_store
 from segkit.devices import in_parts
+from segkit.discover import discover_split
+from segkit.history import ANEW, BACK, History
+from segkit.judge import frame_parts
 from segkit.learner import Learner
 from segkit.material import prepare
+from segkit.model import ModelInfo
+from segkit.model_file import save_model
 from segkit.run import open_run, save_checkpoint
 from segkit.settings import DEMO, parse_settings
 from segkit.team import Team
@@ -90,6 +96,38 @@ def test_a_finished_run_is_not_overwritten_but_goes_on_with_more_epochs(tiny):
     assert [row["epoch"] for row in history.rows] == [1, 2]
 
 
+def test_fewer_epochs_than_are_trained_already_are_refused_and_as_many_end_the_run(tiny):
+    def interrupt(history):
+        if len(history.rows) == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(SegkitError, match="3 of 5 epochs"):
+        fit(UNet(), split_by_position(discover(tiny).pairs), settings_for(tiny, EPOCHS=5), interrupt)
+    with pytest.raises(SegkitError, match=r"3 epochs of runs/r are trained already.*EPOCHS=2: set EPOCHS to 3 to end"):
+        train(tiny, EPOCHS=2, RESUME=1)
+    _, _, settings = train(tiny, EPOCHS=3, RESUME=1)
+    report = json.loads((settings.run_dir / "report.json").read_text())
+    assert report["best_epoch"] <= report["epochs"] == 3
+
+
+def test_a_history_that_was_changed_by_hand_is_named_and_written_again_once_deleted(tiny):
+    _, _, settings = train(tiny, EPOCHS=1)
+    table = settings.run_dir / "history.csv"
+    table.write_text(table.read_text().replace(",", ";"))
+    with pytest.raises(SegkitError, match=r"history\.csv cannot be read .*: delete it"):
+        train(tiny, EPOCHS=2, RESUME=1)
+    table.unlink()
+    train(tiny, EPOCHS=2, RESUME=1)
+    assert [row["epoch"] for row in History.read(table).rows] == [1, 2]
+
+
+@pytest.mark.parametrize(("rows", "trained"), [
+    ([], 0), ([(1, ""), (2, "")], 2), ([(1, ""), (2, f"loss is nan: {ANEW}")], 0),
+    ([(1, ""), (2, ""), (3, ""), (4, f"validation Dice fell: {BACK} 2")], 2)])
+def test_epochs_that_were_rolled_back_are_not_counted(rows, trained):
+    assert History([{"epoch": epoch, "event": event} for epoch, event in rows]).trained == trained
+
+
 def test_resume_without_a_run_and_a_damaged_last_pt_are_named(tiny):
     with pytest.raises(SegkitError, match=r"no last\.pt"):
         train(tiny, RESUME=1)
@@ -151,7 +189,162 @@ def test_a_full_disk_is_said_and_the_last_checkpoint_stays(tmp_path):
     assert (tmp_path / "last.pt").read_bytes() == before
 
 
-def test_start_from_begins_with_another_runs_weights(tiny):
+@pytest.fixture
+def four(tmp_path, rng):
+    """Four positions of two frames, no two images alike: REF Pos101, Pos102, Pos103 and Pos109."""
+    for position in ("Pos101", "Pos102", "Pos103", "Pos109"):
+        add_position(tmp_path, rng, position)
+    return tmp_path
+
+
+def add_position(folder, rng, position, experiment="REF", frames=2):
+    for k in range(frames):
+        labels = squares((4, 4 + k), (20, 24))
+        image = (np.where(labels > 0, 60, 160) + rng.integers(0, 9, labels.shape)).astype(np.uint8)
+        write(folder / f"{experiment}_raw_data/{position}/aphase/img_{k:09d}.tiff", image)
+        write(folder / f"{experiment}_masks/{position}/PreprocessedPhaseMasks/MASK_img_{k:09d}.tif",
+              labels.astype(np.uint16))
+
+
+def train_on(folder, **changes):
+    """A training on what the settings give, with what it leaves."""
+    settings = settings_for(folder, **{"DATASET_PATH": folder, "EPOCHS": 1} | changes)
+    fit(UNet(), discover_split(settings), settings)
+    return load_model(settings.run_dir, "cpu").info, (settings.run_dir / "MODEL_CARD.md").read_text()
+
+
+def without_record(run_dir, **settings):
+    """Make a run's model file one of version 1.1, which records nothing."""
+    model = load_model(run_dir, "cpu")
+    model.info = replace(model.info, trained_on={}, validated_on={}, fully_recorded=False,
+                         settings=model.info.settings | settings)
+    save_model(model, run_dir / "model.safetensors")
+
+
+def test_a_model_file_names_the_images_that_it_was_trained_and_validated_on(four):
+    info, card = train_on(four)
+    assert list(info.trained_on) == ["REF/Pos101", "REF/Pos102", "REF/Pos103"]
+    assert list(info.validated_on) == ["REF/Pos109"]
+    assert len({h for record in (info.trained_on, info.validated_on) for hs in record.values() for h in hs}) == 8
+    assert info.fully_recorded
+    assert "of positions that it never learnt from" in card
+
+
+def test_start_from_a_model_trained_on_validation_positions_is_refused(four):
+    train_on(four, VALIDATION="103")
+    with pytest.raises(SegkitError, match=r"trained on 1 of the validation positions \(REF/Pos109\): set VALIDATION"):
+        train_on(four, RUN="b", START_FROM="r")
+    assert not (four / "runs/b/last.pt").exists()
+    info, card = train_on(four, RUN="c", START_FROM="r", VALIDATION="103", EXCLUDE="REF/Pos101,REF/Pos102")
+    assert list(info.trained_on) == ["REF/Pos101", "REF/Pos102", "REF/Pos109"]  # what it started from was
+    assert "of positions that it never learnt from" in card
+    with pytest.raises(SegkitError, match=r"\(REF/Pos101\)"):  # over two generations
+        train_on(four, RUN="d", START_FROM="c", VALIDATION="101")
+
+
+def test_other_frames_of_a_position_that_was_trained_on_are_refused_too(four):
+    train_on(four, VALIDATION="103", EXCLUDE="REF/Pos109/1")
+    with pytest.raises(SegkitError, match=r"\(REF/Pos109\)"):
+        train_on(four, RUN="b", START_FROM="r", EXCLUDE="REF/Pos109/0")
+
+
+def test_images_decide_and_not_names_what_a_model_was_trained_on(four, rng, tmp_path_factory):
+    train_on(four, VALIDATION="103")
+    other, renamed = (tmp_path_factory.mktemp(name) for name in ("other", "renamed"))
+    for folder in (other, renamed):
+        add_position(folder, rng, "Pos102")
+    add_position(other, rng, "Pos109")  # another laboratory's of the same name
+    train_on(four, RUN="b", START_FROM="r", DATASET_PATH=other)
+    add_position(renamed, rng, "Pos9", "NEW")
+    for k, (image, mask) in enumerate(zip(sorted(four.glob("REF_raw_data/Pos109/*/*")),
+                                          sorted(four.glob("REF_masks/Pos109/*/*")), strict=True)):
+        write(renamed / f"NEW_raw_data/Pos9/aphase/img_{k:09d}.tiff", tifffile.imread(image).astype(np.uint16),
+              compression="zlib")  # stored otherwise
+        write(renamed / f"NEW_masks/Pos9/PreprocessedPhaseMasks/MASK_img_{k:09d}.tif", tifffile.imread(mask)[:-1])
+    with pytest.raises(SegkitError, match=r"\(NEW/Pos9\)"):
+        train_on(four, RUN="c", START_FROM="r", DATASET_PATH=renamed, VALIDATION="Pos9")
+
+
+def test_black_frames_are_in_every_position_and_prove_nothing(four):
+    for position in ("Pos103", "Pos109"):
+        write(four / f"REF_raw_data/{position}/aphase/img_000000000.tiff", np.zeros((40, 48), np.uint8))
+    train_on(four, VALIDATION="109", EXCLUDE="REF/Pos101")
+    train_on(four, RUN="b", VALIDATION="109", START_FROM="r")
+
+
+def test_what_a_file_of_version_1_1_was_trained_on_is_judged_by_name_or_said_to_be_unknown(four, rng,
+                                                                                       tmp_path_factory):
+    train_on(four, VALIDATION="103")
+    without_record(four / "runs/r")
+    with pytest.raises(SegkitError, match=r"\(REF/Pos109\)"):
+        train_on(four, RUN="b", START_FROM="r")
+    other = tmp_path_factory.mktemp("other")
+    for position in ("Pos101", "Pos109"):
+        add_position(other, rng, position)
+    for name, changes in (("c", {"VALIDATION": "103"}), ("d", {"DATASET_PATH": other})):
+        info, card = train_on(four, RUN=name, START_FROM="r", **changes)
+        log = (four / f"runs/{name}/run.log").read_text()
+        assert log.count("was trained on is not known") == 1
+        assert not info.fully_recorded
+        assert "never learnt" not in card
+        assert "not known whether" in card
+    assert "never learnt" not in train_on(four, RUN="e", START_FROM="d", DATASET_PATH=other)[1]
+
+
+def test_a_resumed_run_keeps_in_mind_what_it_was_trained_on(four):
+    train_on(four, EXCLUDE="REF/Pos101")
+    info, card = train_on(four, EXCLUDE="REF/Pos102", RESUME=1, EPOCHS=2)
+    assert list(info.trained_on) == ["REF/Pos101", "REF/Pos102", "REF/Pos103"]
+    assert "never learnt" in card
+    path = four / "runs/r/last.pt"
+    checkpoint = torch.load(path, weights_only=True)
+    del checkpoint["state"]["record"]  # as version 1.1 wrote it
+    save_checkpoint(checkpoint, path.parent)
+    info, card = train_on(four, RESUME=1, EPOCHS=3)
+    assert not info.fully_recorded
+    assert "never learnt" not in card
+    assert "what this run was trained on before is not known" in (path.parent / "run.log").read_text()
+
+
+def test_the_parts_of_a_dataset_are_those_of_the_model_and_not_of_the_settings(four, rng, tmp_path_factory):
+    info, _ = train_on(four, VALIDATION="103", EXCLUDE="REF/Pos101,REF/Pos102/1")
+    frames, settings = discover(four).frames, settings_for(four, DATASET_PATH=four)  # VALIDATION: 09 and others
+
+    def parts(info, frames=frames, settings=settings):
+        of_positions = {frame.unit: part for frame, part in zip(frames, frame_parts(info, frames, settings).values(),
+                                                               strict=True)}
+        return {position: part for (_, position), part in of_positions.items()}
+
+    expected = {"Pos101": "other", "Pos102": "training", "Pos103": "validation", "Pos109": "training"}
+    assert parts(info) == expected
+    without_record(four / "runs/r")
+    assert parts(load_model(four / "runs/r", "cpu").info) == expected  # by name
+    other = tmp_path_factory.mktemp("other")
+    for position in ("Pos103", "Pos109"):  # another laboratory's
+        add_position(other, rng, position)
+    of_other = discover(other).frames
+    for model in (info, load_model(four / "runs/r", "cpu").info, ModelInfo()):
+        assert parts(model, of_other, settings_for(four, DATASET_PATH=other)) == {"Pos103": "other", "Pos109": "other"}
+
+
+def test_frames_that_exclude_names_are_excluded_unless_the_model_was_trained_on_them(four):
+    info, _ = train_on(four, EXCLUDE="REF/Pos101,REF/Pos102/1")
+    frames = discover(four).frames
+    settings = settings_for(four, DATASET_PATH=four, EXCLUDE="REF/Pos101,REF/Pos102,REF/Pos109/1")
+    parts = frame_parts(info, frames, settings)
+    assert {name.removeprefix("REF/"): part for name, part in parts.items()} == {
+        "Pos101/0": "excluded", "Pos101/1": "excluded", "Pos102/0": "training", "Pos102/1": "excluded",
+        "Pos103/0": "training", "Pos103/1": "training", "Pos109/0": "validation", "Pos109/1": "excluded"}
+
+
+def test_copies_of_training_images_among_the_validations_are_said(tiny):
+    *_, settings = train(tiny)  # its two positions are the same
+    assert "REF/Pos109: images of these validation positions" in (settings.run_dir / "run.log").read_text()
+    assert "never learnt" not in (settings.run_dir / "MODEL_CARD.md").read_text()
+
+
+def test_start_from_begins_with_another_runs_weights(tiny, rng):
+    add_position(tiny, rng, "Pos109")
     first, _, _ = train(tiny)
     second, _, _ = train(tiny, RUN="second", START_FROM="r", LEARNING_RATE=1e-7, EPOCHS=1)
     for name, value in first.named_parameters():  # the running statistics are measured anew
@@ -317,17 +510,20 @@ class SmallMemory:
 
 
 def test_a_batch_beyond_the_gpus_memory_is_taken_in_parts_and_gives_the_same(tiny):
-    images, targets = torch.rand(4, 1, 32, 32), (torch.rand(4, 1, 32, 32) > 0.7).float()
-    gradients = []
+    torch.manual_seed(0)
+    images, share = torch.rand(4, 1, 32, 32), torch.tensor([0.02, 0.1, 0.5, 0.9])[:, None, None, None]
+    targets = (torch.rand(4, 1, 32, 32) < share).float()  # from nearly empty to nearly full
+    gradients, scores = [], []
     for pictures in (4, 1):
         learner = Learner(UNet(), Team("cpu"), settings_for(tiny, BATCH_SIZE=4))
         learner.start(0.3, 0)
         learner.model.eval()  # batch norm measures each part for itself otherwise
         learner.forward = SmallMemory(learner.model, pictures)
-        learner.step(images, targets)
+        scores.append(learner.step(images, targets))
         assert learner.forward.seen == [pictures] * (4 // pictures)
         gradients.append(torch.cat([p.grad.flatten() for p in learner.model.parameters() if p.requires_grad]))
-    assert torch.nn.functional.cosine_similarity(*gradients, dim=0) > 0.9
+    torch.testing.assert_close(*scores)
+    assert torch.nn.functional.cosine_similarity(*gradients, dim=0) > 0.999
     learner.forward = SmallMemory(learner.model, 0)
     with pytest.raises(SegkitError, match="set a smaller CROP"):
         learner.step(images, targets)
