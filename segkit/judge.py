@@ -43,8 +43,9 @@ def position_parts(info: ModelInfo, frames: Iterable[Frame], dataset_path: Path)
     """What each (experiment, position) was for this model: "training", "validation" or "other".
 
     The images decide, since positions of different datasets may have the same name. One image of each position is read;
-    where the model's record has the position's name, as many as are needed to find one that it was trained or validated on. For a
-    model file without a record (before 1.2) names decide, and only in the dataset that it was trained on.
+    where the model's record has the position's name, as many as are needed to find one that it was trained or
+    validated on. For a model file without a record (before 1.2) names decide, and only in the dataset that it was
+    trained on.
     """
     positions: dict[tuple[str, str], list[Frame]] = {}
     for frame in frames:
