@@ -177,7 +177,7 @@ def read_image(path: str | Path, page: int = 0) -> np.ndarray:
 def hash_pixels(image: np.ndarray) -> str:
     """A short name of an image's pixels (H, W), the same however the file stores them; "" for an image of one value.
 
-    Images of one value, such as black ones, are alike in unlike positions.
+    Images of one value, such as black ones, may occur in any position and so identify none.
     """
     finite = image[np.isfinite(image)]
     if not finite.size or finite.min() == finite.max():

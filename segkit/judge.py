@@ -41,9 +41,10 @@ def join_records(*records: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
 def position_parts(info: ModelInfo, frames: Iterable[Frame], dataset_path: Path) -> dict[tuple[str, str], str]:
     """What each (experiment, position) was for this model: "training", "validation" or "other".
 
-    The images decide, since positions of unlike datasets may have one name: of each position one is read, or, where
-    the model knows its name, as many as it takes to find one that it was trained or validated on. A model file
-    without a record (before 1.2) is asked by names, and only about the dataset that it was trained on.
+    The images decide, since positions of different datasets may have the same name. One image of each position is read;
+    where the model's record has the position's name, as many as are needed to find one that it was trained or
+    validated on. For a model file without a record (before 1.2) names decide, and only in the dataset that it was
+    trained on.
     """
     positions: dict[tuple[str, str], list[Frame]] = {}
     for frame in frames:
@@ -64,7 +65,7 @@ def position_parts(info: ModelInfo, frames: Iterable[Frame], dataset_path: Path)
 def frame_parts(info: ModelInfo, frames: Sequence[Frame], settings: Settings) -> dict[str, str]:
     """What each frame, by its name, was for this model: as `position_parts`, or "excluded".
 
-    Excluded are the frames that EXCLUDE names, unless the model was trained on them all the same.
+    Excluded are the frames that EXCLUDE names and that the model was not trained on.
     """
     positions = position_parts(info, frames, settings.dataset_path)
     parts = {frame.name: positions[frame.unit] for frame in frames}
@@ -99,8 +100,8 @@ def _image_hash(frame: Frame) -> str:
         return ""  # its Problem says so
 
 
-def _parts_by_name(info: ModelInfo, positions: Iterable[tuple[str, str]], dataset_path: Path) -> dict[tuple[str, str],
-                                                                                                      str]:
+def _parts_by_name(info: ModelInfo, positions: Iterable[tuple[str, str]],
+                   dataset_path: Path) -> dict[tuple[str, str], str]:
     earlier = {name: str(info.settings.get(name, "")) for name in ("DATASET_PATH", "VALIDATION", "EXCLUDE")}
     if not earlier["DATASET_PATH"] or Path(earlier["DATASET_PATH"]).resolve() != Path(dataset_path).resolve():
         return dict.fromkeys(positions, "other")

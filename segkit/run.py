@@ -144,7 +144,7 @@ def model_card(model: UNet, report: dict[str, Any], frames: int) -> str:
     info = model.info
     never = ", of positions that it never learnt from"
     if not info.fully_recorded:
-        never = " (it started from weights of which is not known whether they were trained on these positions)"
+        never = " (it is not known whether the weights that it started from were trained on these positions)"
     elif set().union(*info.trained_on.values()) & set().union(*info.validated_on.values()):
         never = " (some of their images are among the training's too, as copies)"
     positions = "\n".join(f"| {name} | {value:.4f} |" for name, value in report["val_dice_by_position"].items())

@@ -287,11 +287,11 @@ def test_what_a_file_of_version_1_1_was_trained_on_is_judged_by_name_or_said_to_
         assert log.count("was trained on is not known") == 1
         assert not info.fully_recorded
         assert "never learnt" not in card
-        assert "not known whether" in card
+        assert "it is not known whether" in card
     assert "never learnt" not in train_on(four, RUN="e", START_FROM="d", DATASET_PATH=other)[1]
 
 
-def test_a_resumed_run_keeps_in_mind_what_it_was_trained_on(four):
+def test_a_resumed_run_records_what_it_was_trained_on(four):
     train_on(four, EXCLUDE="REF/Pos101")
     info, card = train_on(four, EXCLUDE="REF/Pos102", RESUME=1, EPOCHS=2)
     assert list(info.trained_on) == ["REF/Pos101", "REF/Pos102", "REF/Pos103"]
