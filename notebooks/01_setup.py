@@ -134,7 +134,7 @@ ExperimentsForm(form)
 
 # %% [markdown]
 # The form as plain text: run this cell and the next again after a change. What EXPERIMENTS says of an experiment goes
-# before the values above it. (A reader without Jupyter sees the demo, with EPOCHS=7 on a CPU.)
+# before the values above it. (A reader without Jupyter sees the demo, with EPOCHS=12 on a CPU.)
 
 # %%
 import pandas as pd

