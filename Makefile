@@ -39,9 +39,17 @@ run: install
 segment: install
 	@"$$BIN"/python -m segkit.headless segment $(SETTINGS)
 
+# where a CPU computes in bf16 by itself, the notebooks that train or use a student are compared in float32, too;
+# make test PRECISION=bf16 (or float32): everything in that precision alone
+TRAINED := $(addprefix notebooks/,03_training.ipynb 04_inference.ipynb 05_growth.ipynb)
+ifdef PRECISION
+test: export SEGKIT_PRECISION := $(PRECISION)
+endif
 test: install lint
 	"$$BIN"/python -m pytest tests
 	"$$BIN"/python -m pytest --nbval notebooks
+	test -n "$$SEGKIT_PRECISION" || ! "$$BIN"/python -m tests.cpu_has_bf16 \
+	  || SEGKIT_PRECISION=float32 "$$BIN"/python -m pytest --nbval $(TRAINED)
 
 # the same unit tests with the lowest versions of everything that pyproject.toml allows
 test-lowest: install

@@ -136,7 +136,7 @@ ExperimentsForm(form)
 # The form as plain text: run this cell and the next again after a change. What EXPERIMENTS says of an experiment goes
 # before the values above it. (A reader without Jupyter sees the demo, with EPOCHS=12 on a CPU.)
 
-# %%
+# %% tags=["nbval-ignore-output"]
 import pandas as pd
 
 from segkit.advice import settings_table
