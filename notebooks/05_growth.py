@@ -239,7 +239,8 @@ else:
 # %% [markdown] tags=["answers"]
 # <details><summary>Answers</summary>
 #
-# - *After*: it now holds two steps of fast growth, and its rate rises by about a sixth. *Before* only loses frames.
+# - *After*: it now holds two steps of fast growth, and its rate nearly doubles, though it stays
+#   small. *Before* only loses frames.
 # - On average; but it goes up in steps, when several cells divide at once, and needs many cells to be smooth.
 #
 # </details>
