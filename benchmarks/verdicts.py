@@ -50,7 +50,8 @@ def growth_table(experiment: str, logs: np.ndarray) -> pd.DataFrame:
         rate, error, freedom = slope_with_error(hours, line[DRUG:])
         half = error * stats.t.ppf(0.975, freedom)
         rows.append({"experiment": experiment, "position": f"Pos{k}", "phase": "after", "frames": FRAMES - DRUG,
-                     "empty_frames": 0, "start_cells": CELLS, "died_out": False, "mean_cells": CELLS,
+                     "empty_frames": 0, "start_cells": CELLS, "died_out": False, "lost_share": 0.0,
+                     "mean_cells": CELLS,
                      "growth_per_hour": rate, "standard_error": error, "low": rate - half, "high": rate + half,
                      "doubling_minutes": 0.0, "doubling_low": 0.0, "doubling_high": 0.0})
     return pd.DataFrame(rows)

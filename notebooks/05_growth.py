@@ -150,7 +150,8 @@ if len(too_late):
 # between positions, pooled over both experiments: three positions a side are few, ten are better, and one a side cannot
 # say anything. The verdicts:
 #
-# - *dying*: positions that began the phase with cells end without any (a cross in the curves above);
+# - *dying*: positions that began the phase with cells end without any (a cross in the curves above), or half of the
+#   cells and more vanish at once;
 # - *stopped*: the whole interval lies below a quarter of the reference's growth (the dotted line);
 # - *slowed*: the whole interval lies below the reference's growth;
 # - *grows*: no slowing is seen, and the interval begins above half of the reference's growth;

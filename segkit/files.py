@@ -120,9 +120,12 @@ def _holder(path: Path) -> dict[str, Any]:
         if not os.path.lexists(path):
             return {}
         try:
-            return json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):  # it is being written or removed
-            time.sleep(0.1)
+            holder = json.loads(path.read_text(encoding="utf-8"))
+            if isinstance(holder["process"], int) and {"host", "started", "token"} <= holder.keys():
+                return holder
+        except (OSError, ValueError, TypeError, KeyError, AttributeError):  # it is being written or removed, or damaged
+            pass
+        time.sleep(0.1)
     return {"process": "unknown"}
 
 

@@ -20,9 +20,12 @@ GROWS_ABOVE = 0.5  # share of the reference's growth rate: an interval that begi
 NO_GROWTH = "the reference does not surely grow"
 ALPHA = 0.025  # error on one side of an interval or test
 MAX_EMPTY = 0.25  # share of frames that lost their cells beyond which a phase has no rate (the slope breaks at 0.29)
+SUDDEN = 5  # frames before and after one in which a loss of area counts as sudden
+LOST, MOST = 0.2, 0.5  # share of the area that vanishes suddenly: more cannot be read as growth; and more is death
 MAX_LOST = 0.2  # share of positions that began with cells and have no rate, beyond which nothing is said
 RATIOS = np.linspace(-4, 6, 4001)  # at which the ratio's interval is looked for
-GROWTH_COLUMNS = ("experiment", "position", "phase", "frames", "empty_frames", "start_cells", "died_out", "mean_cells",
+GROWTH_COLUMNS = ("experiment", "position", "phase", "frames", "empty_frames", "start_cells", "died_out", "lost_share",
+                  "mean_cells",
                   "growth_per_hour", "standard_error", "low", "high", "doubling_minutes", "doubling_low",
                   "doubling_high")
 COMPARISON_COLUMNS = ("experiment", "reference", "phase", "positions", "reference_positions", "positions_died_out",
@@ -96,7 +99,8 @@ def growth_rates(cells: pd.DataFrame | str | Path, frames: Iterable[Frame] = (),
     the log area against time, with its standard error and 95 % interval (low, high), and the doubling time; empty
     where fewer than MIN_FRAMES frames hold cells, the position died out, or over a quarter of the frames lost their
     cells. start_cells: cells when the phase began. died_out: the phase began with cells and its last frames hold none
-    (a tenth of the phase, at least 3 frames); empty where that is not known.
+    (a tenth of the phase, at least 3 frames); empty where that is not known. lost_share: the largest share of the area
+    that vanished within a few frames.
 
     Raises
     ------
@@ -115,8 +119,10 @@ def growth_rates(cells: pd.DataFrame | str | Path, frames: Iterable[Frame] = (),
     rows = []
     for (experiment, position), line in areas.groupby(["experiment", "position"]):
         minutes, drug = of_experiment(minutes_per_frame, experiment), of_experiment(drug_frame, experiment)
-        if not minutes > 0:
-            raise SegkitError(f"minutes_per_frame is {minutes}: a time above 0 was needed")
+        if not (isinstance(minutes, int | float | np.number) and minutes > 0):
+            raise SegkitError(f"minutes_per_frame is {minutes!r}: a number above 0 was needed")
+        if not (drug is None or (isinstance(drug, int | float | np.number) and drug == drug)):
+            raise SegkitError(f"drug_frame is {drug!r}: a frame number, or None without drug, was needed")
         phases = {"all": line}
         if drug is not None and drug >= 0:
             with_drug = line["since_start"] >= drug
@@ -127,12 +133,13 @@ def growth_rates(cells: pd.DataFrame | str | Path, frames: Iterable[Frame] = (),
                 (part["cells"].iloc[-_end_frames(part):] == 0).all())
             if not known and last - line["since_start"].max() >= _end_frames(line):
                 died = None  # cells end before those of other positions: all dead, or a shorter film
-            alive, gone = part[part["cells"] > 0], (part["cells"] == 0) & ((part["cells"].cumsum() > 0) | (start > 0))
+            alive, gone = part[part["area_px"] > 0], (part["cells"] == 0) & ((part["cells"].cumsum() > 0) | (start > 0))
             if died or gone.sum() > MAX_EMPTY * len(part):  # a slope through the few frames left would hide the loss
                 alive = alive[:0]
             rows.append({"experiment": experiment, "position": position, "phase": phase, "frames": len(part),
                          "empty_frames": empty, "start_cells": start, "died_out": died,
-                         "mean_cells": part["cells"].mean(), **_slope(alive, minutes)})
+                         "lost_share": _lost_share(line, part), "mean_cells": part["cells"].mean(),
+                         **_slope(alive, float(minutes))})
     return pd.DataFrame(rows, columns=list(GROWTH_COLUMNS))
 
 
@@ -142,10 +149,25 @@ def _end_frames(part: pd.DataFrame) -> int:
 
 
 def _start_cells(line: pd.DataFrame, part: pd.DataFrame) -> int:
-    """How many cells a position (line) has when a phase of it (part) begins: in the first frame or just before."""
-    first = part["since_start"].min()
-    near = line["since_start"].between(first - _end_frames(part), first)
-    return int(line.loc[near, "cells"].max()) if len(part) else 0
+    """How many cells a position (line) has when a phase of it (part) begins: in the frames just before, or the first.
+
+    The median: specks in a single frame are no cells that could die.
+    """
+    first, n = part["since_start"].min(), _end_frames(part)
+    before = line[line["since_start"].between(first - n, first - 1)]
+    return int((before if len(before) else part[:n])["cells"].median()) if len(part) else 0
+
+
+def _lost_share(line: pd.DataFrame, part: pd.DataFrame) -> float:
+    """The largest share of its area that a position (line) loses suddenly in a phase (part), cells that die at once.
+
+    Medians over the SUDDEN frames before and after each frame are compared, so that a bad frame or two change nothing.
+    A slope that a few frames cannot move (Theil and Sen's) does not see such a step.
+    """
+    area, at = line["area_px"].to_numpy(), np.flatnonzero(line.index.isin(part.index))
+    shares = [1 - np.median(area[i:i + SUDDEN]) / before for i in at
+              if len(area[i:i + SUDDEN]) >= 3 and i >= 3 and (before := np.median(area[max(0, i - SUDDEN):i])) > 0]
+    return max(0.0, *shares) if shares else 0.0
 
 
 def _slope(line: pd.DataFrame, minutes: float) -> dict[str, float]:
@@ -268,13 +290,29 @@ def _compare(treated: pd.DataFrame, reference: pd.DataFrame) -> dict[str, Any]:
         return row | {"verdict": "dying", "reason": f"{died} of {row['positions']} positions died out{others}"}
     if reason := _no_rates(y, x) or _lost(one):
         return row | {"reason": reason}
+    sudden, usual = (table["lost_share"] > LOST for table in (y, x))
+    if sudden.mean() > MAX_LOST:  # the survivors' growth would hide it
+        lost = y["lost_share"].median()
+        why = f"at least {LOST:.0%} of the area vanished within a few frames in {sudden.sum()} of {len(y)} positions"
+        if lost > MOST and not usual.mean() > MAX_LOST:
+            return row | {"verdict": "dying", "reason": f"{why}, {lost:.0%} in the middle one"}
+        return row | {"reason": why}
     row["ratio"] = row["growth_per_hour"] / row["reference_growth_per_hour"]
     row["low"], row["high"] = ratio_interval(*(t[c].to_numpy() for t in (x, y)
                                                for c in ("growth_per_hour", "standard_error")))
     row["verdict"], reason = _verdict(row["low"], row["high"])
     lost = "".join(f"; {len(table) - len(rated)} of {len(table)} {whose}positions have no rate" for table, rated, whose
                    in ((one, y, ""), (other, x, "reference ")) if len(rated) < len(table))
-    return row | {"reason": reason + lost}
+    return row | {"reason": reason + lost + _slower_before(treated, reference, phase)}
+
+
+def _slower_before(treated: pd.DataFrame, reference: pd.DataFrame, phase: str) -> str:
+    """That the treated positions grew less before the drug, too; an empty text where they did not."""
+    y, x = (table[(table["phase"] == "before") & table["growth_per_hour"].notna()] for table in (treated, reference))
+    if phase != "after" or len(y) + len(x) < 3 or not len(y) or not x["growth_per_hour"].mean() > 0:
+        return ""
+    high = ratio_interval(*(t[c].to_numpy() for t in (x, y) for c in ("growth_per_hour", "standard_error")))[1]
+    return "; but they grew less before the drug, too" if high < 1 else ""
 
 
 def _no_death_known(one: pd.DataFrame, other: pd.DataFrame) -> str:

@@ -105,6 +105,7 @@ def _execute(source: Path, target: Path, settings: Settings) -> None:
     All settings are handed over, so that the copy says with which ones it was executed (report.html shows them).
     """
     import papermill
+    from nbclient.exceptions import DeadKernelError
     from papermill.exceptions import PapermillExecutionError
 
     if not source.is_file():
@@ -119,6 +120,9 @@ def _execute(source: Path, target: Path, settings: Settings) -> None:
                                        kernel_name="python3", extra_arguments=["--log-level=ERROR"])
         except PapermillExecutionError as error:
             stopped = error
+        except DeadKernelError:
+            raise SegkitError(f"{source.stem}: its kernel was killed, most likely for want of memory: set a smaller "
+                              "BATCH_SIZE, CROP or MEMORY_LIMIT") from None
     if stopped:
         if stopped.ename != "SegkitError":
             print("\n".join(stopped.traceback), file=sys.stderr)

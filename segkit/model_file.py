@@ -15,6 +15,7 @@ from .devices import pick_device
 from .errors import SegkitError
 from .files import replacing
 from .model import ModelInfo, UNet
+from .settings import PRECISIONS
 
 FORMAT = 2
 _PLAIN_PARTS = ((r"inc\.double_conv\.", "down.0."), (r"down(\d)\.1\.double_conv\.", r"down.\1."),
@@ -37,6 +38,8 @@ def load_model(path: str | Path, device: str = "auto", precision: str = "auto") 
     precision: "auto" (bf16 where the hardware has it), "bf16" or "float32".
     Raises SegkitError where there is no model, or the file is damaged or not of segkit.
     """
+    if precision not in PRECISIONS:
+        raise SegkitError(f"precision is {precision}: one of {', '.join(PRECISIONS)} was needed")
     path = Path(path).expanduser()
     file = path / "model.safetensors" if os.path.isdir(path) else path
     if not (os.path.isfile(file) and os.access(file, os.R_OK)):

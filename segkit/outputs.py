@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 
 from .cells import CELL_COLUMNS
 from .cluster import work_on_cluster
-from .data import Dataset, Frame, masks_path_in
+from .data import Dataset, Frame
 from .errors import SegkitError
 from .files import locked, read_table, write_table
 from .history import log, logging_to
@@ -30,7 +30,8 @@ def segment_dataset(model: UNet, frames: Dataset | Iterable[Frame], out_dir: str
     """Segment every frame, or every frame of a dataset, with or without teacher masks, and measure its cells.
 
     Writes into out_dir: masks/EXPERIMENT_masks/PosXXX/PreprocessedPhaseMasks/MASK_*.tif (uint16 labels, in the
-    users' own layout), cells.csv (a row per cell and frame) and, for frames with teacher labels, scores.csv.
+    users' own layout), cells.csv (a row per cell and frame), frames.csv (a row per segmented frame) and, for frames
+    with teacher labels, scores.csv.
     Interrupted and called again, it goes on: a frame whose label file this model made from the same image is only
     measured anew. A frame that cannot be read is logged and listed in skipped.csv, and the rest goes on.
     pixel_size_um: um per pixel, one for all or by experiment, for sizes in um and the TIFFs' resolution; None: pixels
@@ -72,6 +73,9 @@ def _segment(model: UNet, frames: Sequence[Frame], out_dir: Path, manner: Manner
         raise SegkitError(f"none of {len(frames)} frames could be read; the first: {skipped[0][2]}")
     table = pd.concat(cells, ignore_index=True) if cells else pd.DataFrame(columns=list(CELL_COLUMNS))
     write_table(out_dir / "cells.csv", table)
+    seen = [(f.experiment, f.position, f.frame, len(d.cells)) for f, d in zip(frames, done, strict=True)
+            if d.cells is not None]
+    write_table(out_dir / "frames.csv", pd.DataFrame(seen, columns=["experiment", "position", "frame", "cells"]))
     for name, content in (("scores.csv", pd.DataFrame(scores)),
                           ("skipped.csv", pd.DataFrame(skipped, columns=["frame", "file", "reason"]))):
         if len(content):
@@ -92,13 +96,14 @@ def _frames_of(given: Any) -> list[Frame]:
 
 
 def segmented_frames(frames: Iterable[Frame], run_dir: str | Path) -> list[Frame]:
-    """The frames whose cells are in the run's cells.csv: those with a label file that the last segmenting did not skip.
+    """The frames that the run's cells.csv covers, also those without any cell: its frames.csv names them.
 
-    A frame that could not be read may have a label file of an earlier time, and is no frame without cells.
+    A label file alone says less: it may be older than the table, or newer where a segmenting was interrupted.
     """
-    table = Path(run_dir) / "skipped.csv"
-    skipped = set(read_table(table)["file"]) if table.is_file() else set()
-    return [f for f in frames if str(f.image) not in skipped and masks_path_in(Path(run_dir) / "masks", f).is_file()]
+    path = Path(run_dir) / "frames.csv"
+    table = read_table(path) if path.is_file() else pd.DataFrame(columns=["experiment", "position", "frame"])
+    seen = set(zip(table["experiment"], table["position"], table["frame"], strict=True))
+    return [f for f in frames if (*f.unit, f.frame) in seen]
 
 
 def width_complaint(model: UNet, widths: np.ndarray, scale: float = 1.0) -> str:

@@ -69,6 +69,11 @@ def _first_frames(by_image: Mapping[Key, Path], headers: Mapping[Key, Header], w
     """The frame number of each file's first page, in order; files left out, and what is assumed, become problems."""
     numbers, doubt = frame_numbers(by_image)
     strays = sorted(by_image[key].name for key in by_image.keys() - numbers.keys())
+    films = [key for key, header in headers.items() if header.pages > 1]
+    if len(films) == 1 and len(headers) == len(by_image) and 1 < len(by_image) <= headers[films[0]].pages:
+        # a film, and single pictures beside it such as ImageJ's AVG_film: they are no times of it
+        doubt, strays = "", sorted(path.name for key, path in by_image.items() if key != films[0])
+        numbers = {films[0]: 0}
     if strays and all(header.pages > 1 for header in headers.values()):  # film, film_1, film_2: parts of a time-lapse
         numbers, doubt, strays = {key: k for k, key in enumerate(sorted(by_image, key=Key.natural))}, UNTOLD, []
     if strays:

@@ -19,7 +19,7 @@ from .images import DAMAGE, open_tiff, read_image
 from .judge import score_frame
 from .model import UNet
 from .segmentation import POSTPROCESSING, Maps, label, predict
-from .targets import distance_target
+from .targets import distance_target, has_contrast
 
 GPU_BATCH = 8  # frames that go through the network together
 In = TypeVar("In")
@@ -60,7 +60,7 @@ def work_through(model: UNet, frames: Sequence[Frame], out_dir: Path, manner: Ma
     on_gpu = next(model.parameters()).device.type != "cpu"
     batch, key = GPU_BATCH if on_gpu else 1, _fingerprint(model, manner)
     with ThreadPoolExecutor(2) as pool:
-        read = _ahead(pool, lambda frame: _read(frame, out_dir, key), frames, 2 * batch)
+        read = _ahead(pool, lambda frame: _read(frame, out_dir, key, manner), frames, 2 * batch)
         yield from _ahead(pool, lambda answer: _finish(model, *answer, manner),
                           _answers(model, read, batch, manner), 4)
 
@@ -76,13 +76,17 @@ def _ahead(pool: ThreadPoolExecutor, work: Callable[[In], Out], items: Iterable[
         yield waiting.popleft().result()
 
 
-def _read(frame: Frame, out_dir: Path, key: str) -> _Read:
-    path = masks_path_in(out_dir / "masks", frame)
+def _read(frame: Frame, out_dir: Path, key: str, manner: Manner) -> _Read:
+    path, um = masks_path_in(out_dir / "masks", frame), of_experiment(manner.pixel_size_um, frame.experiment)
     try:
         stat = frame.image.stat()
         stamp = f"segkit labels {key} of {stat.st_size} {stat.st_mtime_ns} {frame.page}"
-        labels = _labels_made_before(path, stamp)
-        return _Read(frame, path, stamp, read_image(frame.image, frame.page) if labels is None else None, labels)
+        if (labels := _labels_made_before(path, stamp, um)) is not None:
+            return _Read(frame, path, stamp, labels=labels)
+        image = read_image(frame.image, frame.page)
+        if not has_contrast(image):  # a lamp that was off is no frame without cells: growth would take it for death
+            raise SegkitError(f"{frame.image.name} is constant: there is nothing to see in it")
+        return _Read(frame, path, stamp, image)
     except (SegkitError, OSError) as error:
         return _Read(frame, path, "", fault=str(error))
 
@@ -145,15 +149,24 @@ def write_labels(path: Path, labels: np.ndarray, pixel_size_um: float | None = N
         raise SegkitError(f"{path.name}: {labels.max()} cells in one frame, and 16-bit labels hold 65535")
     per_cm = 1e4 / pixel_size_um if pixel_size_um else None
     with replacing(path) as temporary:
-        tifffile.imwrite(temporary, labels.astype(np.uint16), compression="zlib", description=stamp, metadata=None,
+        tifffile.imwrite(temporary, labels.astype(np.uint16), compression="zlib", metadata=None,
+                         description=_description(stamp, pixel_size_um),
                          resolution=(per_cm, per_cm) if per_cm else None,
                          resolutionunit="CENTIMETER" if per_cm else None)
 
 
-def _labels_made_before(path: Path, stamp: str) -> np.ndarray | None:
-    """The labels in a file that carries this stamp, else None."""
+def _description(stamp: str, pixel_size_um: float | None) -> str:
+    return f"{stamp}; {pixel_size_um} um" if stamp else ""
+
+
+def _labels_made_before(path: Path, stamp: str, pixel_size_um: float | None) -> np.ndarray | None:
+    """The labels in a file that carries this stamp, else None; a file with another pixel size gets this one."""
     try:
         with open_tiff(path) as tif:
-            return tif.asarray().astype(np.int32) if tif.pages.first.description == stamp else None
+            found = tif.pages.first.description
+            labels = tif.asarray().astype(np.int32) if found.startswith(f"{stamp}; ") else None
     except DAMAGE:
         return None
+    if labels is not None and found != _description(stamp, pixel_size_um):
+        write_labels(path, labels, pixel_size_um, stamp)
+    return labels

@@ -42,6 +42,8 @@ def predict(model: UNet, images: Sequence[ArrayLike], *, scale: float = 1.0, fli
     The maps of an image without contrast are 0: normalised, it is a constant that no network was trained on.
     Raises SegkitError unless every image is 2-D, not empty and as large as the first.
     """
+    if not 0.02 <= scale <= 50:
+        raise SegkitError(f"scale is {scale}: a factor from 0.02 to 50 was needed")
     pictures = [np.asarray(image) for image in images]
     for picture in pictures:
         if picture.ndim != 2 or picture.size == 0 or picture.shape != pictures[0].shape:

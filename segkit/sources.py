@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import SegkitError
-from .files import TOKEN, read_json, write_json
+from .files import TOKEN, locked, read_json, write_json
 from .settings import CONDITIONS, DEMO, Settings, parse_settings, project_root, public_fields
 
 FORM_FILE = "segkit.json"
@@ -118,8 +118,9 @@ def check_whose_run(settings: Settings) -> None:
 
 def record_settings(settings: Settings) -> None:
     """Write settings.json, which says whose results the run's folder holds; a training has written its own."""
-    if not any(os.path.isfile(settings.run_dir / name) for name in ("last.pt", "model.safetensors")):
-        write_json(settings.run_dir / "settings.json", settings.as_dict())
+    with locked(settings.run_dir):
+        if not any(os.path.isfile(settings.run_dir / name) for name in ("last.pt", "model.safetensors")):
+            write_json(settings.run_dir / "settings.json", settings.as_dict())
 
 
 def _layer(below: dict[str, Any], above: dict[str, Any], root: Path) -> dict[str, Any]:

@@ -159,7 +159,10 @@ class _Training:
         model, team = self.learner.model, self.team
         team.wait()  # until its file is there
         _take_best(model, self.settings)
-        model.info = replace(choose_prominence(model, self.material.validation_frames), **self.record)
+        # a resumed run may keep weights that were saved by an older version: what is known of the data is set again
+        model.info = replace(model.info, cell_width=round(self.material.cell_width, 2),
+                             min_area=self.material.min_area, **self.record)
+        model.info = choose_prominence(model, self.material.validation_frames)
         scores = team.gather(score_frames(model, self.material.validation.frames).to_dict("records"))
         if team.first:
             finish_run(model, pd.DataFrame(scores).sort_values(["experiment", "position", "frame"]), self.history,

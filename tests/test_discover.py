@@ -332,3 +332,12 @@ def test_frames_that_cannot_be_decoded_are_passed_over_and_named_with_their_posi
     assert [f.name for f, _, _ in read_sound(pairs, 2)] == [f.name for f in pairs[1:3]]
     with pytest.raises(SegkitError, match=r"^REF/Pos101/0: MASK_img"):
         read_pair(pairs[0])
+
+
+def test_a_projection_beside_a_film_is_no_frame_of_it(tmp_path):
+    write(tmp_path / "film.tif", np.random.default_rng(0).integers(0, 255, (3, 20, 24), np.uint8),
+          photometric="minisblack")
+    write(tmp_path / "AVG_film.tif", np.zeros((20, 24), np.uint8))
+    dataset = discover(tmp_path)
+    assert [(f.image.name, f.frame, f.page) for f in dataset.frames] == [("film.tif", k, k) for k in range(3)]
+    assert "AVG_film.tif" in dataset.problems[0].reason

@@ -73,6 +73,36 @@ def test_a_last_speck_does_not_bring_the_dead_back():
                                                           "too few of their frames hold cells")
 
 
+@pytest.mark.parametrize("after", [0, 1, 3])
+@pytest.mark.parametrize(("left", "verdict"), [(0.03, "dying"), (0.3, "dying"), (0.65, "cannot say")])
+def test_a_drug_that_kills_a_part_at_once_does_not_grow(left, verdict, after):
+    """The survivors grow on, and a slope that a few frames cannot move sees only them."""
+    def part_dies(line):
+        return np.where(np.arange(len(line)) < 30 + after, line, left * line)
+    said, reason = assay([part_dies] * 4)
+    assert said == verdict
+    assert "vanished within a few frames in 4 of 4 positions" in reason
+
+
+def test_a_few_bad_frames_are_no_death():
+    def blinks(line):
+        return np.where(np.isin(np.arange(len(line)), (33, 50)), 0.6 * line, line)
+    assert assay([blinks] * 4)[0] == "grows"
+
+
+def test_specks_in_one_frame_are_no_cells_that_could_die():
+    def flash(line):
+        return np.where(np.arange(len(line)) == 28, 45, 0)
+    assert assay([lives] * 3 + [flash])[0] != "dying"
+
+
+def test_positions_that_grew_less_before_the_drug_too_are_named():
+    slow = [lambda line, f=f: line[0] * (line / line[0]) ** f for f in (0.5, 0.52, 0.48, 0.5)]
+    said, reason = assay(slow)
+    assert said == "slowed"
+    assert reason.endswith("; but they grew less before the drug, too")
+
+
 def test_death_is_in_the_tables_of_growth(tmp_path):
     cells, frames = filmed("RIF", [dies(6)(exponential(0.7, 60, 2.0))])
     growth = growth_rates(cells, frames, minutes_per_frame=2, drug_frame=30).set_index("phase")
@@ -122,7 +152,9 @@ def test_a_damaged_first_frame_does_not_move_the_drug(tmp_path):
 
 @pytest.mark.parametrize(("change", "words"), [
     ({"cells": 7}, "cells is a int: a pandas.DataFrame"), ({"minutes_per_frame": -2}, "minutes_per_frame is -2"),
-    ({"minutes_per_frame": {"A": 0}}, "minutes_per_frame is 0"), ({"cells": "none.csv"}, "none.csv")])
+    ({"minutes_per_frame": {"A": 0}}, "minutes_per_frame is 0"), ({"cells": "none.csv"}, "none.csv"),
+    ({"minutes_per_frame": "2"}, "minutes_per_frame is '2'"), ({"drug_frame": "30"}, "drug_frame is '30'"),
+    ({"drug_frame": float("nan")}, "drug_frame is nan")])
 def test_unsuitable_arguments_are_named(change, words):
     with pytest.raises(SegkitError, match=words):
         growth_rates(**{"cells": cells_of("A", "P", exponential(0.6)), **change})

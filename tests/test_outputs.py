@@ -12,6 +12,7 @@ from segkit import SegkitError, UNet, dice, discover, match_instances, read_imag
 from segkit import pipeline as pipeline_module
 from segkit import segmentation as segmentation_module
 from segkit.data import Dataset, masks_path_in, read_pair
+from segkit.metadata import read_metadata
 from segkit.model import ModelInfo, copy_on_cpu
 from segkit.outputs import dice_complaint, segmented_frames, width_complaint
 from segkit.segmentation import Maps, _spans, label, predict
@@ -193,9 +194,10 @@ def test_label_files_of_pages_and_of_numbered_images_are_never_the_same(model, t
     raw, rng = tmp_path / "data" / "A_raw_data" / "Pos1", np.random.default_rng(0)
     raw.mkdir(parents=True)
     tifffile.imwrite(raw / "img.tif", rng.integers(0, 255, (3, 20, 24)).astype(np.uint8), photometric="minisblack")
-    tifffile.imwrite(raw / "img_00001.tif", rng.integers(0, 255, (20, 24)).astype(np.uint8))
+    for k in (1, 2, 3):  # as many as pages: a single one would be taken for the film's projection
+        tifffile.imwrite(raw / f"img_{k:05d}.tif", rng.integers(0, 255, (20, 24)).astype(np.uint8))
     frames = discover(tmp_path / "data").frames
-    assert len({masks_path_in(tmp_path, frame) for frame in frames}) == len(frames) == 4
+    assert len({masks_path_in(tmp_path, frame) for frame in frames}) == len(frames) == 6
 
 
 def test_a_plain_folder_below_raw_data_has_its_own_name(tmp_path):
@@ -259,14 +261,39 @@ def test_a_student_that_agrees_little_with_the_masks_is_complained_of():
     assert "mean Dice 0.20 over 2 frame(s)" in dice_complaint([{"dice": 0.3}, {"dice": 0.1}])
 
 
-def test_a_frame_that_can_no_longer_be_read_is_no_frame_without_cells(tiny, tmp_path, model):
-    frames = discover(tiny).frames
-    segment_dataset(model, frames, tmp_path / "out")
-    assert segmented_frames(frames, tmp_path / "out") == list(frames)
+def test_growth_counts_the_frames_that_the_last_tables_cover(tiny, tmp_path, model):
+    frames, out = discover(tiny).frames, tmp_path / "out"
+    assert segmented_frames(frames, out) == []
+    segment_dataset(model, frames, out)
+    assert segmented_frames(frames, out) == list(frames)
     write(frames[0].image, np.random.default_rng(0).integers(0, 255, (40, 48), np.uint8), compression="zlib")
     content = bytearray(frames[0].image.read_bytes())
-    content[300:-300] = bytes(len(content) - 600)  # its label file stays from before
+    content[300:-300] = bytes(len(content) - 600)  # damaged inside; its label file stays from before
     frames[0].image.write_bytes(content)
+    segment_dataset(model, frames, out)
+    assert masks_path_in(out / "masks", frames[0]).is_file()
+    assert segmented_frames(frames, out) == list(frames[1:])
+    segment_dataset(model, frames[2:], out)
+    assert segmented_frames(frames, out) == list(frames[2:])
+
+
+def test_a_constant_frame_is_skipped_and_no_frame_without_cells(tiny, tmp_path, model):
+    frames = discover(tiny).frames
+    write(frames[1].image, np.zeros((40, 48), np.uint8))
     segment_dataset(model, frames, tmp_path / "out")
-    assert masks_path_in(tmp_path / "out" / "masks", frames[0]).is_file()
-    assert segmented_frames(frames, tmp_path / "out") == list(frames[1:])
+    assert "is constant" in pd.read_csv(tmp_path / "out" / "skipped.csv")["reason"].iloc[0]
+    assert segmented_frames(frames, tmp_path / "out") == [frames[0], *frames[2:]]
+
+
+def test_another_pixel_size_is_written_into_labels_that_are_kept(tiny, tmp_path, model, monkeypatch):
+    frames, out = discover(tiny).frames[:1], tmp_path / "out"
+    segment_dataset(model, frames, out, pixel_size_um=0.1)
+    monkeypatch.setattr(pipeline_module, "predict", None)  # nothing is segmented again
+    segment_dataset(model, frames, out, pixel_size_um=0.2)
+    assert read_metadata(masks_path_in(out / "masks", frames[0]))["PIXEL_SIZE_UM"] == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize("scale", [0, -1, float("nan"), 1000])
+def test_a_scale_out_of_range_is_refused(model, scale):
+    with pytest.raises(SegkitError, match="scale is"):
+        segment(model, np.eye(32), scale=scale)

@@ -44,3 +44,5 @@ def test_inference_and_training_compute_in_the_precision_that_is_set(tmp_path, m
 def test_another_precision_is_refused():
     with pytest.raises(SegkitError, match="PRECISION is half: one of auto, bf16, float32"):
         Settings(precision="half")
+    with pytest.raises(SegkitError, match="precision is half"):
+        load_model("nowhere", "cpu", "half")
