@@ -11,7 +11,7 @@ import torch
 from segkit import SegkitError, UNet, dice, discover, match_instances, read_image, read_labels, segment, segment_dataset
 from segkit import pipeline as pipeline_module
 from segkit import segmentation as segmentation_module
-from segkit.data import Dataset, masks_path_in, read_pair
+from segkit.data import Dataset, Frame, masks_path_in, read_pair
 from segkit.metadata import read_metadata
 from segkit.model import ModelInfo, copy_on_cpu
 from segkit.outputs import dice_complaint, segmented_frames, width_complaint
@@ -190,14 +190,10 @@ def test_the_labels_of_a_stack_come_back_page_by_page(model, tmp_path):
     assert [p.frames_lost for p in fewer.problems] == [1]
 
 
-def test_label_files_of_pages_and_of_numbered_images_are_never_the_same(model, tmp_path):
-    raw, rng = tmp_path / "data" / "A_raw_data" / "Pos1", np.random.default_rng(0)
-    raw.mkdir(parents=True)
-    tifffile.imwrite(raw / "img.tif", rng.integers(0, 255, (3, 20, 24)).astype(np.uint8), photometric="minisblack")
-    for k in (1, 2, 3):  # as many as pages: a single one would be taken for the film's projection
-        tifffile.imwrite(raw / f"img_{k:05d}.tif", rng.integers(0, 255, (20, 24)).astype(np.uint8))
-    frames = discover(tmp_path / "data").frames
-    assert len({masks_path_in(tmp_path, frame) for frame in frames}) == len(frames) == 6
+def test_label_files_of_pages_and_of_numbered_images_are_never_the_same(tmp_path):
+    pages = [Frame(tmp_path / "A_raw_data" / "Pos1" / "img.tif", None, "A", "Pos1", k, k) for k in range(3)]
+    single = Frame(tmp_path / "A_raw_data" / "Pos1" / "img_00001.tif", None, "A", "Pos1", 3)
+    assert len({masks_path_in(tmp_path, frame) for frame in (*pages, single)}) == 4
 
 
 def test_a_plain_folder_below_raw_data_has_its_own_name(tmp_path):
