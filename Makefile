@@ -34,10 +34,10 @@ help:
 
 run segment: export SEGKIT_CALLER := $(or $(value PWD),$(CURDIR))# which relative paths mean
 run: install
-	@"$$BIN"/python -m segkit.headless $(SETTINGS)
+	@"$$BIN"/python -m segkit run $(SETTINGS)
 
 segment: install
-	@"$$BIN"/python -m segkit.headless segment $(SETTINGS)
+	@"$$BIN"/python -m segkit segment $(SETTINGS)
 
 # where a CPU computes in bf16 by itself, the notebooks that train or use a student are compared in float32, too;
 # make test PRECISION=bf16 (or float32): everything in that precision alone

@@ -23,16 +23,14 @@ sys.path.insert(0, str(Path(__file__).parent))
 from plain_recipe import PlainTraining, apart, crop_of
 
 import segkit
-from segkit.data import Frame, read_pair
+from segkit.data.dataset import Frame, read_pair
+from segkit.data.discovery import discover_split
+from segkit.data.images import read_header
 from segkit.devices import describe_device, pick_device
-from segkit.discover import discover_split
-from segkit.figures import STUDENT, TEACHER, new_figure
-from segkit.images import read_header
-from segkit.judge import score_frames
-from segkit.layout import covering
-from segkit.scores import dice
-from segkit.settings import Settings, parse_settings
-from segkit.sources import load_settings
+from segkit.measure.metrics import dice, score_frames
+from segkit.notebook.plots import STUDENT, TEACHER, new_figure
+from segkit.settings import Settings, load_settings, parse_settings
+from segkit.training.trainer import covering
 
 JUDGED = 12  # times that a training is judged within segkit's seconds
 PLAIN = "starting recipe"

@@ -18,7 +18,7 @@ import tifffile
 import torch
 
 import segkit
-from segkit import decode as decoding
+from segkit.training import frames as decoding
 
 POSITIONS, FRAMES = 40, 121
 CPU = torch.device("cpu")

@@ -16,11 +16,10 @@ import pandas as pd
 from torch import nn
 
 import segkit
-import segkit.model
-from segkit.discover import discover_split
-from segkit.judge import score_frames
-from segkit.settings import parse_settings
-from segkit.sources import load_settings
+import segkit.model.unet
+from segkit.data.discovery import discover_split
+from segkit.measure.metrics import score_frames
+from segkit.settings import load_settings, parse_settings
 
 EPOCHS = 5
 NORMS: dict[str, Callable[[int], nn.Module]] = {
@@ -34,7 +33,7 @@ def main(arguments: list[str]) -> None:
     print("| dataset | norm | Dice | least Dice | panoptic quality | least | epochs repeated | s a step |\n"
           "| --- | --- | --- | --- | --- | --- | --- | --- |", flush=True)
     for name in (a for a in arguments if "=" not in a):
-        for norm, segkit.model.norm in NORMS.items():
+        for norm, segkit.model.unet.norm in NORMS.items():
             rows = []
             for seed in range(seeds):
                 settings = parse_settings({"BATCH_SIZE": 8, "EPOCHS": EPOCHS, **values, "DATASET_PATH": name,

@@ -21,12 +21,12 @@ from scipy import ndimage
 from torch import Tensor, nn
 
 import segkit
-from segkit.data import Frame, read_pair
+from segkit.data.dataset import Frame, read_pair
+from segkit.data.images import read_header
 from segkit.devices import pick_device
-from segkit.images import read_header
-from segkit.layout import choose_crop
-from segkit.model import ModelInfo
+from segkit.model.unet import ModelInfo
 from segkit.settings import Settings
+from segkit.training.trainer import choose_crop
 
 
 def apart() -> ProcessPoolExecutor:

@@ -16,7 +16,7 @@ FLIPPED = ("omnipose", 180)
 
 
 def run(*arguments: str) -> None:
-    subprocess.run([sys.executable, "-m", "segkit.headless", *arguments], check=True)
+    subprocess.run([sys.executable, "-m", "segkit", *arguments], check=True)
 
 
 def row(name: str, epochs: int, dataset: list[str]) -> str:

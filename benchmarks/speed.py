@@ -18,14 +18,13 @@ sys.path.insert(0, str(Path(__file__).parent))
 from plain_recipe import PlainTraining, apart, crop_of
 
 import segkit
-from segkit.crops import cut_crops, draw_crops
-from segkit.decode import build_store
+from segkit.data.discovery import discover_split
 from segkit.devices import describe_device, pick_device
-from segkit.discover import discover_split
-from segkit.learner import Learner
-from segkit.settings import Settings, parse_settings
-from segkit.sources import load_settings
-from segkit.team import Team
+from segkit.settings import Settings, load_settings, parse_settings
+from segkit.training.augment import cut_crops, draw_crops
+from segkit.training.distributed import Team
+from segkit.training.frames import build_store
+from segkit.training.trainer import Learner
 
 SECONDS, ROUNDS = 8.0, 3  # each of the three is timed so often, in turns: other work on the machine hits all alike
 PLAIN, SEGKIT, CEILING = "starting recipe", "segkit", "segkit, one fixed batch (ceiling)"

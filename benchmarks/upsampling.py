@@ -1,8 +1,8 @@
 """What the decoder's upsampling costs: `python benchmarks/upsampling.py [DEVICE=... CROP=128x128 BATCH_SIZE=16]`.
 
 A training step on one batch and a frame of 768 x 448 in use, in turns, for a student that upsamples before it convolves
-(version 1.0's), for one that does both at once (segkit.model.UpConv), and for that without the gradients of biases that
-batch norm takes off again (as it is now). The starting recipe's network takes a turn, too: its step without its
+(version 1.0's), for one that does both at once (segkit.model.unet.UpConv), and for that without the gradients of biases
+that batch norm takes off again (as it is now). The starting recipe's network takes a turn, too: its step without its
 pipeline, and its frame, in float32. Beside them, what a crop of 768 x 448 keeps for its gradients in bf16: on a GPU the
 most of what a training takes (counted on small crops: it is so much a pixel).
 """
@@ -22,11 +22,10 @@ from plain_recipe import PlainUNet
 
 import segkit
 from segkit.devices import autocast, describe_device, pick_device
-from segkit.learner import Learner
-from segkit.losses import student_loss
-from segkit.model import ModelInfo
+from segkit.model.unet import ModelInfo
 from segkit.settings import Settings, parse_settings
-from segkit.team import Team
+from segkit.training.distributed import Team
+from segkit.training.trainer import Learner, student_loss
 
 ROUNDS = 9
 

@@ -36,9 +36,9 @@ RUN = None
 
 # %%
 from segkit import discover, read_image, read_labels
-from segkit.figures import TEACHER, grey, overlay, show_pictures
+from segkit.notebook.plots import TEACHER, grey, overlay, show_pictures
 from segkit.settings import DEMO
-from segkit.sources import load_settings
+from segkit.settings import load_settings
 
 settings = load_settings(globals())
 example = discover(settings.root / DEMO).pairs[11]
@@ -62,7 +62,7 @@ show_pictures([grey(image), overlay(image, labels, TEACHER), overlay(image, labe
 # PyTorch computes; torchvision must be the build that matches it.
 
 # %%
-from segkit.machine import check_installation
+from segkit.notebook.machine import check_installation
 
 check_installation()
 
@@ -87,8 +87,8 @@ check_installation()
 # can look at; `03_training` tells how long your training takes.
 
 # %%
-from segkit.machine import machine_report
-from segkit.widgets import Facts
+from segkit.notebook.machine import machine_report
+from segkit.notebook.widgets import Facts
 
 Facts(machine_report(settings.device, settings.precision))
 
@@ -99,7 +99,7 @@ Facts(machine_report(settings.device, settings.precision))
 # press Enter: you see what would go where. **Arrange** then copies; your downloads stay as they are. Otherwise go on.
 
 # %%
-from segkit.forms import ArrangeForm
+from segkit.notebook.forms import ArrangeForm
 
 ArrangeForm(settings)
 
@@ -116,8 +116,8 @@ ArrangeForm(settings)
 # bar, all sizes in um and `05_growth` count on them. The rest may stay as it is.
 
 # %%
-from segkit.advice import dataset_verdict
-from segkit.forms import SettingsForm
+from segkit.notebook.machine import dataset_verdict
+from segkit.notebook.forms import SettingsForm
 
 form = SettingsForm(settings, verdict=dataset_verdict, save=True)
 form
@@ -128,7 +128,7 @@ form
 # folder, with the columns `experiment` and any of these names in lower case, says the same for good.)
 
 # %%
-from segkit.forms import ExperimentsForm
+from segkit.notebook.forms import ExperimentsForm
 
 ExperimentsForm(form)
 
@@ -139,7 +139,7 @@ ExperimentsForm(form)
 # %% tags=["nbval-ignore-output"]
 import pandas as pd
 
-from segkit.advice import settings_table
+from segkit.notebook.machine import settings_table
 
 pd.set_option("display.max_colwidth", None)
 settings_table(form.settings)

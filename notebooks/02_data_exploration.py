@@ -37,9 +37,9 @@ import pandas as pd
 from IPython.display import display
 
 from segkit import discover
-from segkit.data import Split, exclude, read_pair, read_sound, split_by_position
-from segkit.figures import TEACHER, busiest, overlay, show_pictures
-from segkit.sources import check_dataset, load_settings
+from segkit.data.dataset import Split, exclude, read_pair, read_sound, split_by_position
+from segkit.notebook.plots import TEACHER, busiest, overlay, show_pictures
+from segkit.settings import check_dataset, load_settings
 
 pd.set_option("display.max_colwidth", None, "display.max_rows", 500)  # reasons in full
 settings = load_settings(globals())
@@ -92,9 +92,9 @@ dataset.problem_table() if dataset.problems else "nothing: every file can be use
 # %%
 import ipywidgets
 
-from segkit.images import read_image
-from segkit.figures import grey, to_png
-from segkit.widgets import browser
+from segkit.data.images import read_image
+from segkit.notebook.plots import grey, to_png
+from segkit.notebook.widgets import browser
 
 
 def draw(frame, outlines, contrast):
@@ -116,8 +116,8 @@ browser(dataset, draw, outlines=ipywidgets.Checkbox(True, description="outlines"
 # random (CROP in `01_setup`), and sees about 100 pixels to each side of the pixel that it answers for.
 
 # %%
-from segkit.cells import measure_cells
-from segkit.charts import show_histograms
+from segkit.measure.cells import measure_cells
+from segkit.notebook.plots import show_histograms
 
 by_unit = {unit: [f for f in frames if f.unit == unit] for unit in sorted({f.unit for f in frames})}
 middle = [pair for unit in by_unit.values() for pair in read_sound(unit[len(unit) // 2:], 1)]
@@ -127,7 +127,7 @@ show_histograms(lengths, "cell length (pixels)", bins=20)
 
 # %%
 from segkit.devices import pick_device
-from segkit.layout import FIELD_OF_VIEW, choose_crop
+from segkit.training.trainer import FIELD_OF_VIEW, choose_crop
 
 crop = choose_crop(settings, pick_device(settings.device), middle[0][1].shape)
 longest = cells["length_px"].quantile(0.95)
@@ -140,7 +140,7 @@ print(f"95 % of the cells are shorter than what the network sees around a pixel 
 # A second hump far to the right often means that the teacher merged touching cells into one.
 
 # %%
-from segkit.targets import normalise
+from segkit.data.images import normalise
 
 seen = {" ".join(f.unit): normalise(image).ravel() for f, image, _ in middle[:5]}
 show_histograms(seen, "intensity, each frame's 0.5 and 99.5 percentiles at 0 and 1")
@@ -184,7 +184,7 @@ print("to leave out all that are flagged, EXCLUDE =", ",".join(f.name for f in l
 # the frame out, or mend its mask. Outlines that sit on the cells: the flag was a false alarm, keep the frame.
 
 # %%
-from segkit.charts import show_over_time
+from segkit.notebook.plots import show_over_time
 
 show_over_time(review, "foreground", "share of the frame inside cells")
 
@@ -197,7 +197,7 @@ show_over_time(review, "foreground", "share of the frame inside cells")
 # by heart and be praised for the other.
 
 # %%
-from segkit.charts import show_split
+from segkit.notebook.plots import show_split
 
 kept, excluded = exclude(frames, settings.exclude)
 split = split_by_position(kept, settings.validation) if dataset.pairs else Split((), ())

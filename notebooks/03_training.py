@@ -38,9 +38,9 @@ EPOCHS = None
 from IPython.display import display
 
 from segkit import UNet, discover, fit, segment, split_by_position
-from segkit.data import exclude, read_sound
-from segkit.figures import grey, show_pictures
-from segkit.sources import load_settings
+from segkit.data.dataset import exclude, read_sound
+from segkit.notebook.plots import grey, show_pictures
+from segkit.settings import load_settings
 
 settings = load_settings(globals())
 dataset = discover(settings.dataset_path, settings.masks_path)
@@ -79,8 +79,8 @@ for _, image, teacher in read_sound(split.validation, 1):
 # colonies take some 700. Start with that, and go on with RESUME as long as the validation loss falls.
 
 # %%
-from segkit.advice import training_estimate
-from segkit.forms import SettingsForm
+from segkit.notebook.machine import training_estimate
+from segkit.notebook.forms import SettingsForm
 
 form = SettingsForm(settings, {"Training": ("EPOCHS", "LEARNING_RATE", "BATCH_SIZE", "CROP", "RESUME")},
                     verdict=training_estimate)
@@ -94,7 +94,7 @@ form
 # saved.
 
 # %%
-from segkit.widgets import LivePicture
+from segkit.notebook.widgets import LivePicture
 
 settings = form.settings
 live = LivePicture()
@@ -105,7 +105,7 @@ history = fit(model, split, settings, on_epoch=live.update)
 # ## 3. How did it go?
 
 # %%
-from segkit.charts import show_training
+from segkit.notebook.plots import show_training
 
 show_training(history.table(), history.previews)
 
@@ -123,7 +123,7 @@ print("validation Dice above 0.90:", best["val_dice"] > 0.90)
 print("epochs that had to be repeated:", len(history.events))
 
 # %%
-from segkit.widgets import Facts
+from segkit.notebook.widgets import Facts
 
 Facts({"best epoch": f"{best['epoch']} of {settings.epochs}",
        "validation Dice": f"{best['val_dice']:.4f}",
@@ -146,7 +146,7 @@ kept = ("model.safetensors", "MODEL_CARD.md", "report.json", "history.csv", "las
 # All runs of this project so far, the newest first, to compare them:
 
 # %%
-from segkit.report import table_of_runs
+from segkit.notebook.report import table_of_runs
 
 Facts(table_of_runs(settings.run_dir.parent))
 

@@ -37,10 +37,10 @@ MODEL = None  # None: the model that 03_training made for this run
 from IPython.display import display
 
 from segkit import discover, load_model, read_image, read_labels, segment
-from segkit.data import read_sound
-from segkit.figures import busiest, grey, overlay, show_pictures
-from segkit.judge import frame_parts
-from segkit.sources import check_whose_run, load_settings
+from segkit.data.dataset import read_sound
+from segkit.notebook.plots import busiest, grey, overlay, show_pictures
+from segkit.measure.metrics import frame_parts
+from segkit.settings import check_whose_run, load_settings
 
 settings = load_settings(globals())
 check_whose_run(settings)
@@ -83,9 +83,9 @@ for frame, image, teacher in read_sound(judged[len(judged) // 2:], 1):
 import pandas as pd
 
 from segkit import segment_dataset
-from segkit.export import with_openvino
+from segkit.model.checkpoint import with_openvino
 from segkit.files import read_table
-from segkit.sources import record_settings
+from segkit.settings import record_settings
 
 record_settings(settings)
 student = with_openvino(model) if settings.openvino else model
@@ -98,7 +98,7 @@ print(f"{len(dataset.frames)} frames, {written} label files")
 print("cells found:", len(cells) > 0)
 
 # %%
-from segkit.charts import show_histograms
+from segkit.notebook.plots import show_histograms
 
 sizes = {name: group["area_um2"].to_numpy() for name, group in cells.groupby("experiment")}
 show_histograms(sizes, "cell area (µm²)", bins=20)
@@ -116,7 +116,7 @@ show_histograms(sizes, "cell area (µm²)", bins=20)
 # ones overlap. Where cells touch, look at these rather than at Dice.
 
 # %%
-from segkit.charts import show_scores
+from segkit.notebook.plots import show_scores
 
 scores_csv = settings.run_dir / "scores.csv"
 scores = read_table(scores_csv) if scores_csv.is_file() else pd.DataFrame(columns=["experiment", "position", "frame"])
@@ -128,7 +128,7 @@ else:
     print("no teacher masks in this dataset: nothing to compare with")
 
 # %%
-from segkit.widgets import Facts
+from segkit.notebook.widgets import Facts
 
 means = scores.groupby(["experiment", "part"]).mean(numeric_only=True) if len(scores) else pd.DataFrame()
 Facts({f"{experiment}, {part} frames":
@@ -161,8 +161,8 @@ else:
 # where the two masks differ most; the numbers are the whole frame's.
 
 # %%
-from segkit.data import common_area, masks_path_in, read_pair
-from segkit.figures import TEACHER
+from segkit.data.dataset import common_area, masks_path_in, read_pair
+from segkit.notebook.plots import TEACHER
 
 by_name = {(f.experiment, f.position, f.frame): f for f in dataset.pairs}
 ranked = judged.sort_values("panoptic_quality", ascending=False) if len(judged) else judged
@@ -191,8 +191,8 @@ show_pictures(pictures, titles, settings.pixel_size_um, columns=2) if pictures e
 # %%
 import ipywidgets
 
-from segkit.figures import to_png
-from segkit.widgets import browser
+from segkit.notebook.plots import to_png
+from segkit.notebook.widgets import browser
 
 
 def draw(frame, teacher, contrast):

@@ -37,11 +37,11 @@ MODEL = None  # not used here: 04_inference has segmented with it
 import pandas as pd
 
 from segkit import SegkitError, discover, read_image, read_labels
-from segkit.data import masks_path_in
-from segkit.figures import busiest, overlay, show_pictures
+from segkit.data.dataset import masks_path_in
+from segkit.notebook.plots import busiest, overlay, show_pictures
 from segkit.files import read_table
-from segkit.outputs import segmented_frames
-from segkit.sources import check_dataset, load_settings
+from segkit.measure.segment_dataset import segmented_frames
+from segkit.settings import check_dataset, load_settings
 
 settings = load_settings(globals())
 check_dataset(settings)
@@ -85,7 +85,7 @@ for unit in dict.fromkeys((units[0], units[-1])):
 # nothing to do with each other, the rates below have nothing to do with growth.
 
 # %%
-from segkit.advice import assumed_conditions
+from segkit.notebook.machine import assumed_conditions
 from segkit.settings import CONDITIONS
 
 experiments = sorted({f.experiment for f in frames})
@@ -101,8 +101,8 @@ pd.DataFrame({name: {key: given[name][key] for key in CONDITIONS} for name in ex
 # scale (logarithmic) exponential growth is a straight line, and its slope is the growth rate.
 
 # %%
-from segkit.charts import show_growth
-from segkit.growth import areas_over_time
+from segkit.notebook.plots import show_growth
+from segkit.measure.growth import areas_over_time
 
 areas = areas_over_time(cells, frames)
 um2 = {name: own[name].pixel_size_um ** 2 for name in experiments}
@@ -129,8 +129,8 @@ show_growth(curves, minutes, {name: s.drug_frame for name, s in own.items()})
 # the cells died out has no rate. A rate of 0.69 (ln 2) per hour doubles the area in one hour.
 
 # %%
-from segkit.charts import show_rates
-from segkit.growth import measure_growth
+from segkit.notebook.plots import show_rates
+from segkit.measure.growth import measure_growth
 
 growth, comparison = measure_growth(cells, frames, settings, settings.run_dir)
 show_rates(growth)
@@ -160,7 +160,7 @@ if len(too_late):
 # *Slower* positions are those that lie below where all treated positions would lie without an effect.
 
 # %%
-from segkit.charts import show_ratios
+from segkit.notebook.plots import show_ratios
 
 if len(comparison):
     display(show_ratios(comparison))
@@ -178,7 +178,7 @@ if comparison.empty:
 # (Where hardly anything grows, 5 % of the fastest rate are next to nothing, and a `False` says little.)
 
 # %%
-from segkit.growth import growth_rates
+from segkit.measure.growth import growth_rates
 
 if len(scores):
     teacher = both.assign(area_px=both["teacher_area_px"])
@@ -192,7 +192,7 @@ else:
     print("no teacher masks here: nothing to compare with")
 
 # %%
-from segkit.charts import show_over_time
+from segkit.notebook.plots import show_over_time
 
 if len(scores):
     ratio = both["area_px"] / both["teacher_area_px"].clip(lower=1)

@@ -1,5 +1,6 @@
 """The one error that segkit raises for what a user can put right."""
 
+
 STOPPED = "segkit stopped: "  # what the last line of a command begins with that could not go on
 
 

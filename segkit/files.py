@@ -1,6 +1,7 @@
-"""Write files whole or not at all."""
+"""Write files whole or not at all; read tables; the log of a run."""
 
 import json
+import logging
 import os
 import secrets
 import socket
@@ -176,3 +177,28 @@ def write_table(path: str | Path, table: pd.DataFrame) -> None:
     """Replace a CSV file whole."""
     with replacing(path) as temporary:
         table.to_csv(temporary, index=False, float_format="%.6g")
+
+
+log = logging.getLogger("segkit")
+log.setLevel(logging.INFO)
+log.propagate = False
+
+
+def duration(seconds: float) -> str:
+    """Seconds in words: 45 s, 12 min."""
+    return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"
+
+
+@contextmanager
+def logging_to(path: Path) -> Iterator[None]:
+    """Append everything said through `log` to a file, with times, while the block runs."""
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s  %(message)s", "%Y-%m-%d %H:%M:%S"))
+    log.addHandler(handler)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        handler.close()

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from segkit import SegkitError, Settings, arrange, discover
-from segkit.arrange import plan_arrangement
-from segkit.forms import ArrangeForm
+from segkit.data.downloads import plan_arrangement
+from segkit.notebook.forms import ArrangeForm
 from tests.helpers import FIXTURE, write
 
 

@@ -13,9 +13,9 @@ import pytest
 import torch
 
 from segkit import SegkitError, Settings, UNet, discover, fit, load_model, segment_dataset
-from segkit.discover import discover_split
+from segkit.data.discovery import discover_split
 from segkit.settings import parse_settings
-from segkit.team import Team
+from segkit.training.distributed import Team
 from tests.helpers import FIXTURE, small_demo, untaught_student
 
 
@@ -78,7 +78,7 @@ def test_a_lost_process_ends_the_run_with_a_sentence_and_its_epochs_are_kept(tmp
     settings = settings_for(tmp_path, RUN="lost", PROCESSES=2, EPOCHS=50, CROPS_PER_EPOCH=32)
 
     def kill_one(history):
-        found = subprocess.run(["pgrep", "-f", f"segkit.distributed .*{tmp_path}.*RUN=lost"],
+        found = subprocess.run(["pgrep", "-f", f"segkit.training .*{tmp_path}.*RUN=lost"],
                                capture_output=True, text=True).stdout.split()
         workers = [int(pid) for pid in found if "torch.distributed" not in Path(f"/proc/{pid}/cmdline").read_text()]
         os.kill(workers[-1], signal.SIGKILL)
@@ -99,7 +99,7 @@ train(settings_for(Path({str(tmp_path)!r}), RUN="left", PROCESSES=2, EPOCHS=1000
     kernel, table = subprocess.Popen([sys.executable, "-c", code]), tmp_path / "runs/left/history.csv"
 
     def running():
-        return subprocess.run(["pgrep", "-f", f"segkit.distributed .*{tmp_path}.*RUN=left"], capture_output=True,
+        return subprocess.run(["pgrep", "-f", f"segkit.training .*{tmp_path}.*RUN=left"], capture_output=True,
                               text=True).stdout.split()
 
     while not table.exists() and kernel.poll() is None:

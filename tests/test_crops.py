@@ -3,10 +3,10 @@ import pytest
 import torch
 
 from segkit import discover
-from segkit.crops import cut_crops, draw_crops
-from segkit.data import read_pair
-from segkit.decode import build_store
-from segkit.targets import normalise
+from segkit.data.dataset import read_pair
+from segkit.data.images import normalise
+from segkit.training.augment import cut_crops, draw_crops
+from segkit.training.frames import build_store
 from tests.helpers import FIXTURE, squares, write
 
 CPU = torch.device("cpu")

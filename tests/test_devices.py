@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from segkit import Settings, UNet, dice, discover, fit, load_model, read_image, segment, split_by_position
-from segkit.learner import Learner
-from segkit.team import Team
+from segkit.training.distributed import Team
+from segkit.training.trainer import Learner
 from tests.helpers import small_demo
 
 HERE = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from segkit import SegkitError, discover, split_by_position
-from segkit.data import exclude, masks_path_in, read_pair, read_sound
-from segkit.names import name_key
+from segkit.data.dataset import exclude, masks_path_in, read_pair, read_sound
+from segkit.data.discovery import name_key
 from tests.helpers import FIXTURE, write
 
 

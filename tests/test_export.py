@@ -11,9 +11,8 @@ from scipy import ndimage
 from torch import nn
 
 from segkit import SegkitError, UNet, export_onnx, load_model, segment
-from segkit.export import with_openvino
-from segkit.model import ModelInfo
-from segkit.model_file import save_model
+from segkit.model.checkpoint import save_model, with_openvino
+from segkit.model.unet import ModelInfo
 
 
 @pytest.fixture(scope="module")

@@ -5,11 +5,21 @@ import pandas as pd
 import pytest
 from matplotlib.text import Text
 
-from segkit import charts
-from segkit.charts import show_histograms, show_over_time, show_training
-from segkit.data import Dataset, Frame, Split
-from segkit.figures import busiest, cell_colours, grey, outlines, overlay, show_pictures, to_png
-from segkit.history import COLUMNS
+from segkit.data.dataset import Dataset, Frame, Split
+from segkit.notebook import plots as charts
+from segkit.notebook.plots import (
+    busiest,
+    cell_colours,
+    grey,
+    outlines,
+    overlay,
+    show_histograms,
+    show_over_time,
+    show_pictures,
+    show_training,
+    to_png,
+)
+from segkit.training.run_dir import COLUMNS
 from tests.helpers import squares
 
 

@@ -9,10 +9,10 @@ import pytest
 
 from benchmarks.verdicts import coverage, verdicts
 from segkit import SegkitError, discover, growth_rates
-from segkit.cells import measure_cells
-from segkit.data import Frame, read_pair
+from segkit.data.dataset import Frame, read_pair
 from segkit.files import read_table, write_table
-from segkit.growth import areas_over_time, compare_growth, find_reference, measure_growth
+from segkit.measure.cells import measure_cells
+from segkit.measure.growth import areas_over_time, compare_growth, find_reference, measure_growth
 from segkit.settings import Settings, parse_settings
 from tests.helpers import FIXTURE
 

@@ -16,16 +16,15 @@ import pytest
 from papermill.exceptions import PapermillExecutionError
 
 from segkit import SegkitError, UNet, discover, split_by_position
-from segkit.advice import dataset_verdict, settings_table, training_estimate
-from segkit.discover import discover_split
+from segkit.data.discovery import discover_split
 from segkit.files import write_table
-from segkit.forms import ExperimentsForm, SettingsForm
-from segkit.headless import REVIEW, TRAIN_AND_MEASURE, main
-from segkit.model_file import save_model
-from segkit.run import open_run, save_checkpoint
-from segkit.settings import Settings, parse_settings
-from segkit.sources import check_whose_run, load_settings, record_settings
-from segkit.widgets import Browser
+from segkit.model.checkpoint import save_model
+from segkit.notebook.forms import ExperimentsForm, SettingsForm
+from segkit.notebook.headless import REVIEW, TRAIN_AND_MEASURE, main
+from segkit.notebook.machine import dataset_verdict, settings_table, training_estimate
+from segkit.notebook.widgets import Browser
+from segkit.settings import Settings, check_whose_run, load_settings, parse_settings, record_settings
+from segkit.training.run_dir import open_run, save_checkpoint
 from tests.helpers import FIXTURE, write
 from tests.notebook_settings import SETTINGS
 
@@ -73,7 +72,7 @@ def project(tiny, monkeypatch):
         folder.rename(tiny / "data" / folder.name)
     monkeypatch.chdir(tiny)
     monkeypatch.setattr("papermill.execute_notebook", execute)
-    monkeypatch.setattr("segkit.headless.write_report", lambda run_dir: None)
+    monkeypatch.setattr("segkit.notebook.headless.write_report", lambda run_dir: None)
     return tiny
 
 
@@ -248,7 +247,7 @@ def test_make_hands_values_and_the_callers_folder_on_as_they_are(tmp_path, name)
     (tmp_path / name).mkdir()
     code, said = make(tmp_path, "-o", "install", "segment", f"BIN={tmp_path}/bin", f"DATASET_PATH={tmp_path / name}",
                       "EPOCHS=3", caller=tmp_path / name)
-    assert said == [f"caller={tmp_path / name}", "-m", "segkit.headless", "segment",
+    assert said == [f"caller={tmp_path / name}", "-m", "segkit", "segment",
                     *sorted([f"DATASET_PATH={tmp_path / name}", "EPOCHS=3"], key=said.index)]
     assert code == 0
     assert not list(tmp_path.rglob("touched"))
@@ -280,7 +279,7 @@ def test_make_removes_the_environment_that_it_has_made_also_where_that_was_inter
 
 
 def test_a_wrong_dataset_path_ends_make_run_with_the_reason(tmp_path):
-    done = subprocess.run([sys.executable, "-m", "segkit.headless", "DATASET_PATH=nowhere", "RUN=demo"],
+    done = subprocess.run([sys.executable, "-m", "segkit", "DATASET_PATH=nowhere", "RUN=demo"],
                           env=os.environ | SETTINGS | {"SEGKIT_CALLER": str(tmp_path)}, capture_output=True, text=True)
     assert done.returncode == 1
     reason = done.stderr.strip().splitlines()[-1]
@@ -348,7 +347,7 @@ def test_the_form_changes_saves_and_resets(tmp_path, tiny, monkeypatch):
 def scans(monkeypatch):
     """Every scan of a dataset by the forms and their sentences."""
     seen = []
-    for module in ("segkit.forms", "segkit.advice"):
+    for module in ("segkit.notebook.forms", "segkit.notebook.machine"):
         monkeypatch.setattr(f"{module}.discover", lambda *folders: seen.append(folders) or discover(*folders))
     return seen
 
@@ -400,7 +399,7 @@ def test_a_folder_that_was_repaired_is_seen_at_enter_at_save_and_in_a_new_form(t
 
 def test_enter_after_a_changed_path_scans_once(tmp_path, tiny, scans, monkeypatch):
     """A browser says first that Enter was pressed, then that the value is another."""
-    monkeypatch.setattr("segkit.forms.ENTER_SECONDS", 0.05)
+    monkeypatch.setattr("segkit.notebook.forms.ENTER_SECONDS", 0.05)
 
     async def press(form, value):
         scans.clear()
@@ -423,7 +422,7 @@ def test_widgets_store_no_machine_in_a_notebook(tiny):
 
 
 def test_the_browser_follows_its_controls(tiny):
-    from segkit.widgets import browser
+    from segkit.notebook.widgets import browser
     seen = []
     box = browser(discover(tiny), lambda frame: seen.append(frame.name) or b"png")
     assert isinstance(box, Browser)

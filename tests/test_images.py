@@ -4,8 +4,7 @@ import tifffile
 from PIL import Image
 
 from segkit import SegkitError, read_image, read_labels
-from segkit.images import read_header
-from segkit.metadata import read_metadata
+from segkit.data.images import read_header, read_metadata
 from tests.helpers import squares
 
 RAMP = np.arange(20 * 24, dtype=np.uint16).reshape(20, 24) * 100

@@ -12,8 +12,8 @@ import pytest
 
 from segkit import SegkitError, UNet, discover, segment_dataset
 from segkit.files import LOCK, TOKEN, check_lock, locked
-from segkit.headless import main
-from segkit.sources import load_settings
+from segkit.notebook.headless import main
+from segkit.settings import load_settings
 from tests.test_train import settings_for, train
 
 HOLD = """

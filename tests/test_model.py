@@ -12,10 +12,10 @@ from safetensors.torch import save_file
 
 from segkit import SegkitError, UNet, load_model, segment
 from segkit.devices import free_memory
-from segkit.losses import batch_dice, dice_loss_with_logits, loss_sums, student_loss
-from segkit.model import ModelInfo, UpConv
-from segkit.model_file import save_model
-from segkit.scores import dice
+from segkit.measure.metrics import dice
+from segkit.model.checkpoint import save_model
+from segkit.model.unet import ModelInfo, UpConv
+from segkit.training.trainer import batch_dice, dice_loss_with_logits, loss_sums, student_loss
 from tests.helpers import squares
 
 

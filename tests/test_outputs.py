@@ -9,14 +9,14 @@ import tifffile
 import torch
 
 from segkit import SegkitError, UNet, dice, discover, match_instances, read_image, read_labels, segment, segment_dataset
-from segkit import pipeline as pipeline_module
-from segkit import segmentation as segmentation_module
-from segkit.data import Dataset, Frame, masks_path_in, read_pair
-from segkit.metadata import read_metadata
-from segkit.model import ModelInfo, copy_on_cpu
-from segkit.outputs import dice_complaint, segmented_frames, width_complaint
-from segkit.segmentation import Maps, _spans, label, predict
-from segkit.targets import distance_target
+from segkit.data.dataset import Dataset, Frame, masks_path_in, read_pair
+from segkit.data.images import read_metadata
+from segkit.measure import pipeline as pipeline_module
+from segkit.measure.segment_dataset import dice_complaint, segmented_frames, width_complaint
+from segkit.model import predict as predict_module
+from segkit.model.predict import Maps, _spans, label, predict
+from segkit.model.targets import distance_target
+from segkit.model.unet import ModelInfo, copy_on_cpu
 from tests.helpers import FIXTURE, squares, untaught_student, write
 
 
@@ -52,8 +52,8 @@ def test_maps_predicted_in_tiles_are_the_whole_images(model, monkeypatch):
     model.precision = "float32"
     image = np.random.default_rng(0).random((427, 333))
     whole = predict(model, [image])[0]
-    monkeypatch.setattr(segmentation_module, "TILE", 320)
-    monkeypatch.setattr(segmentation_module, "MARGIN", 112)
+    monkeypatch.setattr(predict_module, "TILE", 320)
+    monkeypatch.setattr(predict_module, "MARGIN", 112)
     tiled = predict(model, [image])[0]
     np.testing.assert_allclose(tiled.probability, whole.probability, atol=1e-4)
     np.testing.assert_allclose(tiled.distance, whole.distance, atol=1e-4)
@@ -63,7 +63,7 @@ def test_cells_are_found_at_the_models_scale_and_their_labels_resized(monkeypatc
     """At the image's scale these cells are below min_area, and the peaks of touching ones are smoothed away."""
     labels = squares((10, 10), (10, 26), (40, 60), shape=(80, 96), side=16)  # (h, w) of the network
     maps = torch.from_numpy(np.stack([labels > 0, distance_target(labels)[0] / 255]).astype(np.float32))[None]
-    monkeypatch.setattr(segmentation_module, "_tiled", lambda model, x: maps)
+    monkeypatch.setattr(predict_module, "_tiled", lambda model, x: maps)
     image = np.random.default_rng(0).random((40, 48))
     found = segment(UNet(ModelInfo(min_area=150)), image, scale=2)
     assert match_instances(found.labels, labels[1::2, 1::2])[:3] == (3, 0, 0)
@@ -75,7 +75,7 @@ def test_cells_are_found_at_the_models_scale_and_their_labels_resized(monkeypatc
 @pytest.mark.parametrize(("size", "scale", "scaled"), [(90, 1 / 0.7, 128), (205, 1 / 1.6, 128), (64, 2, 128),
                                                        (30, 0.5, 15), (100, 0.666, 67), (3, 0.1, 1)])
 def test_a_scaled_image_has_the_nearest_size_or_one_beside_it_that_needs_no_padding(size, scale, scaled):
-    assert segmentation_module._scaled(size, scale) == scaled
+    assert predict_module._scaled(size, scale) == scaled
 
 
 def test_cells_too_small_for_the_images_pixels_leave_no_gap_in_the_numbers():

@@ -6,10 +6,10 @@ import torch
 
 from segkit import SegkitError, Settings, UNet, load_model, segment
 from segkit.devices import describe_device
-from segkit.learner import Learner
-from segkit.model import copy_on_cpu
-from segkit.model_file import save_model
-from segkit.team import Team
+from segkit.model.checkpoint import save_model
+from segkit.model.unet import copy_on_cpu
+from segkit.training.distributed import Team
+from segkit.training.trainer import Learner
 from tests.helpers import untaught_student
 
 

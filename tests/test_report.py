@@ -11,8 +11,8 @@ from nbclient import NotebookClient
 
 from segkit import SegkitError, UNet
 from segkit.files import write_json
-from segkit.model_file import save_model
-from segkit.report import table_of_runs, write_report
+from segkit.model.checkpoint import save_model
+from segkit.notebook.report import table_of_runs, write_report
 
 NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
 

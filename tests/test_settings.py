@@ -3,9 +3,8 @@ from pathlib import Path
 import pytest
 
 from segkit import SegkitError, Settings
-from segkit.advice import dataset_verdict
-from segkit.settings import parse_settings
-from segkit.sources import load_settings, save_form
+from segkit.notebook.machine import dataset_verdict
+from segkit.settings import load_settings, parse_settings, save_form
 
 
 @pytest.fixture(autouse=True)
@@ -159,7 +158,7 @@ def test_experiments_names_an_experiment_and_a_setting_that_may_differ(text):
 
 
 def test_the_table_of_experiments_writes_into_the_form(tmp_path):
-    from segkit.forms import ExperimentsForm, SettingsForm
+    from segkit.notebook.forms import ExperimentsForm, SettingsForm
     from tests.helpers import FIXTURE
     form = SettingsForm(load_settings({"DATASET_PATH": FIXTURE}, tmp_path))
     table = ExperimentsForm(form)
@@ -174,7 +173,7 @@ def test_the_table_of_experiments_writes_into_the_form(tmp_path):
 
 
 def test_what_was_said_of_one_datasets_experiments_is_not_said_of_anothers(tmp_path, tiny):
-    from segkit.forms import SettingsForm
+    from segkit.notebook.forms import SettingsForm
     from tests.helpers import FIXTURE
     form = SettingsForm(load_settings({"DATASET_PATH": FIXTURE}, tmp_path), save=True)
     said = form.field("EXPERIMENTS").value

@@ -3,11 +3,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from segkit import UNet, judge
-from segkit.data import Frame
-from segkit.scores import match_instances
-from segkit.segmentation import Maps
-from segkit.targets import SPECK, distance_target, intensity_range, label_cells, normalise, smallest_area, whole_areas
+from segkit import UNet
+from segkit.data.dataset import Frame
+from segkit.data.images import intensity_range, normalise
+from segkit.measure import metrics as judge
+from segkit.measure.metrics import match_instances
+from segkit.model.postprocess import SPECK, label_cells, smallest_area, whole_areas
+from segkit.model.predict import Maps
+from segkit.model.targets import distance_target
 from tests.helpers import squares
 
 

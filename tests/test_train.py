@@ -14,21 +14,18 @@ import tifffile
 import torch
 
 from segkit import SegkitError, Settings, UNet, discover, fit, load_model, segment_dataset, split_by_position
-from segkit import learner as learner_module
-from segkit import train as train_module
-from segkit.data import Frame, Split
-from segkit.decode import build_store
+from segkit.data.dataset import Frame, Split
+from segkit.data.discovery import discover_split
 from segkit.devices import in_parts
-from segkit.discover import discover_split
-from segkit.history import ANEW, BACK, History
-from segkit.judge import frame_parts
-from segkit.learner import Learner
-from segkit.material import prepare
-from segkit.model import ModelInfo
-from segkit.model_file import save_model
-from segkit.run import open_run, save_checkpoint
+from segkit.measure.metrics import frame_parts
+from segkit.model.checkpoint import save_model
+from segkit.model.unet import ModelInfo
 from segkit.settings import DEMO, parse_settings
-from segkit.team import Team
+from segkit.training import trainer as trainer_module
+from segkit.training.distributed import Team
+from segkit.training.frames import build_store
+from segkit.training.run_dir import ANEW, BACK, History, open_run, save_checkpoint
+from segkit.training.trainer import Learner, prepare
 from tests.helpers import squares, write
 
 
@@ -352,14 +349,14 @@ def test_start_from_begins_with_another_runs_weights(tiny, rng):
 
 
 def test_a_loss_without_value_is_rolled_back_and_said(tiny, monkeypatch):
-    real, calls = learner_module.student_loss, []
+    real, calls = trainer_module.student_loss, []
 
     def sometimes_nan(output, target):
         calls.append(output.requires_grad)
         loss = real(output, target)
         return loss * float("nan") if sum(calls) == 3 and output.requires_grad else loss
 
-    monkeypatch.setattr(learner_module, "student_loss", sometimes_nan)
+    monkeypatch.setattr(trainer_module, "student_loss", sometimes_nan)
     _, history, settings = train(tiny, EPOCHS=3)
     assert sum(row["event"] == "" for row in history.rows) == 3
     assert len(history.events) == 1
@@ -370,13 +367,13 @@ def test_a_loss_without_value_is_rolled_back_and_said(tiny, monkeypatch):
 
 def test_a_breakdown_right_after_resuming_goes_back_to_what_was_resumed(tiny, monkeypatch):
     train(tiny, EPOCHS=2)
-    real, calls = learner_module.student_loss, []
+    real, calls = trainer_module.student_loss, []
 
     def first_nan(output, target):
         calls.append(output)
         return real(output, target) * (math.nan if len(calls) == 1 else 1)
 
-    monkeypatch.setattr(learner_module, "student_loss", first_nan)
+    monkeypatch.setattr(trainer_module, "student_loss", first_nan)
     _, history, _ = train(tiny, EPOCHS=3, RESUME=1)
     assert [event[-24:] for event in history.events] == [": rolled back to epoch 2"]
     assert [row["epoch"] for row in history.rows if not row["event"]] == [1, 2, 3]
@@ -389,10 +386,10 @@ def test_a_breakdown_right_after_resuming_goes_back_to_what_was_resumed(tiny, mo
       (0.7, 0.4)], "started anew", [0.2, 0.1, 0.6, 0.5])])
 def test_the_best_epoch_is_the_one_whose_weights_were_kept_last(tiny, monkeypatch, course, event, kept):
     left, saved = iter(course), []
-    monkeypatch.setattr(train_module._Training, "_train_epoch", lambda self, bar: (1.0, 0.5))
-    monkeypatch.setattr(train_module._Training, "_validate", lambda self: next(left))
-    keep = train_module._Training._keep_best
-    monkeypatch.setattr(train_module._Training, "_keep_best",
+    monkeypatch.setattr(trainer_module._Training, "_train_epoch", lambda self, bar: (1.0, 0.5))
+    monkeypatch.setattr(trainer_module._Training, "_validate", lambda self: next(left))
+    keep = trainer_module._Training._keep_best
+    monkeypatch.setattr(trainer_module._Training, "_keep_best",
                         lambda self, val_dice: (saved.append(self.least_loss), keep(self, val_dice)))
     _, history, _ = train(tiny, EPOCHS=5, CROPS_PER_EPOCH=100)  # 50 steps an epoch
     assert [event in said for said in history.events] == [True]
@@ -401,7 +398,7 @@ def test_the_best_epoch_is_the_one_whose_weights_were_kept_last(tiny, monkeypatc
 
 
 def test_a_training_that_never_works_stops_after_three_tries(tiny, monkeypatch):
-    monkeypatch.setattr(learner_module, "student_loss", lambda output, target: output.sum() * float("nan"))
+    monkeypatch.setattr(trainer_module, "student_loss", lambda output, target: output.sum() * float("nan"))
     with pytest.raises(SegkitError, match="broke down 4 times"):
         train(tiny)
 
@@ -491,7 +488,7 @@ def test_each_frame_of_a_group_has_its_own_validation_loss(tiny, monkeypatch):
     learner = Learner(UNet(), Team("cpu"), settings_for(tiny))
     learner.start(0.3, 0)
     alone = learner.validate(store).losses
-    monkeypatch.setattr(learner_module, "_same_size", lambda store, at_most: [[0, 1, 2, 3]])  # as on a GPU
+    monkeypatch.setattr(trainer_module, "_same_size", lambda store, at_most: [[0, 1, 2, 3]])  # as on a GPU
     assert learner.validate(store).losses == pytest.approx(alone, rel=1e-5)
     assert len(set(alone)) == 2  # two positions with the same two frames
 

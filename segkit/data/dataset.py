@@ -1,0 +1,235 @@
+"""What a dataset is: frames, pairs, problems, and the split by position."""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from ..errors import SegkitError
+from .images import read_image, read_labels
+
+CROPPABLE = 2  # pixels by which an image and its masks file may differ in height or width
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One image of a time-lapse. `masks` is None where no usable masks file belongs to it.
+
+    first: the frame number of the position's first image file, also where that file is damaged and so is no Frame;
+    None where nobody looked.
+    """
+
+    image: Path
+    masks: Path | None
+    experiment: str
+    position: str
+    frame: int
+    page: int = 0
+    first: int | None = None
+
+    @property
+    def unit(self) -> tuple[str, str]:
+        """What never straddles the split: (experiment, position)."""
+        return self.experiment, self.position
+
+    @property
+    def name(self) -> str:
+        """EXPERIMENT/PosXXX/frame, as settings and tables name it."""
+        return f"{self.experiment}/{self.position}/{self.frame}"
+
+    @property
+    def masks_page(self) -> int:
+        """The page of `masks` that holds this frame's labels; of labels written by segkit each page has a file."""
+        return 0 if self.masks and self.masks.stem == labels_stem(self.image, self.page) else self.page
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something in the dataset that cannot be used as it is, and how many frames it costs."""
+
+    path: Path
+    reason: str
+    frames_lost: int = 0
+
+
+def table_of_problems(problems: Iterable[Problem], root: Path) -> pd.DataFrame:
+    """One row per problem; paths relative to root where they lie in it."""
+    rows = [(str(p.path.relative_to(root) if p.path.is_relative_to(root) else p.path), p.reason, p.frames_lost)
+            for p in problems]
+    return pd.DataFrame(rows, columns=["path", "reason", "frames lost"])
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """What `discover` found: every usable frame, and every problem."""
+
+    path: Path
+    frames: tuple[Frame, ...]
+    problems: tuple[Problem, ...] = ()
+
+    @property
+    def pairs(self) -> tuple[Frame, ...]:
+        """The frames that have a usable masks file."""
+        return tuple(frame for frame in self.frames if frame.masks is not None)
+
+    def table(self) -> pd.DataFrame:
+        """One row per position: frames, pairs, first and last frame index."""
+        rows = [(*f.unit, f.frame, f.masks is not None) for f in self.frames]
+        table = pd.DataFrame(rows, columns=["experiment", "position", "frame", "paired"])
+        grouped = table.groupby(["experiment", "position"], as_index=False)
+        return grouped.agg(frames=("frame", "size"), pairs=("paired", "sum"),
+                           first=("frame", "min"), last=("frame", "max"))
+
+    def problem_table(self) -> pd.DataFrame:
+        """One row per problem, the costliest first; paths relative to the dataset."""
+        return table_of_problems(self.problems, self.path)
+
+    def problem_summary(self, at_most: int = 3) -> list[str]:
+        """The costliest problems, a sentence each, and how many more there are."""
+        lines = [f"{problem.path.name}: {problem.reason}" if problem.path.name not in problem.reason else problem.reason
+                 for problem in self.problems[:at_most]]
+        more = len(self.problems) - at_most
+        return [*lines, f"and {more} more problem(s): see 02_data_exploration"] if more > 0 else lines
+
+    def __repr__(self) -> str:
+        return f"Dataset({len(self.frames)} images, {len(self.pairs)} with masks, {len(self.problems)} problems)"
+
+    def _repr_html_(self) -> str:
+        return self.table().to_html(index=False)
+
+
+@dataclass(frozen=True)
+class Split:
+    """Pairs to learn from and pairs to judge by; no (experiment, position) is in both."""
+
+    train: tuple[Frame, ...]
+    validation: tuple[Frame, ...]
+
+    def shared_positions(self) -> int:
+        """How many positions are on both sides: 0 in any split made by `split_by_position`."""
+        return len({f.unit for f in self.train} & {f.unit for f in self.validation})
+
+
+def split_by_position(pairs: Iterable[Frame],
+                      validation: str | Sequence[str] = ("09", "10", "19", "20")) -> Split:
+    """Split pairs into training and validation by how the position's name ends.
+
+    pairs: frames with masks; validation: endings such as "09" (Pos109, Pos209, ...), or whole names; one or several.
+    Raises SegkitError where either side would be empty.
+    """
+    pairs = tuple(pairs)
+    endings = tuple(ending for ending in ([validation] if isinstance(validation, str) else validation) if ending)
+    held_out = tuple(f for f in pairs if endings and f.position.endswith(endings))
+    kept = tuple(f for f in pairs if not (endings and f.position.endswith(endings)))
+    positions = ", ".join(sorted({f.position for f in pairs})[:8]) or "none"
+    if not pairs:
+        raise SegkitError("no pair of an image and a masks file: training needs both (images without masks can be "
+                          "segmented with a trained student, by make segment); 02_data_exploration lists the problems")
+    if len({f.unit for f in pairs}) == 1:
+        raise SegkitError(f"the only position with masks is {' '.join(pairs[0].unit)}: training needs two at least, "
+                          "one to learn from and one to judge by")
+    if not held_out:
+        raise SegkitError(f"no validation position: VALIDATION is {', '.join(endings) or 'empty'}, the positions are "
+                          f"{positions}; set VALIDATION to the ending of a position to judge by")
+    if not kept:
+        raise SegkitError(f"no training position: every position ({positions}) ends in one of VALIDATION "
+                          f"{', '.join(endings)}; leave some of them out of VALIDATION")
+    return Split(kept, held_out)
+
+
+def exclude(pairs: Iterable[Frame], names: Sequence[str]) -> tuple[tuple[Frame, ...], tuple[Frame, ...]]:
+    """Part frames into (kept, excluded); names are EXPERIMENT/PosXXX/frame, or a beginning of that.
+
+    Raises SegkitError for a name that excludes nothing: it is more likely misspelt than meant.
+    """
+    pairs = tuple(pairs)
+    used: set[str] = set()
+    kept: list[Frame] = []
+    excluded: list[Frame] = []
+    for frame in pairs:
+        hits = [n for n in names if f"{frame.name}/".startswith(f"{n.strip('/')}/")]
+        used.update(hits)
+        (excluded if hits else kept).append(frame)
+    for name in names:
+        if name not in used:
+            example = f", such as {pairs[0].name}" if pairs else ""
+            raise SegkitError(f"EXCLUDE names {name}, which no frame matches: give EXPERIMENT/PosXXX/frame{example}")
+    return tuple(kept), tuple(excluded)
+
+
+def read_pair(frame: Frame) -> tuple[np.ndarray, np.ndarray]:
+    """Read a frame's image (float32) and labels (int32), both (H, W): the area they have in common.
+
+    Raises SegkitError where they differ by more than 2 pixels or cannot be read.
+    """
+    return common_area(frame.image.name, *read_whole_pair(frame))
+
+
+def read_whole_pair(frame: Frame) -> tuple[np.ndarray, np.ndarray]:
+    """As `read_pair`, each with all its pixels, so that their sizes may differ."""
+    if frame.masks is None:
+        raise SegkitError(f"{frame.name} has no masks file: a pair was needed")
+    try:
+        return read_image(frame.image, frame.page), read_labels(frame.masks, frame.masks_page)
+    except SegkitError as error:
+        raise SegkitError(f"{frame.name}: {error}") from None
+
+
+def read_sound(frames: Iterable[Frame], at_most: int) -> list[tuple[Frame, np.ndarray, np.ndarray]]:
+    """The first frames that can be read: frame, image and labels (no cells without a masks file), as `read_pair`."""
+    sound: list[tuple[Frame, np.ndarray, np.ndarray]] = []
+    for frame in frames:
+        if len(sound) == at_most:
+            break
+        try:
+            if frame.masks:
+                sound.append((frame, *read_pair(frame)))
+            else:
+                image = read_image(frame.image, frame.page)
+                sound.append((frame, image, np.zeros(image.shape, np.int32)))
+        except SegkitError:
+            continue  # discover or review_teacher names it
+    return sound
+
+
+def common_area(name: str, image: np.ndarray, masks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Both pictures (H, W) without the 1-2 pixels by which one is larger. Raises SegkitError as `check_sizes`."""
+    check_sizes(name, image.shape, masks.shape)
+    height, width = (min(a, b) for a, b in zip(image.shape, masks.shape, strict=True))
+    return image[:height, :width], masks[:height, :width]
+
+
+def check_sizes(name: str, image: tuple[int, ...], masks: tuple[int, ...]) -> None:
+    """Raise SegkitError where an image's and its masks file's sizes differ by more than 2 pixels."""
+    if max(abs(a - b) for a, b in zip(image, masks, strict=True)) > CROPPABLE:
+        raise SegkitError(f"{name} is {image[0]} x {image[1]} pixels, its masks file {masks[0]} x {masks[1]}: the same "
+                          f"size (to {CROPPABLE} pixels) was needed; are they of the same frame and uncropped?")
+
+
+def of_experiment(value: Any, experiment: str) -> Any:
+    """What is said of an experiment: a mapping's entry, or what is no mapping. Raises SegkitError where none is."""
+    if isinstance(value, Mapping) and experiment not in value:
+        raise SegkitError(f"nothing is said of experiment {experiment}, only of {', '.join(map(str, value))}")
+    return value[experiment] if isinstance(value, Mapping) else value
+
+
+def masks_folder_name(raw_folder: str) -> str:
+    """The masks folder that belongs to a raw one: HR_REF_raw_data -> HR_REF_masks, whatever follows."""
+    return re.sub("raw_data", "masks", raw_folder, flags=re.IGNORECASE)
+
+
+def masks_path_in(root: Path, frame: Frame) -> Path:
+    """Where under root a frame's labels are written, in the users' own layout."""
+    raw = next((p.parent.name for p in frame.image.parents
+                if p.name == frame.position and "raw_data" in p.parent.name.lower()), None)
+    folder = masks_folder_name(raw) if raw else f"{frame.experiment}_masks"
+    return root / folder / frame.position / "PreprocessedPhaseMasks" / f"{labels_stem(frame.image, frame.page)}.tif"
+
+
+def labels_stem(image: Path, page: int) -> str:
+    """What the file of an image's (of one of its pages') labels is called, without its ending."""
+    return f"MASK_{image.stem}" + (f"_page{page:05d}" if page else "")
