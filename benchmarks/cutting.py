@@ -16,7 +16,8 @@ from scipy import ndimage
 import segkit
 from segkit.data.dataset import exclude, read_pair
 from segkit.data.discovery import discover
-from segkit.model.postprocess import EIGHT, label_cells
+from segkit.data.images import EIGHT
+from segkit.model.postprocess import label_cells
 from segkit.model.predict import predict
 from segkit.model.targets import distance_target
 from segkit.settings import load_settings, parse_settings

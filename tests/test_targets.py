@@ -5,10 +5,10 @@ import pytest
 
 from segkit import UNet
 from segkit.data.dataset import Frame
-from segkit.data.images import intensity_range, normalise
+from segkit.data.images import SPECK, intensity_range, normalise
 from segkit.measure import metrics as judge
 from segkit.measure.metrics import match_instances
-from segkit.model.postprocess import SPECK, label_cells, smallest_area, whole_areas
+from segkit.model.postprocess import label_cells, smallest_area, whole_areas
 from segkit.model.predict import Maps
 from segkit.model.targets import distance_target
 from tests.helpers import squares

@@ -32,6 +32,9 @@ STAMP, STAMP_STEP = 10_000, 50  # numbers so large, with steps so large, are a c
 BY_ORDER = "are numbered by the order of their names, as if equally spaced in time"
 UNTOLD = f"{BY_ORDER}: their names do not tell the time"
 _BY_PRODUCT = re.compile(r"_(flows|cp_output|cp_outlines|outlines|dP|probability)$", re.IGNORECASE)
+IMAGE_FOLDERS = ("aphase", "preprocessedphase", "")  # "": directly in PosXXX; the first that holds images is used
+POSITION = re.compile("pos", re.IGNORECASE)
+MASK_FOLDERS = ("preprocessedphasemasks", "")
 
 
 class Key(NamedTuple):
@@ -272,11 +275,6 @@ def _differ(image: Path, header: Header, masks: Path) -> bool:
         raise SegkitError(f"{image.name} has {header.pages} page(s), its masks file {other.pages}: "
                           "one page of masks a page of images was needed")
     return header.size != other.size
-
-
-IMAGE_FOLDERS = ("aphase", "preprocessedphase", "")  # "": directly in PosXXX; the first that holds images is used
-POSITION = re.compile("pos", re.IGNORECASE)
-MASK_FOLDERS = ("preprocessedphasemasks", "")
 
 
 def discover(dataset_path: str | Path, masks_path: str | Path | None = None) -> Dataset:

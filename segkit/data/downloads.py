@@ -27,6 +27,9 @@ _PACKED = (".zip", ".tar", ".gz", ".tgz", ".7z", ".rar", ".bz2", ".xz", ".part",
 DAMAGED_ZIP = (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, ValueError, LookupError, ArithmeticError,
                struct.error)  # what zipfile raises for one; NotImplementedError is a RuntimeError
 EXPERIMENT = re.compile(r"raw_data|masks", re.IGNORECASE)
+_COPY = re.compile(r"( \(\d+\)|\.zip| - copy| copy( \d+)?|-\d{8}T\d{6}Z(-\d+)*(-\d{3})?)+$", re.IGNORECASE)
+FAULTS = {"password": "is locked with a password: unpack it by hand",
+          "not readable": "may not be read: change its permissions"}
 
 
 class Entry(NamedTuple):
@@ -128,11 +131,6 @@ def _archive_entries(path: Path, problems: list[Problem]) -> Iterator[Entry]:
             continue
         named = any(EXPERIMENT.search(part) for part in parts[:-1] if not is_mask_folder(part))
         yield Entry("/".join(parts if named else (stem, *parts)), path, info.filename, info.file_size, info.CRC)
-
-
-_COPY = re.compile(r"( \(\d+\)|\.zip| - copy| copy( \d+)?|-\d{8}T\d{6}Z(-\d+)*(-\d{3})?)+$", re.IGNORECASE)
-FAULTS = {"password": "is locked with a password: unpack it by hand",
-          "not readable": "may not be read: change its permissions"}
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,6 @@ from scipy import ndimage
 from skimage.segmentation import relabel_sequential
 
 from ..errors import SegkitError
-from ..model.postprocess import OUTLIER, fill_gaps
 
 IMAGE_SUFFIXES = (".tif", ".tiff", ".png")
 UNPACKED = 50_000  # at most so many bytes come out of one, in pictures without any cell
@@ -27,6 +26,10 @@ _ENDIAN: dict[str, Literal["little", "big"]] = {"<": "little", ">": "big"}
 DAMAGE = (OSError, ValueError, KeyError, IndexError, TypeError, RuntimeError, EOFError, ArithmeticError,
           SyntaxError, MemoryError, AttributeError, struct.error, tifffile.TiffFileError, Image.DecompressionBombError)
 logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what it warns of becomes our own error
+SPECK = 12  # pixels; nothing smaller is a cell
+OUTLIER = 8  # ranges beyond the range that an image is normalised by
+EIGHT = np.ones((3, 3), bool)  # neighbourhood
+PERCENTILES = (0.5, 99.5)
 
 
 class Header(NamedTuple):
@@ -259,7 +262,28 @@ def read_metadata(path: str | Path) -> dict[str, float]:
     return {name: value for name, value in found.items() if value and limits[name][0] <= value <= limits[name][1]}
 
 
-PERCENTILES = (0.5, 99.5)
+def fill_gaps(image: np.ndarray) -> np.ndarray:
+    """An image (H, W), float32, with the median of its finite pixels in place of the others (NaN, infinite)."""
+    finite = np.isfinite(image)
+    if finite.all():
+        return image
+    return np.where(finite, image, np.median(image[finite]) if finite.any() else 0).astype(np.float32)
+
+
+def has_contrast(image: np.ndarray) -> bool:
+    """Whether an image (H, W) shows more than one constant and some single pixels.
+
+    A camera's image has noise everywhere. Where most pixels are equal (to float32's rounding), a connected piece of
+    the others must be as large as the smallest cell, SPECK pixels.
+    """
+    with np.errstate(over="ignore"):
+        image = fill_gaps(np.asarray(image).astype(np.float32))
+        usual = np.median(image)
+        other = np.abs(image - usual) > 4 * np.spacing(np.abs(usual))
+    if other.mean() > 0.5:
+        return True
+    pieces = ndimage.label(other, structure=EIGHT)[0]
+    return bool(np.bincount(pieces.ravel())[1:].max(initial=0) >= SPECK)
 
 
 def intensity_range(image: np.ndarray, normalisation: str = "percentile") -> tuple[float, float]:

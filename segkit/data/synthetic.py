@@ -14,6 +14,10 @@ from tqdm.auto import tqdm
 from ..errors import SegkitError
 from ..files import writing
 
+RADIUS = 4.5  # half a rod's width, pixels
+WALL = 4.0  # clearance from the chamber's edge, pixels
+_write_tiff = partial(tifffile.imwrite, compression="zlib", compressionargs={"level": 9})
+
 
 @dataclass
 class Rods:
@@ -124,11 +128,6 @@ def draw_labels(rods: Rods, shape: tuple[int, int]) -> np.ndarray:
         labels[box][better] = label
         depth[box][better] = inside[better]
     return labels
-
-
-RADIUS = 4.5  # half a rod's width, pixels
-WALL = 4.0  # clearance from the chamber's edge, pixels
-_write_tiff = partial(tifffile.imwrite, compression="zlib", compressionargs={"level": 9})
 
 
 def make_demo_dataset(path: str | Path, *, shape: tuple[int, int] = (128, 128), frames: int = 12,

@@ -20,6 +20,10 @@ from ..model.predict import label, predict, segment
 from ..model.unet import ModelInfo, UNet
 from ..settings import Settings
 
+PROMINENCES = (0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6)
+ALIKE = 0.001  # prominences whose panoptic quality is so near to the best one's are as good
+CHOICE_FRAMES = 20  # at most so many frames are looked at to choose among them
+
 
 def dice(mask: ArrayLike, target: ArrayLike) -> float:
     """Dice coefficient 2 |A & B| / (|A| + |B|) of two masks (H, W); labels count as mask where > 0.
@@ -108,11 +112,6 @@ def _same_shape(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     if a.shape != b.shape:
         raise SegkitError(f"shapes {a.shape} and {b.shape} differ: two pictures of one size were needed")
     return a, b
-
-
-PROMINENCES = (0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6)
-ALIKE = 0.001  # prominences whose panoptic quality is so near to the best one's are as good
-CHOICE_FRAMES = 20  # at most so many frames are looked at to choose among them
 
 
 def hashes_by_position(images: Iterable[tuple[Frame, str]]) -> dict[str, list[str]]:

@@ -12,10 +12,9 @@ import pandas as pd
 import tifffile
 
 from ..data.dataset import Frame, masks_path_in, of_experiment
-from ..data.images import DAMAGE, open_tiff, read_image
+from ..data.images import DAMAGE, has_contrast, open_tiff, read_image
 from ..errors import SegkitError
 from ..files import replacing
-from ..model.postprocess import has_contrast
 from ..model.predict import POSTPROCESSING, Maps, label, predict
 from ..model.targets import distance_target
 from ..model.unet import UNet

@@ -7,35 +7,10 @@ import numpy as np
 from scipy import ndimage
 from skimage.segmentation import watershed
 
+from ..data.images import EIGHT, SPECK
+
 LEVELS = np.arange(0.35, 1.0, 0.05)  # of the distance, at which cells are looked for; below the first there is none
 SMOOTHING = 1.2  # pixels
-SPECK = 12  # pixels; nothing smaller is a cell
-OUTLIER = 8  # ranges beyond the range that an image is normalised by
-EIGHT = np.ones((3, 3), bool)  # neighbourhood
-
-
-def fill_gaps(image: np.ndarray) -> np.ndarray:
-    """An image (H, W), float32, with the median of its finite pixels in place of the others (NaN, infinite)."""
-    finite = np.isfinite(image)
-    if finite.all():
-        return image
-    return np.where(finite, image, np.median(image[finite]) if finite.any() else 0).astype(np.float32)
-
-
-def has_contrast(image: np.ndarray) -> bool:
-    """Whether an image (H, W) shows more than one constant and some single pixels.
-
-    A camera's image has noise everywhere. Where most pixels are equal (to float32's rounding), a connected piece of
-    the others must be as large as the smallest cell, SPECK pixels.
-    """
-    with np.errstate(over="ignore"):
-        image = fill_gaps(np.asarray(image).astype(np.float32))
-        usual = np.median(image)
-        other = np.abs(image - usual) > 4 * np.spacing(np.abs(usual))
-    if other.mean() > 0.5:
-        return True
-    pieces = ndimage.label(other, structure=EIGHT)[0]
-    return bool(np.bincount(pieces.ravel())[1:].max(initial=0) >= SPECK)
 
 
 def whole_areas(labels: np.ndarray) -> np.ndarray:

@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from ..data.images import normalise
+from ..data.images import has_contrast, normalise
 from ..devices import autocast, in_parts
 from ..errors import SegkitError
-from .postprocess import has_contrast, label_cells, relabel
+from .postprocess import label_cells, relabel
 from .unet import STRIDE, ModelInfo, UNet
 
 POSTPROCESSING = 2  # raise it with every change that gives other labels for the same image and weights

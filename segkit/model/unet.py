@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .postprocess import SPECK
+from ..data.images import SPECK
 
 WIDTHS = (24, 48, 96, 192, 384)  # channels per level (Visuna et al. 2025, doi 10.1016/j.engappai.2025.112503)
 STRIDE = 2 ** (len(WIDTHS) - 1)  # height and width of the input must be multiples of this

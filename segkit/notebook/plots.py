@@ -31,6 +31,8 @@ DPI = 72
 SHEET = 13  # inches, the widest figure
 LEAST_ZOOM = 0.44  # pixels of the figure for each of the picture's; rather fewer columns than less
 GAP, TITLE, BELOW = 8, 23, 20  # pixels between pictures, for a title, for the scale bar
+PREVIEW = 200  # pixels of a side that are shown of a frame while the training runs
+SERIES = (TEACHER, STUDENT, ACCENT, GREY, "black")  # colours of lines that belong to nobody in particular
 
 
 class Picture(Figure):
@@ -184,10 +186,6 @@ def _zoom(width: int, columns: int) -> float:
     room = (SHEET * DPI - (columns - 1) * GAP) / columns
     wanted = max(1, -(-(4 if columns <= 2 else 3) * DPI // width))
     return wanted if wanted * width <= room else room // width if room >= 2 * width else room / width
-
-
-PREVIEW = 200  # pixels of a side that are shown of a frame while the training runs
-SERIES = (TEACHER, STUDENT, ACCENT, GREY, "black")  # colours of lines that belong to nobody in particular
 
 
 def show_training(table: pd.DataFrame,

@@ -16,11 +16,13 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..data.dataset import Frame, Problem, common_area, read_whole_pair
-from ..data.images import hash_pixels, intensity_range, read_header
+from ..data.images import OUTLIER, fill_gaps, hash_pixels, intensity_range, read_header
 from ..devices import free_memory
 from ..errors import SegkitError
-from ..model.postprocess import OUTLIER, fill_gaps, whole_areas
+from ..model.postprocess import whole_areas
 from ..model.targets import distance_target
+
+POINTS = 128  # foreground pixels remembered per frame, for crops that contain cells
 
 
 @dataclass(frozen=True)
@@ -83,9 +85,6 @@ def _mirror(t: Tensor, size: Tensor) -> Tensor:
     period = (2 * (size - 1)).clamp(min=1)
     t = t.abs() % period
     return torch.minimum(torch.minimum(t, period - t), size - 1.0)
-
-
-POINTS = 128  # foreground pixels remembered per frame, for crops that contain cells
 
 
 class Decoded(NamedTuple):

@@ -26,6 +26,8 @@ COLUMNS = ("epoch", "train_loss", "train_dice", "val_loss", "val_dice", "learnin
            "crops_per_second")
 ANEW = "started anew with other weights"  # how the event of an epoch ends after which nothing earlier counts
 BACK = "rolled back to epoch"  # what stands before the number of the epoch that a training has gone back to
+GOOD = 0.9  # validation Dice that students of sound data reach (benchmarks/README.md)
+PACKAGES = ("segkit", "torch", "torchvision", "numpy", "scikit-image")
 
 
 @dataclass
@@ -80,10 +82,6 @@ class History:
 
     def _repr_html_(self) -> str:
         return self.table().round(3).to_html(index=False)
-
-
-GOOD = 0.9  # validation Dice that students of sound data reach (benchmarks/README.md)
-PACKAGES = ("segkit", "torch", "torchvision", "numpy", "scikit-image")
 
 
 def check_training(settings: Settings) -> bool:

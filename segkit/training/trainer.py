@@ -42,6 +42,21 @@ from .run_dir import (
     save_checkpoint,
 )
 
+AVERAGING = 0.98  # share of the old weights in the running average
+CALIBRATION = (4, 8)  # at least and at most so many batches of an epoch measure the statistics
+GPU_CROP, CPU_CROP = (768, 448), (128, 128)  # CROP=auto, (height, width) pixels
+LEAST_CROP = 2 * STRIDE  # pixels; the deepest level needs more than one value per channel
+FIELD_OF_VIEW = 200  # pixels, about: what one answer can depend on (five levels of two 3 x 3 convolutions)
+FEW_STEPS = 200  # with fewer, touching cells are seldom told apart yet (benchmarks/README.md)
+WARM_UP = 0.2  # share of the training during which the learning rate rises
+WEIGHT_DECAY, CLIP = 1e-2, 1.0
+PREVIEWS = 2
+LEARNING = ("model", "average", "optimiser")  # what changes while a student learns
+WHOLE = 2 ** 23  # pixels of whole frames that are judged at once on a GPU, at most 8 frames
+TRIES = 3  # how often a broken-down training is set right before it gives up
+LEARNT = 0.5  # validation Dice from which on a fall to half is a breakdown; below it a student still wavers
+KEPT = ("epoch", "tries", "rate_scale", "best_dice", "least_loss")  # plain values that a checkpoint holds
+
 
 def dice_loss_with_logits(logits: Tensor, target: Tensor) -> Tensor:
     """1 - soft Dice over the batch; logits, target: (B, H, W), target 0 or 1. Milletari et al. 2016."""
@@ -93,10 +108,6 @@ def batch_dice(logits: Tensor, foreground: Tensor) -> Tensor:
     return torch.where(total > 0, 2 * shared / total.clamp(min=1), torch.ones_like(total))
 
 
-AVERAGING = 0.98  # share of the old weights in the running average
-CALIBRATION = (4, 8)  # at least and at most so many batches of an epoch measure the statistics
-
-
 @torch.no_grad()
 def average_weights(averaged: Sequence[Tensor], current: Sequence[Tensor], count: Tensor | int) -> None:
     """Running average of the weights; over few steps it forgets faster, so that it never lags behind."""
@@ -126,13 +137,6 @@ def calibrate(model: UNet, batches: Iterable[Tensor], device: torch.device,
         centre.copy_(mean(centre))
         variance.copy_(mean(variance + (own - centre) ** 2))
     model.eval()
-
-
-GPU_CROP, CPU_CROP = (768, 448), (128, 128)  # CROP=auto, (height, width) pixels
-LEAST_CROP = 2 * STRIDE  # pixels; the deepest level needs more than one value per channel
-FIELD_OF_VIEW = 200  # pixels, about: what one answer can depend on (five levels of two 3 x 3 convolutions)
-FEW_STEPS = 200  # with fewer, touching cells are seldom told apart yet (benchmarks/README.md)
-WARM_UP = 0.2  # share of the training during which the learning rate rises
 
 
 def choose_crop(settings: Settings, device: torch.device, smallest: tuple[int, int]) -> tuple[int, int]:
@@ -220,12 +224,6 @@ def prepare(split: Split, settings: Settings, team: Team) -> Material:
                     float(np.average(shares["foreground"], weights=shares["area"])),
                     cell_width, smallest_area(team.gather(train.areas.tolist()), cell_width), crop, steps, records[0],
                     records[1], left_out)
-
-
-WEIGHT_DECAY, CLIP = 1e-2, 1.0
-PREVIEWS = 2
-LEARNING = ("model", "average", "optimiser")  # what changes while a student learns
-WHOLE = 2 ** 23  # pixels of whole frames that are judged at once on a GPU, at most 8 frames
 
 
 class Judged(NamedTuple):
@@ -384,11 +382,6 @@ def _same_size(store: Store, at_most: int) -> list[list[int]]:
         else:
             groups.append([i])
     return groups
-
-
-TRIES = 3  # how often a broken-down training is set right before it gives up
-LEARNT = 0.5  # validation Dice from which on a fall to half is a breakdown; below it a student still wavers
-KEPT = ("epoch", "tries", "rate_scale", "best_dice", "least_loss")  # plain values that a checkpoint holds
 
 
 def fit(model: UNet, split: Split, settings: Settings, on_epoch: Callable[[History], None] | None = None) -> History:
