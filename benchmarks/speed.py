@@ -21,8 +21,8 @@ import segkit
 from segkit.data.discovery import discover_split
 from segkit.devices import describe_device, pick_device
 from segkit.settings import Settings, load_settings, parse_settings
-from segkit.training.augment import cut_crops, draw_crops
-from segkit.training.distributed import Team
+from segkit.training.augment import gather_crops, sample_crops
+from segkit.training.distributed import ProcessGroup
 from segkit.training.frames import build_store
 from segkit.training.trainer import Learner
 
@@ -42,12 +42,12 @@ def student_steps(settings: Settings) -> dict[str, Callable[[], object]]:
     frames, device = discover_split(settings).train, pick_device(settings.device)
     with tempfile.TemporaryDirectory() as folder:
         store, _ = build_store(frames, device, Path(folder))
-    learner = Learner(segkit.UNet(), Team(settings.device), settings)
+    learner = Learner(segkit.UNet(), ProcessGroup(settings.device), settings)
     learner.start(store.foreground, 0)
     crop, source = crop_of(settings, frames), torch.Generator().manual_seed(0)
 
     def cut() -> tuple[torch.Tensor, torch.Tensor]:
-        images, targets = cut_crops(store, draw_crops(store, settings.batch_size, crop, source), crop)
+        images, targets = gather_crops(store, sample_crops(store, settings.batch_size, crop, source), crop)
         return images.to(device), targets.to(device)
 
     fixed = cut()

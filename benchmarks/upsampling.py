@@ -24,7 +24,7 @@ import segkit
 from segkit.devices import autocast, describe_device, pick_device
 from segkit.model.unet import ModelInfo
 from segkit.settings import Settings, parse_settings
-from segkit.training.distributed import Team
+from segkit.training.distributed import ProcessGroup
 from segkit.training.trainer import Learner, student_loss
 
 ROUNDS = 9
@@ -35,7 +35,7 @@ def student(settings: Settings, upsampling: str, biases: bool) -> tuple[Learner,
     model = segkit.UNet(ModelInfo(upsampling=upsampling))
     if biases:
         model.requires_grad_()
-    learner = Learner(model, Team(settings.device), settings)
+    learner = Learner(model, ProcessGroup(settings.device), settings)
     learner.start(0.3, 0)
     learner.model.train()
     judged = learner.average.module.eval()

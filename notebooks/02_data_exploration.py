@@ -37,7 +37,7 @@ import pandas as pd
 from IPython.display import display
 
 from segkit import discover
-from segkit.data.dataset import Split, exclude, read_pair, read_sound, split_by_position
+from segkit.data.dataset import Split, exclude, read_pair, read_valid, split_by_position
 from segkit.notebook.plots import TEACHER, busiest, overlay, show_pictures
 from segkit.settings import check_dataset, load_settings
 
@@ -47,7 +47,7 @@ check_dataset(settings)
 dataset = discover(settings.dataset_path, settings.masks_path)
 frames = dataset.pairs or dataset.frames
 first = [f for f in frames if f.unit == frames[0].unit]
-strip = read_sound(first[:: -(-len(first) // 3)], 3)
+strip = read_valid(first[:: -(-len(first) // 3)], 3)
 part = busiest(strip[-1][2] > 0, 300) if strip else ()
 pictures = [overlay(image, labels, TEACHER)[part] for _, image, labels in strip]
 show_pictures(pictures, [f"frame {f.frame}" for f, _, _ in strip], settings.pixel_size_um, columns=3)
@@ -120,7 +120,7 @@ from segkit.measure.cells import measure_cells
 from segkit.notebook.plots import show_histograms
 
 by_unit = {unit: [f for f in frames if f.unit == unit] for unit in sorted({f.unit for f in frames})}
-middle = [pair for unit in by_unit.values() for pair in read_sound(unit[len(unit) // 2:], 1)]
+middle = [pair for unit in by_unit.values() for pair in read_valid(unit[len(unit) // 2:], 1)]
 cells = pd.concat([measure_cells(labels, f, settings.pixel_size_um) for f, _, labels in middle])
 lengths = {name: group["length_px"].to_numpy() for name, group in cells.groupby("experiment")}
 show_histograms(lengths, "cell length (pixels)", bins=20)
@@ -172,7 +172,7 @@ flagged[["experiment", "position", "frame", "cells", "flags"]] if len(flagged) e
 # %%
 by_name = {(f.experiment, f.position, f.frame): f for f in dataset.pairs}
 look = [by_name[row.experiment, row.position, row.frame] for row in flagged.itertuples()]
-shown = read_sound(look, 6)
+shown = read_valid(look, 6)
 if shown:
     reasons = {f: row.flags.partition(":")[0][:40] for f, row in zip(look, flagged.itertuples(), strict=True)}
     display(show_pictures([overlay(image, labels, TEACHER) for _, image, labels in shown],

@@ -38,7 +38,7 @@ EPOCHS = None
 from IPython.display import display
 
 from segkit import UNet, discover, fit, segment, split_by_position
-from segkit.data.dataset import exclude, read_sound
+from segkit.data.dataset import exclude, read_valid
 from segkit.notebook.plots import grey, show_pictures
 from segkit.settings import load_settings
 
@@ -51,7 +51,7 @@ print(f"{len(split.train)} pairs to learn from, {len(split.validation)} to judge
 print(f"{model.count_parameters():,} parameters")
 
 # %%
-for _, image, teacher in read_sound(split.validation, 1):
+for _, image, teacher in read_valid(split.validation, 1):
     display(show_pictures([grey(image), segment(model, image).probability, (teacher > 0).astype(float)],
                           ["a validation frame", "student, before it learns", "teacher"], settings.pixel_size_um))
 

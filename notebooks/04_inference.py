@@ -37,7 +37,7 @@ MODEL = None  # None: the model that 03_training made for this run
 from IPython.display import display
 
 from segkit import discover, load_model, read_image, read_labels, segment
-from segkit.data.dataset import read_sound
+from segkit.data.dataset import read_valid
 from segkit.notebook.plots import busiest, grey, overlay, show_pictures
 from segkit.measure.metrics import frame_parts
 from segkit.settings import check_whose_run, load_settings
@@ -51,7 +51,7 @@ print("student of run", model.info.settings.get("RUN", "(unknown)"))
 # %%
 parts = frame_parts(model.info, dataset.frames, settings)
 judged = [f for f in dataset.frames if parts[f.name] == "validation"] or dataset.frames
-for frame, image, teacher in read_sound(judged[len(judged) // 2:], 1):
+for frame, image, teacher in read_valid(judged[len(judged) // 2:], 1):
     probability, mask, labels = segment(model, image, scale=settings.scale, flips=settings.flips)
     pictures = {frame.name: grey(image), "probability": probability, "mask": mask.astype(float),
                 "student's cells": overlay(image, labels, None)}

@@ -15,8 +15,8 @@ import torch
 from segkit import SegkitError, Settings, UNet, discover, fit, load_model, segment_dataset
 from segkit.data.discovery import discover_split
 from segkit.settings import parse_settings
-from segkit.training.distributed import Team
-from tests.helpers import FIXTURE, small_demo, untaught_student
+from segkit.training.distributed import ProcessGroup
+from tests.helpers import FIXTURE, small_demo, untrained_student
 
 
 def settings_for(folder, **changes):
@@ -34,7 +34,7 @@ def train(settings, on_epoch=None):
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     """The same training by one process and by two: settings, and the epochs that were told while it ran."""
-    folder, told = tmp_path_factory.mktemp("team"), []
+    folder, told = tmp_path_factory.mktemp("group"), []
     alone, together = settings_for(folder, RUN="alone"), settings_for(folder, RUN="together", PROCESSES=2)
     train(alone)
     model, history = train(together, lambda history: told.append(len(history.rows)))
@@ -120,14 +120,14 @@ def test_what_cannot_be_shared_out_is_said(tmp_path):
     other = discover_split(settings_for(tmp_path, VALIDATION="101"))
     with pytest.raises(SegkitError, match="the split that the settings give"):
         fit(UNet(), other, settings_for(tmp_path, RUN="other", PROCESSES=2))
-    alone = Team("cpu")
+    alone = ProcessGroup("cpu")
     assert alone.share([1, 2, 3], "frames") == [1, 2, 3]
     assert alone.gather([1]) == [1]
 
 
 @pytest.fixture(scope="module")
 def student():
-    return untaught_student()
+    return untrained_student()
 
 
 @pytest.fixture(scope="module")
@@ -197,4 +197,4 @@ def test_without_the_extra_a_sentence_names_it(student, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "accelerate", None)
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
     with pytest.raises(SegkitError, match=r"segkit\[cluster\]"):
-        Team("cpu")
+        ProcessGroup("cpu")

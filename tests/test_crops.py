@@ -5,7 +5,7 @@ import torch
 from segkit import discover
 from segkit.data.dataset import read_pair
 from segkit.data.images import normalise
-from segkit.training.augment import cut_crops, draw_crops
+from segkit.training.augment import gather_crops, sample_crops
 from segkit.training.frames import build_store
 from tests.helpers import FIXTURE, squares, write
 
@@ -49,48 +49,48 @@ def test_outliers_and_missing_pixels_are_as_segment_sees_them(tmp_path, kind):
 
 
 def test_an_unchanged_crop_is_cut_pixel_by_pixel(store):
-    images, targets = cut_crops(store, plain_plan(2), (32, 48))
+    images, targets = gather_crops(store, plain_plan(2), (32, 48))
     whole, target = store.whole([1], 16)
     np.testing.assert_allclose(images[1].numpy(), whole[0, :, 48:80, 40:88].numpy(), atol=1e-5)
     np.testing.assert_array_equal(targets[1].numpy(), target[0, :, 48:80, 40:88].numpy())
 
 
 def test_image_and_target_turn_together(store):
-    plain, target = cut_crops(store, plain_plan(1), (32, 32))
-    turned, turned_target = cut_crops(store, plain_plan(1, angle=np.pi / 2), (32, 32))
+    plain, target = gather_crops(store, plain_plan(1), (32, 32))
+    turned, turned_target = gather_crops(store, plain_plan(1, angle=np.pi / 2), (32, 32))
     np.testing.assert_allclose(turned[0, 0].numpy(), np.rot90(plain[0, 0].numpy(), -1), atol=1e-3)
     assert (turned_target[0, 0].numpy() == np.rot90(target[0, 0].numpy(), -1)).mean() > 0.99
 
 
 def test_zoom_enlarges_cells(store):
-    _, target = cut_crops(store, plain_plan(1), (96, 96))
-    _, zoomed = cut_crops(store, plain_plan(1, zoom=0.7), (96, 96))
+    _, target = gather_crops(store, plain_plan(1), (96, 96))
+    _, zoomed = gather_crops(store, plain_plan(1, zoom=0.7), (96, 96))
     assert (zoomed > 0).sum() < (target > 0).sum()
 
 
 def test_targets_are_never_interpolated(store):
-    plan = draw_crops(store, 8, (64, 64), torch.Generator().manual_seed(0))
-    _, targets = cut_crops(store, plan, (64, 64))
+    plan = sample_crops(store, 8, (64, 64), torch.Generator().manual_seed(0))
+    _, targets = gather_crops(store, plan, (64, 64))
     steps = targets * 255
     torch.testing.assert_close(steps, steps.round())
 
 
 def test_the_same_seed_cuts_the_same_crops(store):
-    a, b = (cut_crops(store, draw_crops(store, 4, (64, 64), torch.Generator().manual_seed(7)), (64, 64))
+    a, b = (gather_crops(store, sample_crops(store, 4, (64, 64), torch.Generator().manual_seed(7)), (64, 64))
             for _ in range(2))
     assert torch.equal(a[0], b[0])
     assert torch.equal(a[1], b[1])
 
 
 def test_a_crop_larger_than_its_frame_is_mirrored_not_broken(store):
-    images, _ = cut_crops(store, plain_plan(1), (320, 320))
+    images, _ = gather_crops(store, plain_plan(1), (320, 320))
     assert images.shape == (1, 1, 320, 320)
     assert torch.isfinite(images).all()
 
 
 def test_half_of_the_crops_look_at_cells(store):
-    plan = draw_crops(store, 64, (32, 32), torch.Generator().manual_seed(0))
-    _, targets = cut_crops(store, plan, (32, 32))
+    plan = sample_crops(store, 64, (32, 32), torch.Generator().manual_seed(0))
+    _, targets = gather_crops(store, plan, (32, 32))
     assert ((targets > 0).flatten(1).any(1)).float().mean() > 0.5
 
 

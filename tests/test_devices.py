@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from segkit import Settings, UNet, dice, discover, fit, load_model, read_image, segment, split_by_position
-from segkit.training.distributed import Team
+from segkit.training.distributed import ProcessGroup
 from segkit.training.trainer import Learner
 from tests.helpers import small_demo
 
@@ -44,7 +44,7 @@ def test_the_same_seed_ends_alike_twice(tmp_path, device):
 def test_the_default_batch_takes_less_than_8_gb():
     torch.cuda.reset_peak_memory_stats()
     settings = Settings()
-    learner = Learner(UNet(), Team("cuda"), settings)
+    learner = Learner(UNet(), ProcessGroup("cuda"), settings)
     learner.start(0.2, 0)
     images = torch.rand(settings.batch_size, 1, 768, 448, device="cuda")
     for _ in range(2):

@@ -12,17 +12,17 @@ from segkit import SegkitError, UNet, dice, discover, match_instances, read_imag
 from segkit.data.dataset import Dataset, Frame, masks_path_in, read_pair
 from segkit.data.images import read_metadata
 from segkit.measure import pipeline as pipeline_module
-from segkit.measure.segment_dataset import dice_complaint, segmented_frames, width_complaint
+from segkit.measure.segment_dataset import dice_warning, segmented_frames, width_warning
 from segkit.model import predict as predict_module
 from segkit.model.predict import Maps, _spans, label, predict
 from segkit.model.targets import distance_target
 from segkit.model.unet import ModelInfo, copy_on_cpu
-from tests.helpers import FIXTURE, squares, untaught_student, write
+from tests.helpers import FIXTURE, squares, untrained_student, write
 
 
 @pytest.fixture(scope="module")
 def model():
-    return untaught_student()
+    return untrained_student()
 
 
 @pytest.fixture(scope="module")
@@ -246,15 +246,15 @@ def test_an_output_folder_that_cannot_be_written_gives_a_sentence(model, frames,
 
 def test_cells_of_another_width_are_complained_of():
     model = UNet(ModelInfo(cell_width=8.0))
-    assert width_complaint(model, np.full(9, 9.0)) == ""
-    assert "try SCALE=0.50" in width_complaint(model, np.full(9, 16.0))
-    assert width_complaint(model, np.full(9, 16.0), scale=0.5) == ""
-    assert width_complaint(model, np.zeros(0)) == ""
+    assert width_warning(model, np.full(9, 9.0)) == ""
+    assert "try SCALE=0.50" in width_warning(model, np.full(9, 16.0))
+    assert width_warning(model, np.full(9, 16.0), scale=0.5) == ""
+    assert width_warning(model, np.zeros(0)) == ""
 
 
 def test_a_student_that_agrees_little_with_the_masks_is_complained_of():
-    assert dice_complaint([]) == dice_complaint([{"dice": 0.9}, {"dice": 0.2}]) == ""
-    assert "mean Dice 0.20 over 2 frame(s)" in dice_complaint([{"dice": 0.3}, {"dice": 0.1}])
+    assert dice_warning([]) == dice_warning([{"dice": 0.9}, {"dice": 0.2}]) == ""
+    assert "mean Dice 0.20 over 2 frame(s)" in dice_warning([{"dice": 0.3}, {"dice": 0.1}])
 
 
 def test_growth_counts_the_frames_that_the_last_tables_cover(tiny, tmp_path, model):

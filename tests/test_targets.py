@@ -146,4 +146,4 @@ def test_of_prominences_that_are_as_good_the_middle_one_is_chosen(monkeypatch):
     monkeypatch.setattr(judge, "read_pair", lambda frame: (labels, labels))
     monkeypatch.setattr(judge, "predict", lambda model, images: [maps])
     frame = Frame(Path("a.tif"), Path("b.tif"), "REF", "Pos109", 0)
-    assert judge.choose_prominence(UNet(), [frame]).prominence == judge.PROMINENCES[3]
+    assert judge.tune_prominence(UNet(), [frame]).prominence == judge.PROMINENCES[3]

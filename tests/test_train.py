@@ -22,7 +22,7 @@ from segkit.model.checkpoint import save_model
 from segkit.model.unet import ModelInfo
 from segkit.settings import DEMO, parse_settings
 from segkit.training import trainer as trainer_module
-from segkit.training.distributed import Team
+from segkit.training.distributed import ProcessGroup
 from segkit.training.frames import build_store
 from segkit.training.run_dir import ANEW, BACK, History, open_run, save_checkpoint
 from segkit.training.trainer import Learner, prepare
@@ -461,7 +461,7 @@ def test_a_memory_limit_holds_for_both_sides_together(tiny):
     for limit, mapped in ((2.1 * one_side, 0), (1.5 * one_side, 1), (0.5 * one_side, 2)):
         settings = settings_for(tiny, MEMORY_LIMIT=limit, RUN=f"limit{mapped}")
         shutil.rmtree(settings.run_dir.parent, ignore_errors=True)
-        prepare(split, settings, Team("cpu"))
+        prepare(split, settings, ProcessGroup("cpu"))
         assert len(list(settings.run_dir.parent.rglob("pixels.u16"))) == mapped
 
 
@@ -478,14 +478,14 @@ def test_a_damaged_page_costs_its_own_frame_only(tiny):
     content[start:start + 400] = bytes(400)
     stack.write_bytes(content)
     split = split_by_position(discover(tiny).pairs)
-    material = prepare(split, settings_for(tiny), Team("cpu"))
-    assert [frame.name for frame in material.validation_frames] == ["REF/Pos109/0", "REF/Pos109/2"]
-    assert material.validation_frames == list(material.validation.frames)
+    training_data = prepare(split, settings_for(tiny), ProcessGroup("cpu"))
+    assert [frame.name for frame in training_data.validation_frames] == ["REF/Pos109/0", "REF/Pos109/2"]
+    assert training_data.validation_frames == list(training_data.validation.frames)
 
 
 def test_each_frame_of_a_group_has_its_own_validation_loss(tiny, monkeypatch):
     store, _ = build_store(discover(tiny).pairs, torch.device("cpu"), tiny)
-    learner = Learner(UNet(), Team("cpu"), settings_for(tiny))
+    learner = Learner(UNet(), ProcessGroup("cpu"), settings_for(tiny))
     learner.start(0.3, 0)
     alone = learner.validate(store).losses
     monkeypatch.setattr(trainer_module, "_same_size", lambda store, at_most: [[0, 1, 2, 3]])  # as on a GPU
@@ -512,7 +512,7 @@ def test_a_batch_beyond_the_gpus_memory_is_taken_in_parts_and_gives_the_same(tin
     targets = (torch.rand(4, 1, 32, 32) < share).float()  # from nearly empty to nearly full
     gradients, scores = [], []
     for pictures in (4, 1):
-        learner = Learner(UNet(), Team("cpu"), settings_for(tiny, BATCH_SIZE=4))
+        learner = Learner(UNet(), ProcessGroup("cpu"), settings_for(tiny, BATCH_SIZE=4))
         learner.start(0.3, 0)
         learner.model.eval()  # batch norm measures each part for itself otherwise
         learner.forward = SmallMemory(learner.model, pictures)

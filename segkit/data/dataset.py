@@ -179,7 +179,7 @@ def read_whole_pair(frame: Frame) -> tuple[np.ndarray, np.ndarray]:
         raise SegkitError(f"{frame.name}: {error}") from None
 
 
-def read_sound(frames: Iterable[Frame], at_most: int) -> list[tuple[Frame, np.ndarray, np.ndarray]]:
+def read_valid(frames: Iterable[Frame], at_most: int) -> list[tuple[Frame, np.ndarray, np.ndarray]]:
     """The first frames that can be read: frame, image and labels (no cells without a masks file), as `read_pair`."""
     sound: list[tuple[Frame, np.ndarray, np.ndarray]] = []
     for frame in frames:

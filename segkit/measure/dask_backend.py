@@ -17,7 +17,7 @@ from ..data.dataset import Frame
 from ..devices import pick_device
 from ..errors import SegkitError
 from ..model.unet import UNet, copy_on_cpu
-from .pipeline import Done, Manner, work_through
+from .pipeline import FrameResult, InferenceOptions, segment_frames
 
 BLOCK = 128  # frames in a task, at most
 PATIENCE = "10s"  # for the scheduler's answer
@@ -40,16 +40,16 @@ def _plugin(model: UNet) -> Any:
     return Student()
 
 
-def _work(student: str, frames: Sequence[Frame], out_dir: Path, manner: Manner) -> list[Done]:
+def _work(student: str, frames: Sequence[Frame], out_dir: Path, options: InferenceOptions) -> list[FrameResult]:
     """A task, on a worker."""
     from distributed import get_worker
     plugin: Any = get_worker().plugins[student]
-    return list(work_through(plugin.model, frames, out_dir, manner))
+    return list(segment_frames(plugin.model, frames, out_dir, options))
 
 
-def work_on_cluster(cluster: str, model: UNet, frames: Sequence[Frame], out_dir: Path,
-                    manner: Manner) -> Generator[Done, None, None]:
-    """As pipeline.work_through, in the same order, by the workers of a cluster.
+def segment_on_cluster(cluster: str, model: UNet, frames: Sequence[Frame], out_dir: Path,
+                    options: InferenceOptions) -> Generator[FrameResult, None, None]:
+    """As pipeline.segment_frames, in the same order, by the workers of a cluster.
 
     cluster: "local:4", 4 processes of this machine, or the address of a Dask scheduler, such as tcp://node7:8786; its
     workers must see the images and out_dir under the same paths. A worker's device is its SEGKIT_DEVICE, or auto. The
@@ -78,7 +78,7 @@ def work_on_cluster(cluster: str, model: UNet, frames: Sequence[Frame], out_dir:
         # workers started in another folder read a relative path from there
         seen = [replace(f, image=f.image.absolute(), masks=f.masks and f.masks.absolute()) for f in frames]
         positions = [list(position) for _, position in groupby(seen, key=lambda f: f.unit)]
-        tasks = deque(client.submit(_work, plugin.name, position[at:at + BLOCK], out_dir.resolve(), manner, pure=False)
+        tasks = deque(client.submit(_work, plugin.name, position[at:at + BLOCK], out_dir.resolve(), options, pure=False)
                       for position in positions for at in range(0, len(position), BLOCK))
         try:
             while tasks:

@@ -22,7 +22,7 @@ from ..settings import Settings
 
 PROMINENCES = (0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6)
 ALIKE = 0.001  # prominences whose panoptic quality is so near to the best one's are as good
-CHOICE_FRAMES = 20  # at most so many frames are looked at to choose among them
+TUNING_FRAMES = 20  # at most so many frames are looked at to choose among them
 
 
 def dice(mask: ArrayLike, target: ArrayLike) -> float:
@@ -201,9 +201,9 @@ def _parts_by_name(info: ModelInfo, positions: Iterable[tuple[str, str]],
             "validation" if unit[1].endswith(endings) else "training" for unit in positions}
 
 
-def choose_prominence(model: UNet, frames: Sequence[Frame]) -> ModelInfo:
+def tune_prominence(model: UNet, frames: Sequence[Frame]) -> ModelInfo:
     """The model's info with the prominence (`label_cells`) in the middle of those with the best panoptic quality."""
-    chosen = frames[::max(1, -(-len(frames) // CHOICE_FRAMES))]
+    chosen = frames[::max(1, -(-len(frames) // TUNING_FRAMES))]
     quality = np.zeros(len(PROMINENCES))
     for frame in chosen:
         image, teacher = read_pair(frame)

@@ -26,7 +26,7 @@ In = TypeVar("In")
 Out = TypeVar("Out")
 
 
-class Manner(NamedTuple):
+class InferenceOptions(NamedTuple):
     """How frames are segmented and measured; see `segkit.segment_dataset`."""
 
     pixel_size_um: float | Mapping[str, float] | None = None  # one for all, or by experiment
@@ -46,7 +46,7 @@ class _Read(NamedTuple):
     fault: str = ""
 
 
-class Done(NamedTuple):
+class FrameResult(NamedTuple):
     """What is known of a frame at the end."""
 
     cells: pd.DataFrame | None = None
@@ -55,17 +55,18 @@ class Done(NamedTuple):
     widths: np.ndarray = np.zeros(0)  # pixels
 
 
-def work_through(model: UNet, frames: Sequence[Frame], out_dir: Path, manner: Manner) -> Generator[Done, None, None]:
+def segment_frames(model: UNet, frames: Sequence[Frame], out_dir: Path,
+                   options: InferenceOptions) -> Generator[FrameResult, None, None]:
     """Segment frames in order and write their label files; what a frame gives, one after the other."""
     on_gpu = next(model.parameters()).device.type != "cpu"
-    batch, key = GPU_BATCH if on_gpu else 1, _fingerprint(model, manner)
+    batch, key = GPU_BATCH if on_gpu else 1, _fingerprint(model, options)
     with ThreadPoolExecutor(2) as pool:
-        read = _ahead(pool, lambda frame: _read(frame, out_dir, key, manner), frames, 2 * batch)
-        yield from _ahead(pool, lambda answer: _finish(model, *answer, manner),
-                          _answers(model, read, batch, manner), 4)
+        read = _prefetch(pool, lambda frame: _read(frame, out_dir, key, options), frames, 2 * batch)
+        yield from _prefetch(pool, lambda answer: _finish(model, *answer, options),
+                          _predict_batches(model, read, batch, options), 4)
 
 
-def _ahead(pool: ThreadPoolExecutor, work: Callable[[In], Out], items: Iterable[In], depth: int) -> Iterator[Out]:
+def _prefetch(pool: ThreadPoolExecutor, work: Callable[[In], Out], items: Iterable[In], depth: int) -> Iterator[Out]:
     """Results in order, with up to `depth` more on their way in the pool's threads."""
     waiting: deque[Future[Out]] = deque()
     for item in items:
@@ -76,8 +77,8 @@ def _ahead(pool: ThreadPoolExecutor, work: Callable[[In], Out], items: Iterable[
         yield waiting.popleft().result()
 
 
-def _read(frame: Frame, out_dir: Path, key: str, manner: Manner) -> _Read:
-    path, um = masks_path_in(out_dir / "masks", frame), of_experiment(manner.pixel_size_um, frame.experiment)
+def _read(frame: Frame, out_dir: Path, key: str, options: InferenceOptions) -> _Read:
+    path, um = masks_path_in(out_dir / "masks", frame), of_experiment(options.pixel_size_um, frame.experiment)
     try:
         stat = frame.image.stat()
         stamp = f"segkit labels {key} of {stat.st_size} {stat.st_mtime_ns} {frame.page}"
@@ -91,14 +92,15 @@ def _read(frame: Frame, out_dir: Path, key: str, manner: Manner) -> _Read:
         return _Read(frame, path, "", fault=str(error))
 
 
-def _answers(model: UNet, reads: Iterable[_Read], batch: int, manner: Manner) -> Iterator[tuple[_Read, Maps | None]]:
+def _predict_batches(model: UNet, reads: Iterable[_Read], batch: int,
+                     options: InferenceOptions) -> Iterator[tuple[_Read, Maps | None]]:
     """Run the network on what needs it, neighbours of one size together; order is kept."""
     waiting: list[_Read] = []
 
     def answer() -> Iterator[tuple[_Read, Maps]]:
         if waiting:
-            maps = predict(model, [r.image for r in waiting if r.image is not None], scale=manner.scale,
-                           flips=manner.flips)
+            maps = predict(model, [r.image for r in waiting if r.image is not None], scale=options.scale,
+                           flips=options.flips)
             yield from zip(waiting, maps, strict=True)
         waiting.clear()
 
@@ -113,17 +115,17 @@ def _answers(model: UNet, reads: Iterable[_Read], batch: int, manner: Manner) ->
     yield from answer()
 
 
-def _finish(model: UNet, read: _Read, maps: Maps | None, manner: Manner) -> Done:
+def _finish(model: UNet, read: _Read, maps: Maps | None, options: InferenceOptions) -> FrameResult:
     """Cut the answer into cells, write the label file, measure and score."""
-    frame, labels, um = read.frame, read.labels, of_experiment(manner.pixel_size_um, read.frame.experiment)
+    frame, labels, um = read.frame, read.labels, of_experiment(options.pixel_size_um, read.frame.experiment)
     if read.fault:
-        return Done(skipped=(frame.name, str(frame.image), read.fault))
+        return FrameResult(skipped=(frame.name, str(frame.image), read.fault))
     if labels is None:
         assert maps is not None
         labels = label(model.info, maps).labels
         write_labels(read.path, labels, um, read.stamp)
-    widths = distance_target(labels)[1] if frame.name in manner.width_of else np.zeros(0)
-    done = Done(measure_cells(labels, frame, um), widths=widths)
+    widths = distance_target(labels)[1] if frame.name in options.width_of else np.zeros(0)
+    done = FrameResult(measure_cells(labels, frame, um), widths=widths)
     if frame.masks is None:
         return done
     try:
@@ -132,11 +134,11 @@ def _finish(model: UNet, read: _Read, maps: Maps | None, manner: Manner) -> Done
         return done._replace(skipped=(frame.name, str(frame.masks), str(error)))
 
 
-def _fingerprint(model: UNet, manner: Manner) -> str:
+def _fingerprint(model: UNet, options: InferenceOptions) -> str:
     """A short name of everything but the image that labels depend on."""
     info = model.info
     how = (POSTPROCESSING, info.normalisation, info.upsampling, info.threshold, info.prominence, info.min_area,
-           manner.scale, manner.flips, model.precision)
+           options.scale, options.flips, model.precision)
     digest = hashlib.sha256(repr(how).encode())
     for tensor in model.state_dict().values():
         digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())

@@ -15,11 +15,11 @@ from ..errors import SegkitError
 from ..files import locked, log, logging_to, read_table, write_table
 from ..model.unet import UNet
 from .cells import CELL_COLUMNS
-from .dask_backend import work_on_cluster
-from .pipeline import Done, Manner, work_through
+from .dask_backend import segment_on_cluster
+from .pipeline import FrameResult, InferenceOptions, segment_frames
 
 WIDTH_FRAMES = 20  # about so many frames are looked at to compare the cells' width with the training's
-LITTLE = 0.5  # mean Dice below which one is warned of the student
+MIN_DICE = 0.5  # mean Dice below which one is warned of the student
 WIDTH_RATIO = 1.4  # beyond this factor of the training cells' width the student is warned of
 
 
@@ -35,21 +35,21 @@ def segment_dataset(model: UNet, frames: Dataset | Iterable[Frame], out_dir: str
     measured anew. A frame that cannot be read is logged and listed in skipped.csv, and the rest goes on.
     pixel_size_um: um per pixel, one for all or by experiment, for sizes in um and the TIFFs' resolution; None: pixels
     only. scale, flips: see `segment`; a warning is given where the cells are not as wide as the training's.
-    cluster: where the work is done, as CLUSTER in Settings; see cluster.work_on_cluster.
+    cluster: where the work is done, as CLUSTER in Settings; see cluster.segment_on_cluster.
     Returns the path of cells.csv. Raises SegkitError where frames are something else, no frame could be read, out_dir
     cannot be written, another process writes into it, or the kernel is interrupted.
     """
     out_dir, frames = Path(out_dir), _frames_of(frames)
     width_of = frozenset(f.name for f in frames[::max(1, len(frames) // WIDTH_FRAMES)])
-    manner = Manner(pixel_size_um, scale, flips, width_of)
+    options = InferenceOptions(pixel_size_um, scale, flips, width_of)
     with locked(out_dir):
-        return _segment(model, frames, out_dir, manner, cluster)
+        return _segment(model, frames, out_dir, options, cluster)
 
 
-def _segment(model: UNet, frames: Sequence[Frame], out_dir: Path, manner: Manner, cluster: str) -> Path:
-    done: list[Done] = []
-    results = (work_on_cluster(cluster, model, frames, out_dir, manner) if cluster else
-               work_through(model, frames, out_dir, manner))
+def _segment(model: UNet, frames: Sequence[Frame], out_dir: Path, options: InferenceOptions, cluster: str) -> Path:
+    done: list[FrameResult] = []
+    results = (segment_on_cluster(cluster, model, frames, out_dir, options) if cluster else
+               segment_frames(model, frames, out_dir, options))
     with logging_to(out_dir / "run.log"), closing(results):
         try:
             for result in tqdm(results, total=len(frames), desc="segmenting", unit="frame", leave=False):
@@ -64,10 +64,10 @@ def _segment(model: UNet, frames: Sequence[Frame], out_dir: Path, manner: Manner
         log.info("%d of %d frames segmented with the student of run %s, trained on %s", len(cells), len(frames),
                  *(model.info.settings.get(name, "?") for name in ("RUN", "DATASET_PATH")))
         widths = np.concatenate([np.zeros(0), *(d.widths for d in done)])
-        for complaint in (width_complaint(model, widths, manner.scale), dice_complaint(scores)):
-            if complaint:
-                log.info(complaint)
-                warnings.warn(complaint, stacklevel=3)
+        for warning_text in (width_warning(model, widths, options.scale), dice_warning(scores)):
+            if warning_text:
+                log.info(warning_text)
+                warnings.warn(warning_text, stacklevel=3)
     if frames and not cells:
         raise SegkitError(f"none of {len(frames)} frames could be read; the first: {skipped[0][2]}")
     table = pd.concat(cells, ignore_index=True) if cells else pd.DataFrame(columns=list(CELL_COLUMNS))
@@ -105,7 +105,7 @@ def segmented_frames(frames: Iterable[Frame], run_dir: str | Path) -> list[Frame
     return [f for f in frames if (*f.unit, f.frame) in seen]
 
 
-def width_complaint(model: UNet, widths: np.ndarray, scale: float = 1.0) -> str:
+def width_warning(model: UNet, widths: np.ndarray, scale: float = 1.0) -> str:
     """What is wrong with the width of the cells that were found (pixels, each), compared with the training's, if it is.
 
     A student knows cells of about the width that it was taught; others it cuts up, merges or does not see.
@@ -121,9 +121,9 @@ def width_complaint(model: UNet, widths: np.ndarray, scale: float = 1.0) -> str:
             f"SCALE={scale * known / found:.2f}")
 
 
-def dice_complaint(scores: Sequence[Mapping[str, Any]]) -> str:
+def dice_warning(scores: Sequence[Mapping[str, Any]]) -> str:
     """What is wrong where the student agrees little with the teacher's masks (rows of scores.csv), if it is."""
-    if not scores or (mean := float(np.mean([row["dice"] for row in scores]))) >= LITTLE:
+    if not scores or (mean := float(np.mean([row["dice"] for row in scores]))) >= MIN_DICE:
         return ""
     return (f"the student and the teacher's masks agree little: mean Dice {mean:.2f} over {len(scores)} frame(s). "
             "Look at the outlines in 04_inference (report.html); images of another kind need a student of their own")

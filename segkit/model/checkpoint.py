@@ -95,7 +95,7 @@ def _read_plain_weights(path: Path) -> UNet:
     return model
 
 
-class _Answer(nn.Module):
+class _WithProbability(nn.Module):
     """The network with its probabilities, as other programs want it."""
 
     def __init__(self, model: UNet) -> None:
@@ -121,8 +121,8 @@ def export_onnx(model: UNet, path: str | Path) -> Path:
     except ImportError as error:
         raise SegkitError(f"exporting needs the package {error.name}: pip install 'segkit[onnx]'") from None
     with warnings.catch_warnings(action="ignore"), replacing(path) as temporary:
-        program = torch.onnx.export(_traced(_Answer(copy_on_cpu(model)), "image"), dynamo=True, input_names=["image"],
-                                    output_names=["maps"], verbose=False)
+        program = torch.onnx.export(_traced(_WithProbability(copy_on_cpu(model)), "image"), dynamo=True,
+                                    input_names=["image"], output_names=["maps"], verbose=False)
         assert program is not None
         exported = program.model_proto
         onnx.helper.set_model_props(exported, {"segkit": json.dumps(asdict(model.info))})

@@ -20,8 +20,8 @@ from ..devices import describe_device, free_memory, pick_device
 from ..files import duration
 from ..model.unet import UNet
 from ..settings import CONDITIONS, Settings, public_fields
-from ..training.distributed import Team
-from ..training.trainer import FEW_STEPS, Learner, choose_crop, covering, steps_of
+from ..training.distributed import ProcessGroup
+from ..training.trainer import MIN_STEPS, Learner, choose_crop, default_crops, steps_of
 
 
 def check_installation() -> dict[str, bool]:
@@ -47,7 +47,7 @@ def check_installation() -> dict[str, bool]:
 def measure_speed(device: torch.device, precision: str = "auto", crop: int = 64, batch: int = 16,
                   steps: int = 2) -> float:
     """Megapixels per second through whole training steps of the student, after one to warm up."""
-    learner = Learner(UNet(), Team(str(device)), Settings(batch_size=batch, precision=precision))
+    learner = Learner(UNet(), ProcessGroup(str(device)), Settings(batch_size=batch, precision=precision))
     learner.start(foreground=0.2, tries=0)
     images = torch.rand(batch, 1, crop, crop, device=device)
     targets = (torch.rand(batch, 1, crop, crop, device=device) > 0.8).float()
@@ -113,11 +113,11 @@ def training_estimate(settings: Settings, dataset: Dataset | None = None) -> str
     height, width = read_header(pairs.train[0].image).size
     speed = _speed(str(pick_device(settings.device)), settings.precision)
     crop = choose_crop(settings, pick_device(settings.device), (height, width))
-    crops = settings.crops_per_epoch or covering(len(pairs.train) * height * width, crop)
+    crops = settings.crops_per_epoch or default_crops(len(pairs.train) * height * width, crop)
     pixels = crops * crop[0] * crop[1] + 0.35 * len(pairs.validation) * height * width
     seconds = settings.epochs * pixels / speed / 1e6
     steps = settings.epochs * steps_of(crops, settings)
-    few = f", and fewer than {FEW_STEPS} are seldom enough: set more EPOCHS" if steps < FEW_STEPS else ""
+    few = f", and fewer than {MIN_STEPS} are seldom enough: set more EPOCHS" if steps < MIN_STEPS else ""
     return (f"{crops} crops of {crop[0]} x {crop[1]} an epoch, {steps} steps in all; about {duration(seconds)} on this "
             f"device{few}")
 

@@ -29,7 +29,7 @@ CELL_COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00"
 NEAR = 4  # pixels around a cell; two cells nearer than twice that get different colours
 DPI = 72
 SHEET = 13  # inches, the widest figure
-LEAST_ZOOM = 0.44  # pixels of the figure for each of the picture's; rather fewer columns than less
+MIN_ZOOM = 0.44  # pixels of the figure for each of the picture's; rather fewer columns than less
 GAP, TITLE, BELOW = 8, 23, 20  # pixels between pictures, for a title, for the scale bar
 PREVIEW = 200  # pixels of a side that are shown of a frame while the training runs
 SERIES = (TEACHER, STUDENT, ACCENT, GREY, "black")  # colours of lines that belong to nobody in particular
@@ -161,7 +161,7 @@ def show_pictures(pictures: Sequence[np.ndarray], titles: Sequence[str], pixel_s
     if not pictures:
         return nothing_to_show()
     height, width = pictures[0].shape[:2]
-    columns = min(columns, len(pictures), max(1, int(SHEET * DPI / (LEAST_ZOOM * width))))
+    columns = min(columns, len(pictures), max(1, int(SHEET * DPI / (MIN_ZOOM * width))))
     rows = -(-len(pictures) // columns)
     zoom = _zoom(width, columns)
     wide, tall = zoom * width, zoom * height

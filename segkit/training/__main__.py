@@ -20,7 +20,7 @@ from .trainer import fit
 def main(arguments: Sequence[str]) -> int:
     """Train with NAME=value settings, as one of the processes that torchrun starts.
 
-    "watched" as first argument ends this process as soon as its standard input ends: so team.launch starts it.
+    "watched" as first argument ends this process as soon as its standard input ends: so group.launch starts it.
     Returns 0, or 1 after printing the reason as the last line.
     """
     if os.environ.get("RANK", "0") == "0":  # torchrun ends the others where one is lost; this one says so

@@ -11,7 +11,7 @@ from .frames import Store
 BLUR_RADIUS = 3  # pixels
 
 
-def draw_crops(store: Store, count: int, size: tuple[int, int], generator: torch.Generator) -> dict[str, Tensor]:
+def sample_crops(store: Store, count: int, size: tuple[int, int], generator: torch.Generator) -> dict[str, Tensor]:
     """Choose `count` crops of size (height, width) and how each is varied: small tensors on the CPU.
 
     Where cells are rare, up to half of the crops are centred near one, so that nearly empty frames teach too; where
@@ -56,8 +56,8 @@ def draw_crops(store: Store, count: int, size: tuple[int, int], generator: torch
     }
 
 
-def cut_crops(store: Store, plan: dict[str, Tensor], size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """Cut the crops that `draw_crops` chose.
+def gather_crops(store: Store, plan: dict[str, Tensor], size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Cut the crops that `sample_crops` chose.
 
     Returns images (B, 1, h, w) float32 and targets (B, 1, h, w) float32: 0 = background, else distance in (0, 1].
     """
@@ -71,10 +71,10 @@ def cut_crops(store: Store, plan: dict[str, Tensor], size: tuple[int, int]) -> t
     y = p["centre"][:, 0, None, None] - half + cos * dy - sin * dx
     x = p["centre"][:, 1, None, None] - half + sin * dy + cos * dx
     image, target = store.gather(plan["frame"], y, x)
-    return vary_light(image, plan), target
+    return augment_light(image, plan), target
 
 
-def vary_light(image: Tensor, plan: dict[str, Tensor]) -> Tensor:
+def augment_light(image: Tensor, plan: dict[str, Tensor]) -> Tensor:
     """Contrast, offset, gamma, a slope of light, blur and noise, each image (B, 1, h, w) by its own amounts."""
     def per_image(name: str) -> Tensor:
         return plan[name].to(image.device, non_blocking=True)[:, None, None, None]

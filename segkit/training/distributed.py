@@ -1,4 +1,4 @@
-"""Processes that train one student together, each on its share of the frames; a process alone is a team of one.
+"""Processes that train one student together, each on its share of the frames; a process alone is a group of one.
 
 Hugging Face Accelerate joins them where torchrun started them. It was chosen over Lightning Fabric because it wraps a
 model in one call, needs no launcher of its own, and depends on torch alone of the heavy packages.
@@ -22,18 +22,18 @@ from ..errors import STOPPED, SegkitError
 from ..settings import Settings
 from .run_dir import History
 
-POLL = 0.5  # seconds between looks at what a team has done
+POLL = 0.5  # seconds between looks at what a group has done
 PATIENCE = timedelta(hours=6)  # with a process that decodes its share more slowly than the others
-WATCHED = "watched"  # first argument of a process whose standard input ends together with the one that launched it
+WATCHED = "watched"  # first argument of a process whose standard input ends together with its launcher's
 Item = TypeVar("Item")
 
 
-def launched() -> bool:
-    """Whether torchrun started this process as one of a team."""
+def is_distributed() -> bool:
+    """Whether torchrun started this process as one of a group."""
     return "TORCHELASTIC_RUN_ID" in os.environ
 
 
-class Team:
+class ProcessGroup:
     """The processes of this training. Methods that exchange something must be called by all of them, in one order."""
 
     def __init__(self, device: str = "auto") -> None:
@@ -43,12 +43,12 @@ class Team:
         has fewer GPUs than processes.
         """
         self.device, self.rank, self.size, self._accelerator = pick_device(device), 0, 1, None
-        self.here = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if launched() else 1  # processes of this machine
+        self.here = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if is_distributed() else 1  # processes of this machine
         there = {"cuda": torch.cuda.device_count(), "mps": 1}.get(self.device.type, self.here)
         if self.here > there:
             raise SegkitError(f"{self.here} processes and {there} GPU(s) on this machine: one for each process was "
                               f"needed; set PROCESSES={there}, or DEVICE=cpu")
-        if not launched():
+        if not is_distributed():
             return
         try:
             from accelerate import Accelerator
@@ -60,14 +60,14 @@ class Team:
         accelerator = Accelerator(cpu=self.device.type == "cpu", mixed_precision="no", kwargs_handlers=[patient])
         self.device = accelerator.device
         self.rank, self.size = accelerator.process_index, accelerator.num_processes
-        self._accelerator = accelerator if self.size > 1 else None  # a team of one has nothing to exchange
+        self._accelerator = accelerator if self.size > 1 else None  # a group of one has nothing to exchange
 
     @property
-    def first(self) -> bool:
+    def is_main_process(self) -> bool:
         """Whether this is the one process that writes and speaks."""
         return self.rank == 0
 
-    def share(self, items: Sequence[Item], what: str) -> list[Item]:
+    def shard(self, items: Sequence[Item], what: str) -> list[Item]:
         """This process's items, every size-th. Raises SegkitError where there are fewer than processes."""
         if len(items) < self.size:
             raise SegkitError(f"{len(items)} {what} cannot be shared by {self.size} processes: start at most "
@@ -75,7 +75,7 @@ class Team:
         return list(items[self.rank::self.size])
 
     def wrap(self, model: nn.Module) -> nn.Module:
-        """The model as its forward pass must be called, so that gradients are averaged over the team."""
+        """The model as its forward pass must be called, so that gradients are averaged over the group."""
         return self._accelerator.prepare(model) if self._accelerator else model
 
     def gather(self, items: list[Item]) -> list[Item]:
@@ -86,7 +86,7 @@ class Team:
         return gather_object(items)
 
     def mean(self, values: Tensor) -> Tensor:
-        """The mean over the team."""
+        """The mean over the group."""
         return self._accelerator.reduce(values, "mean") if self._accelerator else values
 
     def wait(self) -> None:
@@ -111,27 +111,27 @@ def launch(settings: Settings, on_epoch: Callable[[History], None] | None = None
     with suppress(FileNotFoundError):
         seen = table.stat().st_mtime_ns
     with TemporaryFile("w+", errors="replace") as said:
-        team = subprocess.Popen(command, cwd=settings.root, env=threads | os.environ, stdin=subprocess.PIPE,
+        group = subprocess.Popen(command, cwd=settings.root, env=threads | os.environ, stdin=subprocess.PIPE,
                                 stdout=subprocess.DEVNULL, stderr=said,
                                 start_new_session=True)  # an interrupt reaches it once, through us
         try:
-            while team.poll() is None:
+            while group.poll() is None:
                 time.sleep(POLL)
                 with suppress(FileNotFoundError):
                     if on_epoch and seen != (seen := table.stat().st_mtime_ns):
                         on_epoch(History.read(table))
         except BaseException as error:
-            team.terminate()
-            team.wait()
+            group.terminate()
+            group.wait()
             if not isinstance(error, KeyboardInterrupt):
                 raise
             raise SegkitError(f"interrupted: the finished epochs are saved in {settings.run_dir}; RESUME=1 goes on "
                               "from there") from None
         finally:
-            cast(IO, team.stdin).close()
+            cast(IO, group.stdin).close()
         said.seek(0)
         reasons = [line.partition(STOPPED)[2].strip() for line in said if STOPPED in line]
-    if team.returncode:
+    if group.returncode:
         raise SegkitError(reasons[0] if reasons else f"the {settings.processes} processes ended with code "
-                          f"{team.returncode} and no reason: look at {settings.run_dir / 'run.log'}")
+                          f"{group.returncode} and no reason: look at {settings.run_dir / 'run.log'}")
     return History.read(table)

@@ -22,13 +22,13 @@ from ..data.discovery import discover_split
 from ..devices import autocast, describe_device, free_memory, in_parts, keep_memory
 from ..errors import SegkitError
 from ..files import duration, locked, log, logging_to
-from ..measure.metrics import choose_prominence, hashes_by_position, join_records, positions_trained_on, score_frames
+from ..measure.metrics import hashes_by_position, join_records, positions_trained_on, score_frames, tune_prominence
 from ..model.checkpoint import load_model, save_model
 from ..model.postprocess import smallest_area
 from ..model.unet import STRIDE, ModelInfo, UNet
 from ..settings import Settings
-from .augment import cut_crops, draw_crops
-from .distributed import Team, launch, launched
+from .augment import gather_crops, sample_crops
+from .distributed import ProcessGroup, is_distributed, launch
 from .frames import Store, build_store
 from .run_dir import (
     ANEW,
@@ -42,20 +42,20 @@ from .run_dir import (
     save_checkpoint,
 )
 
-AVERAGING = 0.98  # share of the old weights in the running average
-CALIBRATION = (4, 8)  # at least and at most so many batches of an epoch measure the statistics
+EMA_DECAY = 0.98  # share of the old weights in the running average
+BN_STATS_BATCHES = (4, 8)  # at least and at most so many batches of an epoch measure the statistics
 GPU_CROP, CPU_CROP = (768, 448), (128, 128)  # CROP=auto, (height, width) pixels
-LEAST_CROP = 2 * STRIDE  # pixels; the deepest level needs more than one value per channel
+MIN_CROP = 2 * STRIDE  # pixels; the deepest level needs more than one value per channel
 FIELD_OF_VIEW = 200  # pixels, about: what one answer can depend on (five levels of two 3 x 3 convolutions)
-FEW_STEPS = 200  # with fewer, touching cells are seldom told apart yet (benchmarks/README.md)
+MIN_STEPS = 200  # with fewer, touching cells are seldom told apart yet (benchmarks/README.md)
 WARM_UP = 0.2  # share of the training during which the learning rate rises
 WEIGHT_DECAY, CLIP = 1e-2, 1.0
 PREVIEWS = 2
 LEARNING = ("model", "average", "optimiser")  # what changes while a student learns
-WHOLE = 2 ** 23  # pixels of whole frames that are judged at once on a GPU, at most 8 frames
+MAX_PIXELS = 2 ** 23  # pixels of whole frames that are judged at once on a GPU, at most 8 frames
 TRIES = 3  # how often a broken-down training is set right before it gives up
-LEARNT = 0.5  # validation Dice from which on a fall to half is a breakdown; below it a student still wavers
-KEPT = ("epoch", "tries", "rate_scale", "best_dice", "least_loss")  # plain values that a checkpoint holds
+DIVERGENCE_BELOW = 0.5  # validation Dice from which on a fall to half is a breakdown; below it a student still wavers
+CHECKPOINT_FIELDS = ("epoch", "tries", "rate_scale", "best_dice", "least_loss")  # plain values that a checkpoint holds
 
 
 def dice_loss_with_logits(logits: Tensor, target: Tensor) -> Tensor:
@@ -109,25 +109,25 @@ def batch_dice(logits: Tensor, foreground: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def average_weights(averaged: Sequence[Tensor], current: Sequence[Tensor], count: Tensor | int) -> None:
+def update_ema(averaged: Sequence[Tensor], current: Sequence[Tensor], count: Tensor | int) -> None:
     """Running average of the weights; over few steps it forgets faster, so that it never lags behind."""
     count = int(count)
-    keep = min(AVERAGING, (1 + count) / (10 + count))
+    keep = min(EMA_DECAY, (1 + count) / (10 + count))
     torch._foreach_lerp_(list(averaged), list(current), 1 - keep)
 
 
-def calibration_batches(steps: int) -> int:
+def bn_stats_batches(steps: int) -> int:
     """How many batches of an epoch of `steps` measure the statistics: an eighth, within limits."""
-    return min(max(steps // 8, CALIBRATION[0]), CALIBRATION[1])
+    return min(max(steps // 8, BN_STATS_BATCHES[0]), BN_STATS_BATCHES[1])
 
 
 @torch.no_grad()
-def calibrate(model: UNet, batches: Iterable[Tensor], device: torch.device,
+def recompute_bn_stats(model: UNet, batches: Iterable[Tensor], device: torch.device,
               mean: Callable[[Tensor], Tensor]) -> None:
     """Measure batch norm's statistics anew, on these batches of images: averaged weights have no others of their own.
 
     Without this, averaged weights are judged with the statistics of other weights, and for the first hundred steps
-    answer all background (figures in benchmarks/README.md). mean: averages a tensor over the processes of a team.
+    answer all background (figures in benchmarks/README.md). mean: averages a tensor over the processes of a group.
     """
     with autocast(device, model.precision):
         update_bn((images.contiguous(memory_format=torch.channels_last) for images in batches), model)
@@ -147,11 +147,11 @@ def choose_crop(settings: Settings, device: torch.device, smallest: tuple[int, i
         wanted = min(CPU_CROP[0], smallest[0] // 2), min(CPU_CROP[1], smallest[1] // 2)
     else:
         wanted = GPU_CROP
-    height, width = (max(LEAST_CROP, min(w, s) // STRIDE * STRIDE) for w, s in zip(wanted, smallest, strict=True))
+    height, width = (max(MIN_CROP, min(w, s) // STRIDE * STRIDE) for w, s in zip(wanted, smallest, strict=True))
     return height, width
 
 
-def covering(area: int, crop: tuple[int, int]) -> int:
+def default_crops(area: int, crop: tuple[int, int]) -> int:
     """Crops in an epoch: as many as cover the training frames' area once, at least 64 and at most 4096."""
     return min(max(64, round(area / (crop[0] * crop[1]))), 4096)
 
@@ -168,7 +168,7 @@ def learning_rate_at(progress: float, peak: float) -> float:
     return peak * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * (progress - WARM_UP) / (1 - WARM_UP))))
 
 
-class Material(NamedTuple):
+class TrainingData(NamedTuple):
     """One process's share of the frames; all else is the same in every process."""
 
     train: Store
@@ -184,49 +184,49 @@ class Material(NamedTuple):
     left_out: dict[str, str]  # frames of all processes that could not be decoded, by name, and why
 
 
-def prepare(split: Split, settings: Settings, team: Team) -> Material:
+def prepare(split: Split, settings: Settings, group: ProcessGroup) -> TrainingData:
     """Decode this process's share of the split; what cannot be decoded is logged and left out."""
     cache = settings.run_dir.parent / ".cache"
-    limit = settings.memory_limit if team.here == 1 else (settings.memory_limit or free_memory() / 2e9) / team.here
+    limit = settings.memory_limit if group.here == 1 else (settings.memory_limit or free_memory() / 2e9) / group.here
     stores, records, left_out = [], [], {}
     for frames, what in ((split.train, "training frames"), (split.validation, "validation frames")):
-        share = team.share(frames, what)
-        store, problems = build_store(share, team.device, cache, limit)
+        share = group.shard(frames, what)
+        store, problems = build_store(share, group.device, cache, limit)
         sound, size = set(store.frames), 3e-9 * store.pixels.numel()  # GB
         lost = [frame.name for frame in share if frame not in sound]
-        for name, problem in team.gather(list(zip(lost, problems, strict=True))):
+        for name, problem in group.gather(list(zip(lost, problems, strict=True))):
             log.info("left out %s: %s", problem.path, problem.reason)
             left_out[name] = problem.reason
         stores.append(store)
-        records.append(hashes_by_position(team.gather(list(zip(store.frames, store.hashes, strict=True)))))
+        records.append(hashes_by_position(group.gather(list(zip(store.frames, store.hashes, strict=True)))))
         limit -= size if size < limit else 0  # what lies on the disk takes none
     train, validation = stores
-    decoded = set(team.gather(list(validation.frames)))
-    shares = pd.DataFrame(team.gather([{
+    decoded = set(group.gather(list(validation.frames)))
+    shares = pd.DataFrame(group.gather([{
         "height": int(train.height.min()), "width": int(train.width.min()),
         "area": int((train.height * train.width).sum()), "foreground": train.foreground,
         "cell_width": train.cell_width, "train": len(train.frames), "validation": len(validation.frames)}]))
     cell_width = float(shares["cell_width"].median())
-    crop = choose_crop(settings, team.device, (int(shares["height"].min()), int(shares["width"].min())))
-    crops = settings.crops_per_epoch or covering(int(shares["area"].sum()), crop)
+    crop = choose_crop(settings, group.device, (int(shares["height"].min()), int(shares["width"].min())))
+    crops = settings.crops_per_epoch or default_crops(int(shares["area"].sum()), crop)
     steps = steps_of(crops, settings)
     log.info("%d training frames, %d validation frames; crops of %d x %d, %d steps of %d an epoch; %s",
              shares["train"].sum(), shares["validation"].sum(), *crop, steps, settings.batch_size,
-             describe_device(team.device, settings.precision))
-    if settings.epochs * steps < FEW_STEPS:
+             describe_device(group.device, settings.precision))
+    if settings.epochs * steps < MIN_STEPS:
         log.info("%d steps in all are few: %d and more are usual, so set more EPOCHS", settings.epochs * steps,
-                 FEW_STEPS)
-    if team.size > 1:
+                 MIN_STEPS)
+    if group.size > 1:
         log.info("%d processes, each with %s training frames, %s validation frames and %d crops of every batch",
-                 team.size, "/".join(map(str, shares["train"])), "/".join(map(str, shares["validation"])),
-                 settings.batch_size // team.size)
-    return Material(train, validation, [frame for frame in split.validation if frame in decoded],
+                 group.size, "/".join(map(str, shares["train"])), "/".join(map(str, shares["validation"])),
+                 settings.batch_size // group.size)
+    return TrainingData(train, validation, [frame for frame in split.validation if frame in decoded],
                     float(np.average(shares["foreground"], weights=shares["area"])),
-                    cell_width, smallest_area(team.gather(train.areas.tolist()), cell_width), crop, steps, records[0],
+                    cell_width, smallest_area(group.gather(train.areas.tolist()), cell_width), crop, steps, records[0],
                     records[1], left_out)
 
 
-class Judged(NamedTuple):
+class ValidationResult(NamedTuple):
     """What a look at whole frames gives: a loss and a Dice for each, and pictures of a few."""
 
     losses: list[float]
@@ -235,19 +235,19 @@ class Judged(NamedTuple):
 
 
 class Learner:
-    """One process's student in training; with a team, the others' are kept equal to it."""
+    """One process's student in training; with a group, the others' are kept equal to it."""
 
-    def __init__(self, model: UNet, team: Team, settings: Settings) -> None:
-        self.team, self.settings, self.device = team, settings, team.device
+    def __init__(self, model: UNet, group: ProcessGroup, settings: Settings) -> None:
+        self.group, self.settings, self.device = group, settings, group.device
         if self.device.type == "cpu":
             keep_memory()
         model.precision = settings.precision
         self.model = model.to(self.device).to(memory_format=torch.channels_last)
-        self.forward = team.wrap(self.model)
-        self.batch = settings.batch_size // team.size
+        self.forward = group.wrap(self.model)
+        self.batch = settings.batch_size // group.size
         self.part = self.batch  # crops that go through the network at once
-        if settings.batch_size % team.size:
-            raise SegkitError(f"BATCH_SIZE is {settings.batch_size}: a multiple of the {team.size} processes was "
+        if settings.batch_size % group.size:
+            raise SegkitError(f"BATCH_SIZE is {settings.batch_size}: a multiple of the {group.size} processes was "
                               "needed")
 
     def start(self, foreground: float, tries: int) -> None:
@@ -266,25 +266,25 @@ class Learner:
                               "a model that segkit trained")
         self.start_from = fresh.info if start_from else None
         self.model.load_state_dict(fresh.state_dict())
-        self.average = AveragedModel(self.model, multi_avg_fn=average_weights)
+        self.average = AveragedModel(self.model, multi_avg_fn=update_ema)
         self.optimiser = torch.optim.AdamW(self.model.parameters(), weight_decay=WEIGHT_DECAY,
                                            fused=self.device.type in ("cpu", "cuda") or None)
 
     def train(self, store: Store, crop: tuple[int, int], rates: list[float], source: torch.Generator,
               on_step: Callable[[], object]) -> tuple[float, float]:
-        """A step at each of these learning rates, on crops drawn by source; mean loss and Dice over the team."""
+        """A step at each of these learning rates, on crops drawn by source; mean loss and Dice over the group."""
         self.model.train()
-        newest: deque[Tensor] = deque(maxlen=calibration_batches(len(rates)))
+        newest: deque[Tensor] = deque(maxlen=bn_stats_batches(len(rates)))
         total = torch.zeros(2, device=self.device)
         for rate in rates:
             for group in self.optimiser.param_groups:
                 group["lr"] = rate
-            images, targets = cut_crops(store, draw_crops(store, self.batch, crop, source), crop)
+            images, targets = gather_crops(store, sample_crops(store, self.batch, crop, source), crop)
             newest.append(images.to(self.device))
             total += self.step(newest[-1], targets.to(self.device))
             on_step()
-        calibrate(cast(UNet, self.average.module), newest, self.device, self.team.mean)
-        loss, dice = self.team.mean(total / len(rates)).tolist()
+        recompute_bn_stats(cast(UNet, self.average.module), newest, self.device, self.group.mean)
+        loss, dice = self.group.mean(total / len(rates)).tolist()
         return loss, dice
 
     def step(self, images: Tensor, targets: Tensor) -> Tensor:
@@ -298,7 +298,7 @@ class Learner:
                 scores = self._accumulate(images, targets)
                 break
             except torch.OutOfMemoryError:
-                if self.part == 1 or self.team.size > 1:  # a team's processes must compute the same parts
+                if self.part == 1 or self.group.size > 1:  # a group's processes must compute the same parts
                     what = "one crop" if self.part == 1 else f"{self.part} crops"
                     raise SegkitError(f"{what} of {images.shape[-2]} x {images.shape[-1]} do not fit into the GPU's "
                                       "memory: set a smaller CROP or BATCH_SIZE") from None
@@ -332,10 +332,10 @@ class Learner:
             return network(images)
 
     @torch.inference_mode()
-    def validate(self, store: Store) -> Judged:
+    def validate(self, store: Store) -> ValidationResult:
         """Loss and Dice of this process's whole frames, by the running average of the weights."""
         judged, largest = self.average.module.eval(), int((store.height * store.width).max())
-        at_most = 1 if self.device.type == "cpu" else max(1, min(8, WHOLE // largest))
+        at_most = 1 if self.device.type == "cpu" else max(1, min(8, MAX_PIXELS // largest))
         losses: list[Tensor] = []
         dices: list[Tensor] = []
         wanted = preview_frames(store.frames)
@@ -353,7 +353,7 @@ class Learner:
                     image, probability, mask = (t.cpu().numpy() for t in (
                         images[k, 0, :height, :width], output[k, 0].sigmoid(), targets[k, 0] > 0))
                     previews[frame] = image, probability, mask
-        return Judged(torch.stack(losses).tolist(), torch.cat(dices).tolist(),
+        return ValidationResult(torch.stack(losses).tolist(), torch.cat(dices).tolist(),
                       [previews[frame] for frame in sorted(previews)])
 
     def state(self) -> dict[str, dict[str, Any]]:
@@ -394,35 +394,35 @@ def fit(model: UNet, split: Split, settings: Settings, on_epoch: Callable[[Histo
     validation positions, nothing can be decoded, the training breaks down more than 3 times, a file cannot be written,
     or the kernel is interrupted (nothing is lost then).
     """
-    if settings.processes > 1 and not launched():
+    if settings.processes > 1 and not is_distributed():
         if split != discover_split(settings):
             raise SegkitError("PROCESSES trains on the split that the settings give, and another one was handed over: "
                               "say it by VALIDATION and EXCLUDE, or set PROCESSES=1")
         if (model.info.outputs, model.info.upsampling) != (2, "smoothed"):
             raise SegkitError("PROCESSES trains segkit's own UNet(): set PROCESSES=1 for another")
         check_training(settings)
-        with locked(settings.run_dir):  # the processes that are launched are let in
+        with locked(settings.run_dir):  # the launched processes are let in
             history = launch(settings, on_epoch)
             _take_best(model, settings)
         return history
-    team = Team(settings.device)
-    if not team.first:
-        return _train(model, split, settings, team, None)
+    group = ProcessGroup(settings.device)
+    if not group.is_main_process:
+        return _train(model, split, settings, group, None)
     check_training(settings)  # before a folder is made
     with locked(settings.run_dir):
-        return _train(model, split, settings, team, on_epoch)
+        return _train(model, split, settings, group, on_epoch)
 
 
-def _train(model: UNet, split: Split, settings: Settings, team: Team,
+def _train(model: UNet, split: Split, settings: Settings, group: ProcessGroup,
            on_epoch: Callable[[History], None] | None) -> History:
-    """`fit` as one process of a team; the first writes into the run's folder."""
-    if team.first:
+    """`fit` as one process of a group; the first writes into the run's folder."""
+    if group.is_main_process:
         open_run(split, settings)
-    team.wait()
-    with logging_to(settings.run_dir / "run.log") if team.first else nullcontext():
-        log.disabled = not team.first
+    group.wait()
+    with logging_to(settings.run_dir / "run.log") if group.is_main_process else nullcontext():
+        log.disabled = not group.is_main_process
         try:
-            return _Training(model, split, settings, team).run(on_epoch)
+            return _Training(model, split, settings, group).run(on_epoch)
         except KeyboardInterrupt:  # later ones are caught where the epochs are counted
             raise SegkitError("interrupted before the first epoch: nothing is lost, run this again") from None
         except SegkitError as error:
@@ -443,20 +443,20 @@ def _take_best(model: UNet, settings: Settings) -> None:
 class _Training:
     """The course of one training: what a checkpoint holds beside the weights, and what to do after every epoch."""
 
-    def __init__(self, model: UNet, split: Split, settings: Settings, team: Team) -> None:
-        self.settings, self.team = settings, team
-        self.learner = Learner(model, team, settings)
-        self.material = prepare(split, settings, team)
-        if team.first and self.material.left_out:
-            leave_out(settings.run_dir, self.material.left_out)
-        self.steps = self.material.steps
+    def __init__(self, model: UNet, split: Split, settings: Settings, group: ProcessGroup) -> None:
+        self.settings, self.group = settings, group
+        self.learner = Learner(model, group, settings)
+        self.training_data = prepare(split, settings, group)
+        if group.is_main_process and self.training_data.left_out:
+            leave_out(settings.run_dir, self.training_data.left_out)
+        self.steps = self.training_data.steps
         self.history, self.epoch, self.tries, self.rate_scale = History(), 0, 0, 1.0
         self.best_dice, self.least_loss = -1.0, math.inf
         self.sound: dict[str, Any] | None = None  # the last state worth going back to
-        self.learner.start(self.material.foreground, self.tries)
-        self.record: dict[str, Any] = {"trained_on": self.material.trained_on, "fully_recorded": True,
-                                       "validated_on": self.material.validated_on}  # fields of ModelInfo
-        if copies := positions_trained_on(ModelInfo(**self.record), self.material.validated_on, settings):
+        self.learner.start(self.training_data.foreground, self.tries)
+        self.record: dict[str, Any] = {"trained_on": self.training_data.trained_on, "fully_recorded": True,
+                                       "validated_on": self.training_data.validated_on}  # fields of ModelInfo
+        if copies := positions_trained_on(ModelInfo(**self.record), self.training_data.validated_on, settings):
             log.info("%s: images of these validation positions are among the training's too, as copies",
                      ", ".join(copies))
         if start_from := self.learner.start_from:
@@ -465,7 +465,7 @@ class _Training:
     def _inherit(self, earlier: ModelInfo) -> None:
         """Add what START_FROM's model was trained on. Raises SegkitError where that holds validation positions."""
         path = self.settings.start_from_path
-        if leaked := positions_trained_on(earlier, self.material.validated_on, self.settings):
+        if leaked := positions_trained_on(earlier, self.training_data.validated_on, self.settings):
             raise SegkitError(f"START_FROM {path} was trained on {len(leaked)} of the validation positions "
                               f"({', '.join(leaked[:5])}): set VALIDATION to positions that it was not trained on, or "
                               "START_FROM to another model, or to none")
@@ -480,14 +480,14 @@ class _Training:
 
     def run(self, on_epoch: Callable[[History], None] | None) -> History:
         if self.settings.resume:
-            checkpoint = load_checkpoint(self.settings.run_dir, self.team.device, (*LEARNING, "state"))
+            checkpoint = load_checkpoint(self.settings.run_dir, self.group.device, (*LEARNING, "state"))
             self._restore(checkpoint)
             self.sound = checkpoint if self.epoch else None
             log.info("resumed after epoch %d", self.epoch)
         epochs = self.settings.epochs
         try:
             with tqdm(total=epochs * self.steps, initial=self.epoch * self.steps, desc="training", unit="step",
-                      leave=False, disable=not self.team.first) as bar:
+                      leave=False, disable=not self.group.is_main_process) as bar:
                 while self.epoch < epochs:
                     self._one_epoch(bar)
                     if on_epoch:
@@ -497,37 +497,37 @@ class _Training:
             raise SegkitError(f"interrupted: {self.epoch} of {epochs} epochs are saved in {self.settings.run_dir}; "
                               "RESUME=1 goes on from there") from None
         except RuntimeError as error:
-            if self.team.size == 1:
+            if self.group.size == 1:
                 raise
             why = (str(error) or repr(error)).splitlines()[0]
-            raise SegkitError(f"one of the {self.team.size} processes was lost ({why}): "
+            raise SegkitError(f"one of the {self.group.size} processes was lost ({why}): "
                               f"{self.epoch} of {epochs} epochs are saved in {self.settings.run_dir}; RESUME=1 goes on "
                               "from there") from None
         return self.history
 
     def _finish(self) -> None:
         """Judge the best student frame by frame, and write what is known of it."""
-        model, team = self.learner.model, self.team
-        team.wait()  # until its file is there
+        model, group = self.learner.model, self.group
+        group.wait()  # until its file is there
         _take_best(model, self.settings)
         # a resumed run may keep weights that were saved by an older version: what is known of the data is set again
-        model.info = replace(model.info, cell_width=round(self.material.cell_width, 2),
-                             min_area=self.material.min_area, **self.record)
-        model.info = choose_prominence(model, self.material.validation_frames)
-        scores = team.gather(score_frames(model, self.material.validation.frames).to_dict("records"))
-        if team.first:
+        model.info = replace(model.info, cell_width=round(self.training_data.cell_width, 2),
+                             min_area=self.training_data.min_area, **self.record)
+        model.info = tune_prominence(model, self.training_data.validation_frames)
+        scores = group.gather(score_frames(model, self.training_data.validation.frames).to_dict("records"))
+        if group.is_main_process:
             finish_run(model, pd.DataFrame(scores).sort_values(["experiment", "position", "frame"]), self.history,
-                       self.settings, describe_device(team.device, self.settings.precision))
-        team.wait()
+                       self.settings, describe_device(group.device, self.settings.precision))
+        group.wait()
 
     def _one_epoch(self, bar: tqdm) -> None:
         began = time.perf_counter()
         loss, train_dice = self._train_epoch(bar)
         seconds = time.perf_counter() - began
         val_loss, val_dice = self._validate()
-        number, event = self.epoch + 1, self._breakdown(loss, val_loss, val_dice)
+        number, event = self.epoch + 1, self._divergence(loss, val_loss, val_dice)
         if event:
-            event = self._set_right(event)
+            event = self._roll_back(event)
         else:
             self.epoch += 1
         rate = self.learner.optimiser.param_groups[0]["lr"]
@@ -546,46 +546,46 @@ class _Training:
         if not event and val_loss < self.least_loss:
             self.least_loss = val_loss
             self._keep_best(val_dice)
-        checkpoint = {**self.learner.state(), "state": {**{name: getattr(self, name) for name in KEPT},
+        checkpoint = {**self.learner.state(), "state": {**{name: getattr(self, name) for name in CHECKPOINT_FIELDS},
                                                         "rows": [dict(row) for row in self.history.rows],
                                                         "record": self.record}}
         if not event and val_dice >= 0.5 * self.best_dice:
             self.sound = checkpoint
-        if self.team.first:
+        if self.group.is_main_process:
             save_checkpoint(checkpoint, self.settings.run_dir)
             self.history.save(self.settings.run_dir / "history.csv")  # what it names can be gone on from
 
     def _keep_best(self, val_dice: float) -> None:
         judged = cast(UNet, self.learner.average.module)
-        judged.info = replace(self.learner.model.info, cell_width=round(self.material.cell_width, 2),
-                              min_area=self.material.min_area, settings=self.settings.as_dict(),
+        judged.info = replace(self.learner.model.info, cell_width=round(self.training_data.cell_width, 2),
+                              min_area=self.training_data.min_area, settings=self.settings.as_dict(),
                               scores={"val_dice": val_dice, "epoch": self.epoch}, **self.record)
-        if self.team.first:
+        if self.group.is_main_process:
             save_model(judged, self.settings.run_dir / "model.safetensors")
 
     def _train_epoch(self, bar: tqdm) -> tuple[float, float]:
         """One pass; crops depend on seed, epoch, tries and process alone, so a resumed run repeats them."""
-        seed = self.settings.seed * 1_000_003 + self.epoch * 101 + self.tries + self.team.rank * 15_485_863
+        seed = self.settings.seed * 1_000_003 + self.epoch * 101 + self.tries + self.group.rank * 15_485_863
         done, all_steps = self.epoch * self.steps, self.settings.epochs * self.steps
         rates = [learning_rate_at((done + step) / all_steps, self.settings.learning_rate) * self.rate_scale
                  for step in range(self.steps)]
-        return self.learner.train(self.material.train, self.material.crop, rates,
+        return self.learner.train(self.training_data.train, self.training_data.crop, rates,
                                   torch.Generator().manual_seed(seed % 2**63), bar.update)
 
     def _validate(self) -> tuple[float, float]:
         """Mean loss and Dice over all whole validation frames, each judged by one process."""
-        losses, dices, self.history.previews = self.learner.validate(self.material.validation)
-        loss, dice = np.mean(self.team.gather(list(zip(losses, dices, strict=True))), axis=0)
+        losses, dices, self.history.previews = self.learner.validate(self.training_data.validation)
+        loss, dice = np.mean(self.group.gather(list(zip(losses, dices, strict=True))), axis=0)
         return float(loss), float(dice)
 
-    def _breakdown(self, loss: float, val_loss: float, val_dice: float) -> str:
+    def _divergence(self, loss: float, val_loss: float, val_dice: float) -> str:
         """Why this epoch cannot stand, or nothing: a loss without value, a fall, a student that answers nothing.
 
         Of a student that never answered anything the sound state is forgotten.
         """
         if not math.isfinite(loss + val_loss):
             return f"loss is {loss}, on validation {val_loss}"
-        if self.best_dice > LEARNT and val_dice < 0.5 * self.best_dice:
+        if self.best_dice > DIVERGENCE_BELOW and val_dice < 0.5 * self.best_dice:
             return f"validation Dice fell from {self.best_dice:.2f} to {val_dice:.2f}"
         trained = (self.epoch + 1) * self.steps
         if trained >= 200 and self.epoch >= 4 and self.best_dice < 0.05 and val_dice < 0.05:
@@ -593,7 +593,7 @@ class _Training:
             return f"validation Dice is {val_dice:.2f} after {trained} steps"
         return ""
 
-    def _set_right(self, event: str) -> str:
+    def _roll_back(self, event: str) -> str:
         """Roll back to the last sound state, or begin anew; learn more slowly from here."""
         self.tries += 1
         if self.tries > TRIES:
@@ -605,12 +605,12 @@ class _Training:
             self.epoch = self.sound["state"]["epoch"]
             return f"{event}: {BACK} {self.epoch}"
         self.epoch, self.best_dice, self.least_loss = 0, -1.0, math.inf
-        self.learner.start(self.material.foreground, self.tries)
+        self.learner.start(self.training_data.foreground, self.tries)
         return f"{event}: {ANEW}"
 
     def _restore(self, checkpoint: dict[str, Any]) -> None:
         self.learner.restore(checkpoint)
-        for name in KEPT:
+        for name in CHECKPOINT_FIELDS:
             setattr(self, name, checkpoint["state"][name])
         self.history.rows = [dict(row) for row in checkpoint["state"]["rows"]]
         earlier = ModelInfo(**checkpoint["state"].get("record", {}))
