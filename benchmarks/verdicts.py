@@ -9,12 +9,13 @@ is 0 or 0.6. For each design (reference v treated positions) the worst of doubli
 import sys
 from collections.abc import Sequence
 from itertools import product
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from scipy import stats
 
-from segkit import compare_growth, growth_rates
+from segkit import Frame, compare_growth, growth_rates
 from segkit.growth import slope_with_error
 
 MINUTES, FRAMES, DRUG, CELLS, NOISE = 2.0, 90, 30, 20, 0.03
@@ -74,24 +75,15 @@ def cells_table(experiment: str, logs: np.ndarray, dies_at: Sequence[int | None]
     return pd.DataFrame(rows)
 
 
-class Seen:
-    """A frame as growth_rates needs it."""
-
-    first = None
-
-    def __init__(self, experiment: str, position: str, frame: int) -> None:
-        self.unit, self.frame = (experiment, position), frame
-
-
 def death(dies_at: Sequence[int | None], repeats: int, seed: int = 0) -> pd.DataFrame:
     """Rows of compare_growth where treated positions die; four reference positions grow."""
     rng, condition, rows = np.random.default_rng(seed), (60.0, 0.0, 0.1), []
-    frames = [Seen(e, f"Pos{k}", t) for e in ("REF", "RIF") for k in range(4) for t in range(FRAMES)]
+    frames = [Frame(Path("frame"), None, e, f"Pos{k}", t)
+              for e in ("REF", "RIF") for k in range(4) for t in range(FRAMES)]
     for _ in range(repeats):
         cells = pd.concat([cells_table("REF", log_areas(4, 1, condition, rng), [None] * 4),
                            cells_table("RIF", log_areas(4, 1, condition, rng), dies_at)])
-        rows.append(compare_growth(growth_rates(cells, frames, minutes_per_frame=MINUTES,  # type: ignore[arg-type]
-                                                drug_frame=DRUG)))
+        rows.append(compare_growth(growth_rates(cells, frames, minutes_per_frame=MINUTES, drug_frame=DRUG)))
     return pd.concat(rows, ignore_index=True)
 
 
