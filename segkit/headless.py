@@ -11,8 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from .advice import assumed_conditions
-from .data import Dataset, exclude, split_by_position
-from .discover import discover
+from .data import Dataset
+from .discover import discover, discover_split
 from .errors import STOPPED, SegkitError
 from .files import locked, read_table, replacing, writing
 from .model_file import load_model
@@ -69,7 +69,7 @@ def run_notebooks(names: Sequence[str], values: dict[str, str]) -> Settings:
         load_model(settings.model_path, "cpu")
     else:
         check_training(settings)
-        split_by_position(exclude(dataset.pairs, settings.exclude)[0], settings.validation)
+        discover_split(settings, dataset)
     folder = settings.run_dir / "notebooks"
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
