@@ -6,8 +6,10 @@ is 0 or 0.6. For each design (reference v treated positions) the worst of doubli
 0 and 0.6, and spreads s of 5 and 10 % is printed, with two standard errors of the simulation beside the targets.
 """
 
+import os
 import sys
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from itertools import product
 from pathlib import Path
 
@@ -102,10 +104,14 @@ def main(arguments: list[str]) -> None:
     print(f"{repeats} comparisons for each of {len(CONDITIONS)} conditions; the worst of them, in %\n")
     print("| reference v treated | no effect: slower | no effect: grows | half rate: slowed | full stop: stopped | "
           "interval covers 1 | interval covers 0.5 |\n| --- | --- | --- | --- | --- | --- | --- |")
+    tasks = [(design, effect, condition, repeats)
+             for design in DESIGNS for condition in CONDITIONS for effect in (1.0, 0.5, 0.0)]
+    with ProcessPoolExecutor(min(os.cpu_count() or 1, len(tasks))) as pool:
+        tables = dict(zip(tasks, pool.map(verdicts, *zip(*tasks, strict=True)), strict=True))
     for design in DESIGNS:
         seen: dict[str, list[float]] = {name: [] for name in ("slower", "grows", "slowed", "stopped", "one", "half")}
         for condition in CONDITIONS:
-            none, half, stop = (verdicts(design, effect, condition, repeats) for effect in (1.0, 0.5, 0.0))
+            none, half, stop = (tables[design, effect, condition, repeats] for effect in (1.0, 0.5, 0.0))
             seen["slower"].append(none["verdict"].isin(("slowed", "stopped", "dying")).mean())
             seen["grows"].append((none["verdict"] == "grows").mean())
             seen["slowed"].append((half["verdict"] == "slowed").mean())
