@@ -6,15 +6,18 @@ is 0 or 0.6. For each design (reference v treated positions) the worst of doubli
 0 and 0.6, and spreads s of 5 and 10 % is printed, with two standard errors of the simulation beside the targets.
 """
 
+import os
 import sys
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from itertools import product
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from scipy import stats
 
-from segkit import compare_growth, growth_rates
+from segkit import Frame, compare_growth, growth_rates
 from segkit.measure.growth import slope_with_error
 
 MINUTES, FRAMES, DRUG, CELLS, NOISE = 2.0, 90, 30, 20, 0.03
@@ -74,24 +77,15 @@ def cells_table(experiment: str, logs: np.ndarray, dies_at: Sequence[int | None]
     return pd.DataFrame(rows)
 
 
-class Seen:
-    """A frame as growth_rates needs it."""
-
-    first = None
-
-    def __init__(self, experiment: str, position: str, frame: int) -> None:
-        self.unit, self.frame = (experiment, position), frame
-
-
 def death(dies_at: Sequence[int | None], repeats: int, seed: int = 0) -> pd.DataFrame:
     """Rows of compare_growth where treated positions die; four reference positions grow."""
     rng, condition, rows = np.random.default_rng(seed), (60.0, 0.0, 0.1), []
-    frames = [Seen(e, f"Pos{k}", t) for e in ("REF", "RIF") for k in range(4) for t in range(FRAMES)]
+    frames = [Frame(Path("frame"), None, e, f"Pos{k}", t)
+              for e in ("REF", "RIF") for k in range(4) for t in range(FRAMES)]
     for _ in range(repeats):
         cells = pd.concat([cells_table("REF", log_areas(4, 1, condition, rng), [None] * 4),
                            cells_table("RIF", log_areas(4, 1, condition, rng), dies_at)])
-        rows.append(compare_growth(growth_rates(cells, frames, minutes_per_frame=MINUTES,  # type: ignore[arg-type]
-                                                drug_frame=DRUG)))
+        rows.append(compare_growth(growth_rates(cells, frames, minutes_per_frame=MINUTES, drug_frame=DRUG)))
     return pd.concat(rows, ignore_index=True)
 
 
@@ -110,10 +104,14 @@ def main(arguments: list[str]) -> None:
     print(f"{repeats} comparisons for each of {len(CONDITIONS)} conditions; the worst of them, in %\n")
     print("| reference v treated | no effect: slower | no effect: grows | half rate: slowed | full stop: stopped | "
           "interval covers 1 | interval covers 0.5 |\n| --- | --- | --- | --- | --- | --- | --- |")
+    tasks = [(design, effect, condition, repeats)
+             for design in DESIGNS for condition in CONDITIONS for effect in (1.0, 0.5, 0.0)]
+    with ProcessPoolExecutor(min(os.cpu_count() or 1, len(tasks))) as pool:
+        tables = dict(zip(tasks, pool.map(verdicts, *zip(*tasks, strict=True)), strict=True))
     for design in DESIGNS:
         seen: dict[str, list[float]] = {name: [] for name in ("slower", "grows", "slowed", "stopped", "one", "half")}
         for condition in CONDITIONS:
-            none, half, stop = (verdicts(design, effect, condition, repeats) for effect in (1.0, 0.5, 0.0))
+            none, half, stop = (tables[design, effect, condition, repeats] for effect in (1.0, 0.5, 0.0))
             seen["slower"].append(none["verdict"].isin(("slowed", "stopped", "dying")).mean())
             seen["grows"].append((none["verdict"] == "grows").mean())
             seen["slowed"].append((half["verdict"] == "slowed").mean())

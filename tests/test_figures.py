@@ -65,11 +65,12 @@ def test_a_name_with_dollar_signs_is_drawn_as_it_is_and_stops_no_figure(name):
     line = pd.DataFrame({"experiment": name, "position": name, "frame": [0, 1], "since_start": [0, 1],
                          "area": [1.0, 2.0]})
     rates = pd.DataFrame({"experiment": [name], "position": ["P"], "phase": ["all"], "frames": [2], "low": [0.4],
-                          "high": [0.6], "growth_per_hour": [0.5], "doubling_minutes": [83.0]})
+                          "high": [0.6], "growth_per_hour": [0.5], "doubling_minutes": [83.0],
+                          "died_out": [False], "start_cells": [5]})
     scores = pd.DataFrame([dict.fromkeys(("dice", "panoptic_quality", "ap50", "ap75", "ap90"), 0.9)
                            | {"cells": 3, "teacher_cells": 4}])
     ratios = pd.DataFrame([{"experiment": name, "reference": "REF", "ratio": 0.5, "low": 0.4, "high": 0.6,
-                            "verdict": "slowed"}])
+                            "verdict": "slowed", "reason": "so"}])
     figures = [
         charts.show_split(Dataset(Path(), frames), Split(frames[:1], frames[1:])), show_over_time(line, "area", "x"),
         show_histograms({name: np.arange(9.0)}, name), charts.show_scores(scores, [name]), charts.show_rates(rates),

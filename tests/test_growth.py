@@ -90,6 +90,12 @@ def test_a_few_bad_frames_are_no_death():
     assert assay([blinks] * 4)[0] == "grows"
 
 
+def test_frames_may_come_from_a_generator():
+    cells, frames = filmed("RIF", [dies(6)(exponential(0.7, 60, 2.0))])
+    growth = growth_rates(cells, iter(frames), minutes_per_frame=2, drug_frame=30)
+    assert growth["died_out"].tolist() == [True, False, True]
+
+
 def test_specks_in_one_frame_are_no_cells_that_could_die():
     def flash(line):
         return np.where(np.arange(len(line)) == 28, 45, 0)

@@ -102,6 +102,16 @@ class Dataset:
         return self.table().to_html(index=False)
 
 
+def frames_of(given: Any) -> list[Frame]:
+    """The frames of a dataset or a list. Raises SegkitError for anything else, such as a path or a single frame."""
+    items = given.frames if isinstance(given, Dataset) else given
+    frames = list(items) if isinstance(items, Iterable) and not isinstance(items, str) else [items]
+    if not isinstance(items, Frame) and all(isinstance(frame, Frame) for frame in frames):
+        return frames
+    raise SegkitError(f"frames is {given!r:.80}: a dataset, as segkit.discover(path) gives, or a list of its frames "
+                      "was needed")
+
+
 @dataclass(frozen=True)
 class Split:
     """Pairs to learn from and pairs to judge by; no (experiment, position) is in both."""

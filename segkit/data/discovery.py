@@ -456,7 +456,11 @@ def _guess(root: Path) -> str:
     return ""
 
 
-def discover_split(settings: Settings) -> Split:
-    """What the settings say to learn from and to judge by: DATASET_PATH, MASKS_PATH, EXCLUDE, VALIDATION."""
-    pairs, _ = exclude(discover(settings.dataset_path, settings.masks_path).pairs, settings.exclude)
+def discover_split(settings: Settings, dataset: Dataset | None = None) -> Split:
+    """The training and validation pairs by DATASET_PATH, MASKS_PATH, EXCLUDE and VALIDATION.
+
+    dataset: what `discover` has found there, if it has been called already.
+    """
+    dataset = dataset or discover(settings.dataset_path, settings.masks_path)
+    pairs, _ = exclude(dataset.pairs, settings.exclude)
     return split_by_position(pairs, settings.validation)

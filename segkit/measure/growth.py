@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from ..data.dataset import Dataset, Frame, of_experiment
+from ..data.dataset import Dataset, Frame, frames_of, of_experiment
 from ..errors import SegkitError
 from ..files import read_table, write_table
 from ..settings import Settings
@@ -25,15 +25,14 @@ LOST, MOST = 0.2, 0.5  # share of the area that vanishes suddenly: more cannot b
 MAX_LOST = 0.2  # share of positions that began with cells and have no rate, beyond which nothing is said
 RATIOS = np.linspace(-4, 6, 4001)  # at which the ratio's interval is looked for
 GROWTH_COLUMNS = ("experiment", "position", "phase", "frames", "empty_frames", "start_cells", "died_out", "lost_share",
-                  "mean_cells",
-                  "growth_per_hour", "standard_error", "low", "high", "doubling_minutes", "doubling_low",
-                  "doubling_high")
+                  "mean_cells", "growth_per_hour", "standard_error", "low", "high", "doubling_minutes",
+                  "doubling_low", "doubling_high")
 COMPARISON_COLUMNS = ("experiment", "reference", "phase", "positions", "reference_positions", "positions_died_out",
                       "positions_slowed", "growth_per_hour", "reference_growth_per_hour", "ratio", "low", "high",
                       "verdict", "reason")
 
 
-def areas_over_time(cells: pd.DataFrame | str | Path, frames: Iterable[Frame] = ()) -> pd.DataFrame:
+def areas_over_time(cells: pd.DataFrame | str | Path, frames: Dataset | Iterable[Frame] = ()) -> pd.DataFrame:
     """Total cell area of every frame.
 
     Parameters
@@ -56,7 +55,7 @@ def areas_over_time(cells: pd.DataFrame | str | Path, frames: Iterable[Frame] = 
     check_columns("cells", cells, needed, "cells.csv of a run")
     key = needed[:3]
     counted = cells[needed].assign(cells=1).groupby(key, as_index=False).sum()
-    frames = list(frames.frames if isinstance(frames, Dataset) else frames)
+    frames = frames_of(frames)
     seen = pd.DataFrame([(*f.unit, f.frame) for f in frames], columns=key).drop_duplicates()
     if strange := set() if seen.empty else set(counted["experiment"]) - set(seen["experiment"]):
         raise SegkitError(f"cells of experiment {strange.pop()}, and no frame belongs to it: give the frames that were "
@@ -81,7 +80,7 @@ def check_columns(name: str, table: Any, needed: Iterable[str], example: str) ->
         raise SegkitError(f"the table {name} has no column {', '.join(missing)}: {example} was needed")
 
 
-def growth_rates(cells: pd.DataFrame | str | Path, frames: Iterable[Frame] = (), *,
+def growth_rates(cells: pd.DataFrame | str | Path, frames: Dataset | Iterable[Frame] = (), *,
                  minutes_per_frame: float | Mapping[str, float] = 2.0,
                  drug_frame: int | Mapping[str, int | None] | None = 30) -> pd.DataFrame:
     """Exponential growth of every position's total cell area: over all frames, before and after the drug.
@@ -113,8 +112,8 @@ def growth_rates(cells: pd.DataFrame | str | Path, frames: Iterable[Frame] = (),
     that a bad frame does not move it. Its standard error is that of least squares, widened by the lag-1 correlation of
     the residuals, whose bias over few frames is corrected (simulated in benchmarks/verdicts.py).
     """
+    frames = frames_of(frames)  # once: they may come from a generator
     areas = areas_over_time(cells, frames)
-    known = bool(list(frames.frames if isinstance(frames, Dataset) else frames))
     last = areas["since_start"].max()
     rows = []
     for (experiment, position), line in areas.groupby(["experiment", "position"]):
@@ -131,7 +130,7 @@ def growth_rates(cells: pd.DataFrame | str | Path, frames: Iterable[Frame] = (),
             start, empty = _start_cells(line, part), int((part["cells"] == 0).sum())
             died: bool | None = start > 0 and len(part) >= _end_frames(part) and bool(
                 (part["cells"].iloc[-_end_frames(part):] == 0).all())
-            if not known and last - line["since_start"].max() >= _end_frames(line):
+            if not frames and last - line["since_start"].max() >= _end_frames(line):
                 died = None  # cells end before those of other positions: all dead, or a shorter film
             alive, gone = part[part["area_px"] > 0], (part["cells"] == 0) & ((part["cells"].cumsum() > 0) | (start > 0))
             if died or gone.sum() > MAX_EMPTY * len(part):  # a slope through the few frames left would hide the loss
@@ -298,12 +297,11 @@ def _compare(treated: pd.DataFrame, reference: pd.DataFrame) -> dict[str, Any]:
             return row | {"verdict": "dying", "reason": f"{why}, {lost:.0%} in the middle one"}
         return row | {"reason": why}
     row["ratio"] = row["growth_per_hour"] / row["reference_growth_per_hour"]
-    row["low"], row["high"] = ratio_interval(*(t[c].to_numpy() for t in (x, y)
-                                               for c in ("growth_per_hour", "standard_error")))
+    row["low"], row["high"] = _interval_of(y, x)
     row["verdict"], reason = _verdict(row["low"], row["high"])
-    lost = "".join(f"; {len(table) - len(rated)} of {len(table)} {whose}positions have no rate" for table, rated, whose
-                   in ((one, y, ""), (other, x, "reference ")) if len(rated) < len(table))
-    return row | {"reason": reason + lost + _slower_before(treated, reference, phase)}
+    unrated = "".join(f"; {len(table) - len(rated)} of {len(table)} {whose}positions have no rate"
+                      for table, rated, whose in ((one, y, ""), (other, x, "reference ")) if len(rated) < len(table))
+    return row | {"reason": reason + unrated + _slower_before(treated, reference, phase)}
 
 
 def _slower_before(treated: pd.DataFrame, reference: pd.DataFrame, phase: str) -> str:
@@ -311,8 +309,12 @@ def _slower_before(treated: pd.DataFrame, reference: pd.DataFrame, phase: str) -
     y, x = (table[(table["phase"] == "before") & table["growth_per_hour"].notna()] for table in (treated, reference))
     if phase != "after" or len(y) + len(x) < 3 or not len(y) or not x["growth_per_hour"].mean() > 0:
         return ""
-    high = ratio_interval(*(t[c].to_numpy() for t in (x, y) for c in ("growth_per_hour", "standard_error")))[1]
-    return "; but they grew less before the drug, too" if high < 1 else ""
+    return "; but they grew less before the drug, too" if _interval_of(y, x)[1] < 1 else ""
+
+
+def _interval_of(y: pd.DataFrame, x: pd.DataFrame) -> tuple[float, float]:
+    """`ratio_interval` of treated (y) and reference rows (x) of a growth table."""
+    return ratio_interval(*(t[c].to_numpy() for t in (x, y) for c in ("growth_per_hour", "standard_error")))
 
 
 def _no_death_known(one: pd.DataFrame, other: pd.DataFrame) -> str:

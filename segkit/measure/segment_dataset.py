@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
-from ..data.dataset import Dataset, Frame
+from ..data.dataset import Dataset, Frame, frames_of
 from ..errors import SegkitError
 from ..files import locked, log, logging_to, read_table, write_table
 from ..model.unet import UNet
@@ -39,7 +39,7 @@ def segment_dataset(model: UNet, frames: Dataset | Iterable[Frame], out_dir: str
     Returns the path of cells.csv. Raises SegkitError where frames are something else, no frame could be read, out_dir
     cannot be written, another process writes into it, or the kernel is interrupted.
     """
-    out_dir, frames = Path(out_dir), _frames_of(frames)
+    out_dir, frames = Path(out_dir), frames_of(frames)
     width_of = frozenset(f.name for f in frames[::max(1, len(frames) // WIDTH_FRAMES)])
     options = InferenceOptions(pixel_size_um, scale, flips, width_of)
     with locked(out_dir):
@@ -82,16 +82,6 @@ def _segment(model: UNet, frames: Sequence[Frame], out_dir: Path, options: Infer
         else:
             (out_dir / name).unlink(missing_ok=True)
     return out_dir / "cells.csv"
-
-
-def _frames_of(given: Any) -> list[Frame]:
-    """The frames of a dataset or a list. Raises SegkitError for anything else, such as a path or a single frame."""
-    items = given.frames if isinstance(given, Dataset) else given
-    frames = list(items) if isinstance(items, Iterable) and not isinstance(items, str) else [items]
-    if not isinstance(items, Frame) and all(isinstance(frame, Frame) for frame in frames):
-        return frames
-    raise SegkitError(f"frames is {given!r:.80}: a dataset, as segkit.discover(path) gives, or a list of its frames "
-                      "was needed")
 
 
 def segmented_frames(frames: Iterable[Frame], run_dir: str | Path) -> list[Frame]:

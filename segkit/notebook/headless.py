@@ -10,8 +10,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from ..data.dataset import Dataset, exclude, split_by_position
-from ..data.discovery import discover
+from ..data.dataset import Dataset
+from ..data.discovery import discover, discover_split
 from ..errors import STOPPED, SegkitError
 from ..files import locked, read_table, replacing, writing
 from ..model.checkpoint import load_model
@@ -74,7 +74,7 @@ def run_notebooks(names: Sequence[str], values: dict[str, str]) -> Settings:
         load_model(settings.model_path, "cpu")
     else:
         check_training(settings)
-        split_by_position(exclude(dataset.pairs, settings.exclude)[0], settings.validation)
+        discover_split(settings, dataset)
     folder = settings.run_dir / "notebooks"
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)

@@ -14,7 +14,7 @@ import torch
 from packaging.requirements import Requirement
 
 from ..data.dataset import Dataset, exclude, split_by_position
-from ..data.discovery import discover
+from ..data.discovery import discover, discover_split
 from ..data.images import read_header
 from ..devices import describe_device, free_memory, pick_device
 from ..files import duration
@@ -109,7 +109,7 @@ def assumed_conditions(settings: Settings, experiments: Iterable[str]) -> list[s
 def training_estimate(settings: Settings, dataset: Dataset | None = None) -> str:
     """How long the training will take on this device, about, from a measured speed; dataset: as in dataset_verdict."""
     dataset = dataset or discover(settings.dataset_path, settings.masks_path)
-    pairs = split_by_position(exclude(dataset.pairs, settings.exclude)[0], settings.validation)
+    pairs = discover_split(settings, dataset)
     height, width = read_header(pairs.train[0].image).size
     speed = _speed(str(pick_device(settings.device)), settings.precision)
     crop = choose_crop(settings, pick_device(settings.device), (height, width))
