@@ -30,7 +30,7 @@ from segkit.devices import describe_device, pick_device
 from segkit.measure.metrics import dice, score_frames
 from segkit.notebook.plots import STUDENT, TEACHER, new_figure
 from segkit.settings import Settings, load_settings, parse_settings
-from segkit.training.trainer import default_crops
+from segkit.training.frames import default_crops
 
 JUDGED = 12  # times that a training is judged within segkit's seconds
 PLAIN = "starting recipe"

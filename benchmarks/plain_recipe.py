@@ -26,7 +26,7 @@ from segkit.data.images import read_header
 from segkit.devices import pick_device
 from segkit.model.unet import ModelInfo
 from segkit.settings import Settings
-from segkit.training.trainer import choose_crop
+from segkit.training.frames import choose_crop
 
 
 def apart() -> ProcessPoolExecutor:

@@ -25,28 +25,29 @@ from segkit.devices import autocast, describe_device, pick_device
 from segkit.model.unet import ModelInfo
 from segkit.settings import Settings, parse_settings
 from segkit.training.distributed import ProcessGroup
-from segkit.training.trainer import Learner, student_loss
+from segkit.training.losses import student_loss
+from segkit.training.trainer import Trainer
 
 ROUNDS = 9
 
 
-def student(settings: Settings, upsampling: str, biases: bool) -> tuple[Learner, Callable[[], object]]:
+def student(settings: Settings, upsampling: str, biases: bool) -> tuple[Trainer, Callable[[], object]]:
     """A student in training, and a frame through it as `segment` asks for it."""
     model = segkit.UNet(ModelInfo(upsampling=upsampling))
     if biases:
         model.requires_grad_()
-    learner = Learner(model, ProcessGroup(settings.device), settings)
-    learner.start(0.3, 0)
-    learner.model.train()
-    judged = learner.average.module.eval()
-    frame = torch.rand(1, 1, 768, 448).to(learner.device, memory_format=torch.channels_last)
+    trainer = Trainer(model, settings, ProcessGroup(settings.device))
+    trainer.initialise(0.3)
+    trainer.model.train()
+    judged = trainer.ema_model.eval()
+    frame = torch.rand(1, 1, 768, 448).to(trainer.device, memory_format=torch.channels_last)
 
     @torch.inference_mode()
     def answer() -> None:
-        with autocast(learner.device):
+        with autocast(trainer.device):
             judged(frame).cpu()
 
-    return learner, answer
+    return trainer, answer
 
 
 def kept(upsampling: str) -> float:
@@ -83,8 +84,8 @@ def main(arguments: list[str]) -> None:
         optimiser.step()
         next(plain.parameters()).sum().item()  # waits for the device
 
-    def taught(learner: Learner) -> None:
-        learner.step(images, targets).tolist()
+    def taught(trainer: Trainer) -> None:
+        trainer.train_step(images, targets).tolist()
 
     @torch.inference_mode()
     def plain_answer() -> None:
@@ -95,8 +96,8 @@ def main(arguments: list[str]) -> None:
     for name, upsampling, biases in (("upsampled, then convolved", "bilinear", True),
                                      ("both at once", "smoothed", True),
                                      ("both at once, fewer biases to learn", "smoothed", False)):
-        learner, answer = student(settings, upsampling, biases)
-        ways[name] = partial(taught, learner), answer
+        trainer, answer = student(settings, upsampling, biases)
+        ways[name] = partial(taught, trainer), answer
     for actions in ways.values():
         for action in actions:
             action()

@@ -127,7 +127,8 @@ show_histograms(lengths, "cell length (pixels)", bins=20)
 
 # %%
 from segkit.devices import pick_device
-from segkit.training.trainer import FIELD_OF_VIEW, choose_crop
+from segkit.model.unet import FIELD_OF_VIEW
+from segkit.training.frames import choose_crop
 
 crop = choose_crop(settings, pick_device(settings.device), middle[0][1].shape)
 longest = cells["length_px"].quantile(0.95)

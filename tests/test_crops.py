@@ -2,9 +2,10 @@ import numpy as np
 import pytest
 import torch
 
-from segkit import discover
+from segkit import SegkitError, discover
 from segkit.data.dataset import read_pair
 from segkit.data.images import normalise
+from segkit.training import frames as frames_module
 from segkit.training.augment import gather_crops, sample_crops
 from segkit.training.frames import build_store
 from tests.helpers import FIXTURE, squares, write
@@ -94,24 +95,17 @@ def test_half_of_the_crops_look_at_cells(store):
     assert ((targets > 0).flatten(1).any(1)).float().mean() > 0.5
 
 
-def test_memory_and_disk_give_the_same_store(tmp_path, store):
-    mapped, problems = build_store(store.frames, CPU, tmp_path, memory_limit=1e-6)
-    assert problems == []
-    assert torch.equal(mapped.pixels, store.pixels)
-    assert torch.equal(mapped.targets, store.targets)
-    assert mapped.hashes == store.hashes
-    assert len(set(store.hashes)) == len(store.frames)
-    assert len(list(tmp_path.glob("*/index.npz"))) == 1
-
-
-def test_the_cache_on_disk_is_used_again_and_made_anew_for_changed_files(tmp_path, tiny):
+def test_the_cache_on_disk_is_used_again_and_made_again_for_changed_files(tmp_path, tiny):
     pairs = discover(tiny).pairs
-    build_store(pairs, CPU, tmp_path / "c", memory_limit=1e-6)
+    first, _ = build_store(pairs, CPU, tmp_path / "c")
     made = {p: p.stat().st_mtime_ns for p in (tmp_path / "c").glob("*/index.npz")}
-    build_store(pairs, CPU, tmp_path / "c", memory_limit=1e-6)
+    second, _ = build_store(pairs, CPU, tmp_path / "c")
     assert {p: p.stat().st_mtime_ns for p in (tmp_path / "c").glob("*/index.npz")} == made
+    assert torch.equal(first.pixels, second.pixels)
+    assert torch.equal(first.targets, second.targets)
+    assert first.hashes == second.hashes
     pairs[0].image.touch()
-    build_store(pairs, CPU, tmp_path / "c", memory_limit=1e-6)
+    build_store(pairs, CPU, tmp_path / "c")
     assert len(list((tmp_path / "c").glob("*/index.npz"))) == 2
 
 
@@ -122,3 +116,20 @@ def test_a_pair_that_cannot_be_decoded_is_a_problem_and_the_rest_goes_on(tmp_pat
     store, problems = build_store(pairs, CPU, tmp_path / "c")
     assert len(store.frames) == 3
     assert [p.path for p in problems] == [pairs[1].image]
+    pairs[1].image.write_bytes(content)
+    assert len(build_store(pairs, CPU, tmp_path / "c")[0].frames) == 4
+
+
+def test_a_pair_that_could_not_be_decoded_is_tried_again_by_the_next_training(tmp_path, tiny, monkeypatch):
+    pairs, real, failed = discover(tiny).pairs, frames_module.decode, []
+
+    def fail_once(frame):
+        if frame == pairs[1] and not failed:
+            failed.append(frame)
+            raise SegkitError("the network drive does not answer")
+        return real(frame)
+
+    monkeypatch.setattr(frames_module, "decode", fail_once)
+    store, problems = build_store(pairs, CPU, tmp_path / "c")
+    assert (len(store.frames), [p.reason for p in problems]) == (3, ["the network drive does not answer"])
+    assert len(build_store(pairs, CPU, tmp_path / "c")[0].frames) == 4

@@ -9,7 +9,7 @@ from segkit.devices import describe_device
 from segkit.model.checkpoint import save_model
 from segkit.model.unet import copy_on_cpu
 from segkit.training.distributed import ProcessGroup
-from segkit.training.trainer import Learner
+from segkit.training.trainer import Trainer
 from tests.helpers import untrained_student
 
 
@@ -34,10 +34,10 @@ def test_inference_and_training_compute_in_the_precision_that_is_set(tmp_path, m
     assert copy_on_cpu(model).precision == precision
     image = np.random.default_rng(0).random((32, 32))
     assert output_types(model, monkeypatch, lambda: segment(model, image)) == {kind}
-    learner = Learner(UNet(), ProcessGroup("cpu"), Settings(precision=precision, batch_size=2))
-    learner.start(0.2, 0)
+    trainer = Trainer(UNet(), Settings(precision=precision, batch_size=2), ProcessGroup("cpu"))
+    trainer.initialise(0.2)
     crops = torch.rand(2, 1, 32, 32)
-    assert output_types(learner.model, monkeypatch, lambda: learner.step(crops, (crops > 0.8).float())) == {kind}
+    assert output_types(trainer.model, monkeypatch, lambda: trainer.train_step(crops, (crops > 0.8).float())) == {kind}
     assert precision in describe_device(torch.device("cpu"), precision)
 
 

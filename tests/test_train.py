@@ -3,7 +3,6 @@
 import json
 import math
 import resource
-import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,10 +21,12 @@ from segkit.model.checkpoint import save_model
 from segkit.model.unet import ModelInfo
 from segkit.settings import DEMO, parse_settings
 from segkit.training import trainer as trainer_module
+from segkit.training import validation as validation_module
 from segkit.training.distributed import ProcessGroup
-from segkit.training.frames import build_store
-from segkit.training.run_dir import ANEW, BACK, History, open_run, save_checkpoint
-from segkit.training.trainer import Learner, prepare
+from segkit.training.frames import build_store, prepare
+from segkit.training.run_dir import RESTARTED, ROLLED_BACK, History, open_run, save_checkpoint
+from segkit.training.trainer import Trainer
+from segkit.training.validation import validate_frames
 from tests.helpers import squares, write
 
 
@@ -119,8 +120,8 @@ def test_a_history_that_was_changed_by_hand_is_named_and_written_again_once_dele
 
 
 @pytest.mark.parametrize(("rows", "trained"), [
-    ([], 0), ([(1, ""), (2, "")], 2), ([(1, ""), (2, f"loss is nan: {ANEW}")], 0),
-    ([(1, ""), (2, ""), (3, ""), (4, f"validation Dice fell: {BACK} 2")], 2)])
+    ([], 0), ([(1, ""), (2, "")], 2), ([(1, ""), (2, f"loss is nan: {RESTARTED}")], 0),
+    ([(1, ""), (2, ""), (3, ""), (4, f"validation Dice fell: {ROLLED_BACK} 2")], 2)])
 def test_epochs_that_were_rolled_back_are_not_counted(rows, trained):
     assert History([{"epoch": epoch, "event": event} for epoch, event in rows]).trained == trained
 
@@ -351,7 +352,7 @@ def test_start_from_begins_with_another_runs_weights(tiny, rng):
 def test_a_loss_without_value_is_rolled_back_and_said(tiny, monkeypatch):
     real, calls = trainer_module.student_loss, []
 
-    def sometimes_nan(output, target):
+    def sometimes_nan(output, target, batch_sums):
         calls.append(output.requires_grad)
         loss = real(output, target)
         return loss * float("nan") if sum(calls) == 3 and output.requires_grad else loss
@@ -365,11 +366,11 @@ def test_a_loss_without_value_is_rolled_back_and_said(tiny, monkeypatch):
     assert np.isfinite([float(v.sum()) for v in load_model(settings.run_dir, "cpu").state_dict().values()]).all()
 
 
-def test_a_breakdown_right_after_resuming_goes_back_to_what_was_resumed(tiny, monkeypatch):
+def test_a_divergence_right_after_resuming_goes_back_to_what_was_resumed(tiny, monkeypatch):
     train(tiny, EPOCHS=2)
     real, calls = trainer_module.student_loss, []
 
-    def first_nan(output, target):
+    def first_nan(output, target, batch_sums):
         calls.append(output)
         return real(output, target) * (math.nan if len(calls) == 1 else 1)
 
@@ -383,14 +384,14 @@ def test_a_breakdown_right_after_resuming_goes_back_to_what_was_resumed(tiny, mo
     ([(1.0, 0.4), (0.5, 0.1), (math.nan, 0.1), (0.8, 0.4), (0.7, 0.4), (0.6, 0.4), (0.6, 0.4)], "rolled back",
      [1.0, 0.5]),
     ([(0.2, 0.0), (0.1, 0.0), (0.1, 0.0), (0.1, 0.0), (0.1, 0.0), (0.6, 0.4), (0.5, 0.4), (0.7, 0.4), (0.7, 0.4),
-      (0.7, 0.4)], "started anew", [0.2, 0.1, 0.6, 0.5])])
+      (0.7, 0.4)], "restarted", [0.2, 0.1, 0.6, 0.5])])
 def test_the_best_epoch_is_the_one_whose_weights_were_kept_last(tiny, monkeypatch, course, event, kept):
     left, saved = iter(course), []
-    monkeypatch.setattr(trainer_module._Training, "_train_epoch", lambda self, bar: (1.0, 0.5))
-    monkeypatch.setattr(trainer_module._Training, "_validate", lambda self: next(left))
-    keep = trainer_module._Training._keep_best
-    monkeypatch.setattr(trainer_module._Training, "_keep_best",
-                        lambda self, val_dice: (saved.append(self.least_loss), keep(self, val_dice)))
+    monkeypatch.setattr(Trainer, "train_epoch", lambda self, data, progress, on_step: (1.0, 0.5))
+    monkeypatch.setattr(trainer_module, "validate", lambda model, store, group: (*next(left), []))
+    real = trainer_module._save_best
+    monkeypatch.setattr(trainer_module, "_save_best", lambda trainer, data, record, scores: (
+        saved.append(scores["val_loss"]), real(trainer, data, record, scores)))
     _, history, _ = train(tiny, EPOCHS=5, CROPS_PER_EPOCH=100)  # 50 steps an epoch
     assert [event in said for said in history.events] == [True]
     assert saved == kept
@@ -398,8 +399,8 @@ def test_the_best_epoch_is_the_one_whose_weights_were_kept_last(tiny, monkeypatc
 
 
 def test_a_training_that_never_works_stops_after_three_tries(tiny, monkeypatch):
-    monkeypatch.setattr(trainer_module, "student_loss", lambda output, target: output.sum() * float("nan"))
-    with pytest.raises(SegkitError, match="broke down 4 times"):
+    monkeypatch.setattr(trainer_module, "student_loss", lambda output, target, batch_sums: output.sum() * float("nan"))
+    with pytest.raises(SegkitError, match="diverged 4 times"):
         train(tiny)
 
 
@@ -455,16 +456,6 @@ def test_a_validation_frame_that_cannot_be_decoded_is_left_out_and_the_others_ju
     fit(UNet(), split, settings_for(tiny, RESUME=1, EPOCHS=3))  # judged by the same frames as before
 
 
-def test_a_memory_limit_holds_for_both_sides_together(tiny):
-    split = split_by_position(discover(tiny).pairs)
-    one_side = 3e-9 * 2 * 40 * 48  # GB
-    for limit, mapped in ((2.1 * one_side, 0), (1.5 * one_side, 1), (0.5 * one_side, 2)):
-        settings = settings_for(tiny, MEMORY_LIMIT=limit, RUN=f"limit{mapped}")
-        shutil.rmtree(settings.run_dir.parent, ignore_errors=True)
-        prepare(split, settings, ProcessGroup("cpu"))
-        assert len(list(settings.run_dir.parent.rglob("pixels.u16"))) == mapped
-
-
 def test_a_damaged_page_costs_its_own_frame_only(tiny):
     raw, masks = tiny / "REF_raw_data/Pos109/aphase", tiny / "REF_masks/Pos109/PreprocessedPhaseMasks"
     for path in (*raw.iterdir(), *masks.iterdir()):
@@ -485,11 +476,12 @@ def test_a_damaged_page_costs_its_own_frame_only(tiny):
 
 def test_each_frame_of_a_group_has_its_own_validation_loss(tiny, monkeypatch):
     store, _ = build_store(discover(tiny).pairs, torch.device("cpu"), tiny)
-    learner = Learner(UNet(), ProcessGroup("cpu"), settings_for(tiny))
-    learner.start(0.3, 0)
-    alone = learner.validate(store).losses
-    monkeypatch.setattr(trainer_module, "_same_size", lambda store, at_most: [[0, 1, 2, 3]])  # as on a GPU
-    assert learner.validate(store).losses == pytest.approx(alone, rel=1e-5)
+    trainer = Trainer(UNet(), settings_for(tiny), ProcessGroup("cpu"))
+    trainer.initialise(0.3)
+    model, device = trainer.ema_model.eval(), torch.device("cpu")
+    alone = validate_frames(model, store, device)[0]
+    monkeypatch.setattr(validation_module, "_batches_of_one_size", lambda store, batch_size: [[0, 1, 2, 3]])  # on a GPU
+    assert validate_frames(model, store, device)[0] == pytest.approx(alone, rel=1e-5)
     assert len(set(alone)) == 2  # two positions with the same two frames
 
 
@@ -512,18 +504,18 @@ def test_a_batch_beyond_the_gpus_memory_is_taken_in_parts_and_gives_the_same(tin
     targets = (torch.rand(4, 1, 32, 32) < share).float()  # from nearly empty to nearly full
     gradients, scores = [], []
     for pictures in (4, 1):
-        learner = Learner(UNet(), ProcessGroup("cpu"), settings_for(tiny, BATCH_SIZE=4))
-        learner.start(0.3, 0)
-        learner.model.eval()  # batch norm measures each part for itself otherwise
-        learner.forward = SmallMemory(learner.model, pictures)
-        scores.append(learner.step(images, targets))
-        assert learner.forward.seen == [pictures] * (4 // pictures)
-        gradients.append(torch.cat([p.grad.flatten() for p in learner.model.parameters() if p.requires_grad]))
+        trainer = Trainer(UNet(), settings_for(tiny, BATCH_SIZE=4), ProcessGroup("cpu"))
+        trainer.initialise(0.3)
+        trainer.model.eval()  # batch norm measures each part for itself otherwise
+        trainer.network = SmallMemory(trainer.model, pictures)
+        scores.append(trainer.train_step(images, targets))
+        assert trainer.network.seen == [pictures] * (4 // pictures)
+        gradients.append(torch.cat([p.grad.flatten() for p in trainer.model.parameters() if p.requires_grad]))
     torch.testing.assert_close(*scores)
     assert torch.nn.functional.cosine_similarity(*gradients, dim=0) > 0.999
-    learner.forward = SmallMemory(learner.model, 0)
+    trainer.network = SmallMemory(trainer.model, 0)
     with pytest.raises(SegkitError, match="set a smaller CROP"):
-        learner.step(images, targets)
+        trainer.train_step(images, targets)
 
 
 def test_pictures_beyond_the_gpus_memory_are_answered_in_parts():

@@ -12,6 +12,7 @@ from ..data.images import SPECK
 
 WIDTHS = (24, 48, 96, 192, 384)  # channels per level (Visuna et al. 2025, doi 10.1016/j.engappai.2025.112503)
 STRIDE = 2 ** (len(WIDTHS) - 1)  # height and width of the input must be multiples of this
+FIELD_OF_VIEW = 200  # pixels, about: what one output pixel can depend on (five levels of two 3 x 3 convolutions)
 norm: Callable[[int], nn.Module] = nn.BatchNorm2d  # chosen by measurement (benchmarks/norms.py puts others here)
 
 

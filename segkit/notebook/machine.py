@@ -21,7 +21,8 @@ from ..files import duration
 from ..model.unet import UNet
 from ..settings import CONDITIONS, Settings, public_fields
 from ..training.distributed import ProcessGroup
-from ..training.trainer import MIN_STEPS, Learner, choose_crop, default_crops, steps_of
+from ..training.frames import MIN_STEPS, choose_crop, default_crops, steps_per_epoch
+from ..training.trainer import Trainer
 
 
 def check_installation() -> dict[str, bool]:
@@ -47,15 +48,15 @@ def check_installation() -> dict[str, bool]:
 def measure_speed(device: torch.device, precision: str = "auto", crop: int = 64, batch: int = 16,
                   steps: int = 2) -> float:
     """Megapixels per second through whole training steps of the student, after one to warm up."""
-    learner = Learner(UNet(), ProcessGroup(str(device)), Settings(batch_size=batch, precision=precision))
-    learner.start(foreground=0.2, tries=0)
+    trainer = Trainer(UNet(), Settings(batch_size=batch, precision=precision), ProcessGroup(str(device)))
+    trainer.initialise(foreground=0.2)
     images = torch.rand(batch, 1, crop, crop, device=device)
     targets = (torch.rand(batch, 1, crop, crop, device=device) > 0.8).float()
     began = 0.0
     for step in range(steps + 1):
         if step == 1:
             began = time.perf_counter()
-        learner.step(images, targets).tolist()  # waits for the device
+        trainer.train_step(images, targets).tolist()  # waits for the device
     return batch * crop * crop * steps / (time.perf_counter() - began) / 1e6
 
 
@@ -116,7 +117,7 @@ def training_estimate(settings: Settings, dataset: Dataset | None = None) -> str
     crops = settings.crops_per_epoch or default_crops(len(pairs.train) * height * width, crop)
     pixels = crops * crop[0] * crop[1] + 0.35 * len(pairs.validation) * height * width
     seconds = settings.epochs * pixels / speed / 1e6
-    steps = settings.epochs * steps_of(crops, settings)
+    steps = settings.epochs * steps_per_epoch(crops, settings)
     few = f", and fewer than {MIN_STEPS} are seldom enough: set more EPOCHS" if steps < MIN_STEPS else ""
     return (f"{crops} crops of {crop[0]} x {crop[1]} an epoch, {steps} steps in all; about {duration(seconds)} on this "
             f"device{few}")

@@ -1,4 +1,4 @@
-"""Sample and augment crops."""
+"""Augmentation: sample crops, and turn, mirror, zoom and shade them."""
 
 import math
 
@@ -57,20 +57,26 @@ def sample_crops(store: Store, count: int, size: tuple[int, int], generator: tor
 
 
 def gather_crops(store: Store, plan: dict[str, Tensor], size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """Cut the crops that `sample_crops` chose.
+    """The crops that `sample_crops` chose, augmented.
 
     Returns images (B, 1, h, w) float32 and targets (B, 1, h, w) float32: 0 = background, else distance in (0, 1].
     """
-    device = store.pixels.device
-    p = {name: plan[name].to(device, non_blocking=True) for name in ("centre", "angle", "zoom", "mirror")}
-    dy = torch.arange(size[0], device=device).float() - (size[0] - 1) / 2
-    dx = torch.arange(size[1], device=device).float() - (size[1] - 1) / 2
-    cos, sin = (f(p["angle"])[:, None, None] / p["zoom"][:, None, None] for f in (torch.cos, torch.sin))
-    dy, dx = dy[None, :, None], dx[None, None, :] * p["mirror"][:, None, None]
-    half = 0.5 if size[0] % 2 == 0 else 0.0  # an even crop is centred between two pixels
-    y = p["centre"][:, 0, None, None] - half + cos * dy - sin * dx
-    x = p["centre"][:, 1, None, None] - half + sin * dy + cos * dx
-    image, target = store.gather(plan["frame"], y, x)
+    # From (row, column) about the crop's centre to (row, column) about the same point of the frame: (B, 2, 2)
+    cos, sin = plan["angle"].cos() / plan["zoom"], plan["angle"].sin() / plan["zoom"]
+    matrix = torch.stack([torch.stack([cos, -sin * plan["mirror"]], 1), torch.stack([sin, cos * plan["mirror"]], 1)], 1)
+    # Windows of one size, about the pixel nearest to each centre, that hold all pixels of every crop
+    half = (torch.tensor(size) - 1) / 2
+    reach = [math.ceil(extent) + 1 for extent in (matrix.abs() @ half).amax(0).tolist()]  # pixels, rows and columns
+    centre = plan["centre"] - torch.tensor([0.5 if n % 2 == 0 else 0.0 for n in size])  # even: between two pixels
+    nearest = centre.round()
+    rows, columns = (nearest[:, k, None].long() + torch.arange(-reach[k], reach[k] + 1) for k in (0, 1))
+    window, target_window = store.window(plan["frame"], rows, columns)  # (B, 1, 2 * reach + 1) each
+    # The same map in the coordinates of grid_sample: (x, y), -1 to 1 over the window and over the crop
+    scaled = torch.cat([matrix * half, (centre - nearest)[:, :, None]], 2) / torch.tensor(reach)[:, None]  # (B, 2, 3)
+    theta = scaled[:, [1, 0]][:, :, [1, 0, 2]].to(window.device, non_blocking=True)
+    grid = F.affine_grid(theta, [len(theta), 1, *size], align_corners=True)
+    image = F.grid_sample(window, grid, mode="bilinear", padding_mode="border", align_corners=True)
+    target = F.grid_sample(target_window, grid, mode="nearest", padding_mode="border", align_corners=True)
     return augment_light(image, plan), target
 
 

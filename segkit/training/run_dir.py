@@ -24,10 +24,14 @@ from ..settings import DEMO, Settings, check_dataset
 
 COLUMNS = ("epoch", "train_loss", "train_dice", "val_loss", "val_dice", "learning_rate", "event", "seconds",
            "crops_per_second")
-ANEW = "started anew with other weights"  # how the event of an epoch ends after which nothing earlier counts
-BACK = "rolled back to epoch"  # what stands before the number of the epoch that a training has gone back to
-GOOD = 0.9  # validation Dice that students of sound data reach (benchmarks/README.md)
+RESTARTED = "restarted with other weights"  # end of the event of an epoch after which earlier epochs do not count
+OTHER_WEIGHTS = "with other weights"  # the same in histories of version 1.1, too
+ROLLED_BACK = "rolled back to epoch"  # stands before the number of the epoch that a training was rolled back to
+USUAL_DICE = 0.9  # validation Dice of students of good data (benchmarks/README.md)
 PACKAGES = ("segkit", "torch", "torchvision", "numpy", "scikit-image")
+
+
+Preview = tuple[np.ndarray, np.ndarray, np.ndarray]  # image, probability, target mask: (H, W) each
 
 
 @dataclass
@@ -35,8 +39,7 @@ class History:
     """One row per epoch, and the newest predictions on a few validation frames."""
 
     rows: list[dict[str, Any]] = field(default_factory=list)
-    previews: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = field(default_factory=list)
-    # (image, probability, target mask), each (H, W); the same frames throughout a run
+    previews: list[Preview] = field(default_factory=list)  # the same frames throughout a run
 
     def table(self) -> pd.DataFrame:
         return pd.DataFrame(self.rows, columns=list(COLUMNS))
@@ -49,16 +52,16 @@ class History:
 
         The best Dice comes early, when touching cells are not yet told apart (figures in benchmarks/README.md).
         """
-        first = max((i for i, row in enumerate(self.rows) if row["event"].endswith(ANEW)), default=0)
+        first = max((i for i, row in enumerate(self.rows) if row["event"].endswith(OTHER_WEIGHTS)), default=0)
         return min((row for row in self.rows[first:] if not row["event"]), key=lambda row: row["val_loss"],
                    default=None)
 
     @property
     def trained(self) -> int:
         """How many epochs are trained, without those that were rolled back."""
-        if not self.rows or self.rows[-1]["event"].endswith(ANEW):
+        if not self.rows or self.rows[-1]["event"].endswith(OTHER_WEIGHTS):
             return 0
-        _, back, epoch = self.rows[-1]["event"].rpartition(BACK)
+        _, back, epoch = self.rows[-1]["event"].rpartition(ROLLED_BACK)
         return int(epoch if back else self.rows[-1]["epoch"])
 
     @property
@@ -190,10 +193,10 @@ def finish_run(model: UNet, scores: pd.DataFrame, history: History, settings: Se
     write_json(settings.run_dir / "report.json", report)
     log.info("finished: cut into cells, validation Dice %.4f, panoptic quality %.4f (epoch %s)", summary["val_dice"],
              summary["val_panoptic_quality"], best.get("epoch"))
-    if report["val_dice"] < GOOD:
+    if report["val_dice"] < USUAL_DICE:
         log.info("that is less than usual (Dice above %.1f): more EPOCHS help as long as the validation loss falls "
                  "(RESUME=1 goes on), more frames to learn from do, and 04_inference (report.html) shows the worst "
-                 "frames", GOOD)
+                 "frames", USUAL_DICE)
 
 
 def model_card(model: UNet, report: dict[str, Any], frames: int) -> str:
