@@ -148,7 +148,7 @@ def test_a_resumed_run_is_judged_by_the_same_frames_as_before(tmp_path):
     open_run(split_of("AD", "C"), resumed)  # more to learn from is fine, and so is less
     before = (settings.run_dir / "split.json").read_text()
     for other in ("CA", "CB", "CD", "CF", "F"):
-        with pytest.raises(SegkitError, match=r"other validation frames, REF/[ABCDF]/0 .*START_FROM to this run"):
+        with pytest.raises(SegkitError, match=r"validated on other frames, REF/[ABCDF]/0 .*START_FROM to this run"):
             open_run(split_of("E", other), resumed)
     assert (settings.run_dir / "split.json").read_text() == before
 
@@ -165,7 +165,7 @@ def test_only_the_bundled_demos_training_is_renewed(tmp_path):
     assert not last.exists()
     for before, after, words in ((bundled, users, "of another dataset, .*set RUN"),
                                  (users, bundled, "of another dataset, .*set RUN"),
-                                 (users, users, "RESUME=1 goes on.*another RUN")):
+                                 (users, users, "RESUME=1 continues.*another RUN")):
         open_run(split, before)
         last.touch()
         with pytest.raises(SegkitError, match=words):
@@ -225,7 +225,7 @@ def test_a_model_file_names_the_images_that_it_was_trained_and_validated_on(four
     assert list(info.validated_on) == ["REF/Pos109"]
     assert len({h for record in (info.trained_on, info.validated_on) for hs in record.values() for h in hs}) == 8
     assert info.fully_recorded
-    assert "of positions that it never learnt from" in card
+    assert "of positions that it was not trained on" in card
 
 
 def test_start_from_a_model_trained_on_validation_positions_is_refused(four):
@@ -235,7 +235,7 @@ def test_start_from_a_model_trained_on_validation_positions_is_refused(four):
     assert not (four / "runs/b/last.pt").exists()
     info, card = train_on(four, RUN="c", START_FROM="r", VALIDATION="103", EXCLUDE="REF/Pos101,REF/Pos102")
     assert list(info.trained_on) == ["REF/Pos101", "REF/Pos102", "REF/Pos109"]  # what it started from was
-    assert "of positions that it never learnt from" in card
+    assert "of positions that it was not trained on" in card
     with pytest.raises(SegkitError, match=r"\(REF/Pos101\)"):  # over two generations
         train_on(four, RUN="d", START_FROM="c", VALIDATION="101")
 
@@ -284,23 +284,23 @@ def test_what_a_file_of_version_1_1_was_trained_on_is_judged_by_name_or_said_to_
         log = (four / f"runs/{name}/run.log").read_text()
         assert log.count("was trained on is not known") == 1
         assert not info.fully_recorded
-        assert "never learnt" not in card
+        assert "was not trained on" not in card
         assert "it is not known whether" in card
-    assert "never learnt" not in train_on(four, RUN="e", START_FROM="d", DATASET_PATH=other)[1]
+    assert "was not trained on" not in train_on(four, RUN="e", START_FROM="d", DATASET_PATH=other)[1]
 
 
 def test_a_resumed_run_records_what_it_was_trained_on(four):
     train_on(four, EXCLUDE="REF/Pos101")
     info, card = train_on(four, EXCLUDE="REF/Pos102", RESUME=1, EPOCHS=2)
     assert list(info.trained_on) == ["REF/Pos101", "REF/Pos102", "REF/Pos103"]
-    assert "never learnt" in card
+    assert "was not trained on" in card
     path = four / "runs/r/last.pt"
     checkpoint = torch.load(path, weights_only=True)
     del checkpoint["state"]["record"]  # as version 1.1 wrote it
     save_checkpoint(checkpoint, path.parent)
     info, card = train_on(four, RESUME=1, EPOCHS=3)
     assert not info.fully_recorded
-    assert "never learnt" not in card
+    assert "was not trained on" not in card
     assert "what this run was trained on before is not known" in (path.parent / "run.log").read_text()
 
 
@@ -338,7 +338,7 @@ def test_frames_that_exclude_names_are_excluded_unless_the_model_was_trained_on_
 def test_copies_of_training_images_among_the_validations_are_said(tiny):
     *_, settings = train(tiny)  # its two positions are the same
     assert "REF/Pos109: images of these validation positions" in (settings.run_dir / "run.log").read_text()
-    assert "never learnt" not in (settings.run_dir / "MODEL_CARD.md").read_text()
+    assert "was not trained on" not in (settings.run_dir / "MODEL_CARD.md").read_text()
 
 
 def test_start_from_begins_with_another_runs_weights(tiny, rng):

@@ -1,4 +1,4 @@
-"""The folder of a run: history, settings, checkpoints, report."""
+"""The run folder: history, settings and split, checkpoint, report and model card."""
 
 import io
 import os
@@ -46,11 +46,10 @@ class History:
 
     @property
     def best(self) -> dict[str, Any] | None:
-        """The epoch whose weights are kept: the lowest validation loss, which weighs mask and cells alike.
+        """The epoch whose weights are kept: that of the lowest validation loss.
 
-        Epochs before a training was started anew do not count: their weights were replaced.
-
-        The best Dice comes early, when touching cells are not yet told apart (figures in benchmarks/README.md).
+        The best Dice comes early, when touching cells are not separated yet (figures in benchmarks/README.md). Epochs
+        before a restart do not count: their weights were replaced.
         """
         first = max((i for i, row in enumerate(self.rows) if row["event"].endswith(OTHER_WEIGHTS)), default=0)
         return min((row for row in self.rows[first:] if not row["event"]), key=lambda row: row["val_loss"],
@@ -58,7 +57,7 @@ class History:
 
     @property
     def trained(self) -> int:
-        """How many epochs are trained, without those that were rolled back."""
+        """Number of trained epochs, without those that were rolled back."""
         if not self.rows or self.rows[-1]["event"].endswith(OTHER_WEIGHTS):
             return 0
         _, back, epoch = self.rows[-1]["event"].rpartition(ROLLED_BACK)
@@ -66,7 +65,7 @@ class History:
 
     @property
     def events(self) -> list[str]:
-        """Everything out of the ordinary, in order."""
+        """Rollbacks and restarts, in order."""
         return [f"epoch {row['epoch']}: {row['event']}" for row in self.rows if row["event"]]
 
     def save(self, path: Path) -> None:
@@ -88,35 +87,39 @@ class History:
 
 
 def check_training(settings: Settings) -> bool:
-    """Whether the run's folder holds a training that is to be renewed: the bundled demo's.
+    """Whether the run folder holds a training that is to be replaced: that of the bundled demo.
 
-    Raises SegkitError where it is another dataset's, or holds another training, which is not resumed either, or nothing
-    to resume, or more epochs than EPOCHS, and as `check_lock`.
+    Raises SegkitError where the folder belongs to another dataset, holds another training that is not resumed, nothing
+    to resume, or more epochs than EPOCHS; and as `check_lock`.
     """
-    run_dir, same = settings.run_dir, check_dataset(settings)
+    run_dir, same_dataset = settings.run_dir, check_dataset(settings)
     check_lock(run_dir)
-    if settings.resume and not os.path.isfile(run_dir / "last.pt"):
-        raise SegkitError(f"RESUME is set and {run_dir} holds no last.pt: set RESUME=0, or RUN to an interrupted run")
-    epochs = History.read(table).trained if settings.resume and os.path.isfile(table := run_dir / "history.csv") else 0
-    if epochs > settings.epochs:
-        raise SegkitError(f"RESUME is set and {epochs} epochs of runs/{settings.run} are trained already, more than "
-                          f"EPOCHS={settings.epochs}: set EPOCHS to {epochs} to end with these, or higher to train on")
-    there = any(os.path.isfile(run_dir / name) for name in ("last.pt", "model.safetensors", "report.json"))
-    if there and not settings.resume:
-        bundled = same and settings.dataset_path == settings.root / DEMO
-        if settings.run != "demo" or not bundled:  # a user's folder may be called demo too
-            finished = (run_dir / "report.json").is_file()
-            how = "with more EPOCHS" if finished else "if it is not running still"
-            raise SegkitError(f"runs/{settings.run} holds a training already: RESUME=1 goes on with it, {how}; another "
-                              "RUN begins a new one")
-    return there and not settings.resume
+    if settings.resume:
+        if not os.path.isfile(run_dir / "last.pt"):
+            raise SegkitError(f"RESUME is set and {run_dir} holds no last.pt: set RESUME=0, or RUN to an interrupted "
+                              "run")
+        table = run_dir / "history.csv"
+        epochs = History.read(table).trained if os.path.isfile(table) else 0
+        if epochs > settings.epochs:
+            raise SegkitError(f"RESUME is set and {epochs} epochs of runs/{settings.run} are trained already, more "
+                              f"than EPOCHS={settings.epochs}: set EPOCHS to {epochs} to end with these, or higher to "
+                              "train on")
+        return False
+    if not any(os.path.isfile(run_dir / name) for name in ("last.pt", "model.safetensors", "report.json")):
+        return False
+    bundled = same_dataset and settings.dataset_path == settings.root / DEMO  # a user's folder may be called demo too
+    if settings.run != "demo" or not bundled:
+        how = "with more EPOCHS" if (run_dir / "report.json").is_file() else "if it is not running still"
+        raise SegkitError(f"runs/{settings.run} holds a training already: RESUME=1 continues it, {how}; another RUN "
+                          "starts a new one")
+    return True
 
 
 def open_run(split: Split, settings: Settings) -> Path:
-    """Make the run's folder, or renew the demo's, and write settings.json and split.json into it.
+    """Make the run folder, or empty that of the demo, and write settings.json and split.json into it.
 
-    Raises SegkitError where `check_training` does, and where a resumed run would be judged by other frames than
-    before, some of which it may have learnt from.
+    Raises SegkitError where `check_training` does, and where a resumed run would be validated on other frames than
+    before, since it may have been trained on some of them.
     """
     run_dir = settings.run_dir
     if check_training(settings):
@@ -124,12 +127,13 @@ def open_run(split: Split, settings: Settings) -> Path:
             for name in ("last.pt", "model.safetensors", "MODEL_CARD.md", "report.json", "history.csv", "run.log"):
                 (run_dir / name).unlink(missing_ok=True)
     train, validation = ([f.name for f in frames] for frames in (split.train, split.validation))
-    earlier = _left_in(run_dir, "split.json") if settings.resume else {}
-    now = set(validation) - set(earlier.get("excluded", ()))  # without those that could not be decoded
+    # A resumed run must have the validation frames that it had, except those that could not be decoded
+    earlier = _read_split(run_dir) if settings.resume else {}
+    now = set(validation) - set(earlier.get("excluded", ()))
     if earlier and (others := sorted(set(earlier["validation"]) ^ now)):
-        raise SegkitError(f"RESUME is set and runs/{settings.run} has been judged by other validation frames, "
-                          f"{others[0]} the first that differs: set VALIDATION and EXCLUDE as in its settings.json, or "
-                          "RUN to a new name and START_FROM to this run")
+        raise SegkitError(f"RESUME is set and runs/{settings.run} has been validated on other frames, {others[0]} the "
+                          "first that differs: set VALIDATION and EXCLUDE as in its settings.json, or RUN to a new "
+                          "name and START_FROM to this run")
     write_json(run_dir / "settings.json", settings.as_dict())
     write_json(run_dir / "split.json", {"train": list(dict.fromkeys(train + earlier.get("train", []))),
                                         "validation": validation,
@@ -138,17 +142,17 @@ def open_run(split: Split, settings: Settings) -> Path:
 
 
 def leave_out(run_dir: Path, reasons: dict[str, str]) -> None:
-    """Say in split.json which frames could not be decoded, and so neither train nor validate, and why."""
-    content = _left_in(run_dir, "split.json")
+    """Move frames that could not be decoded to the excluded ones of split.json, with the reasons."""
+    content = _read_split(run_dir)
     for side in ("train", "validation"):
         content[side] = [name for name in content[side] if name not in reasons]
     content["excluded"] |= reasons
     write_json(run_dir / "split.json", content)
 
 
-def _left_in(run_dir: Path, name: str) -> dict[str, Any]:
-    """What a training has left in a JSON file of its run; nothing where the file is not there."""
-    return read_json(run_dir / name, "the run's file") if os.path.isfile(run_dir / name) else {}
+def _read_split(run_dir: Path) -> dict[str, Any]:
+    path = run_dir / "split.json"
+    return read_json(path, "the run's file") if os.path.isfile(path) else {}
 
 
 def save_checkpoint(checkpoint: dict[str, Any], run_dir: Path) -> None:
@@ -160,14 +164,14 @@ def save_checkpoint(checkpoint: dict[str, Any], run_dir: Path) -> None:
 
 
 def load_checkpoint(run_dir: Path, device: torch.device, needed: Iterable[str]) -> dict[str, Any]:
-    """Read last.pt. Raises SegkitError where it is damaged, or lacks one of the parts that are needed."""
+    """Read last.pt. Raises SegkitError where it is damaged or lacks one of the needed parts."""
     try:
         checkpoint = torch.load(run_dir / "last.pt", map_location=device, weights_only=True)
         return {name: checkpoint[name] for name in needed}
     except (OSError, RuntimeError, LookupError, EOFError, ValueError, AttributeError, TypeError,
             pickle.UnpicklingError) as error:
         raise SegkitError(f"{run_dir / 'last.pt'} cannot be read ({type(error).__name__}): set RUN to a new name and "
-                          "START_FROM to this run to go on from its best weights") from None
+                          "START_FROM to this run to continue from its best weights") from None
 
 
 def versions() -> dict[str, str]:
@@ -175,10 +179,7 @@ def versions() -> dict[str, str]:
 
 
 def finish_run(model: UNet, scores: pd.DataFrame, history: History, settings: Settings, device: str) -> None:
-    """Write the judged model, its card and report.json.
-
-    scores: a row per validation frame (judge.score_frame).
-    """
+    """Write the evaluated model, its card and report.json; scores: a row per validation frame."""
     best = history.best or {}
     summary = {"val_dice": float(scores["dice"].mean()), "train_dice": best.get("train_dice"),
                "val_panoptic_quality": float(scores["panoptic_quality"].mean()),
@@ -191,26 +192,26 @@ def finish_run(model: UNet, scores: pd.DataFrame, history: History, settings: Se
     save_model(model, settings.run_dir / "model.safetensors")
     write_text(settings.run_dir / "MODEL_CARD.md", model_card(model, report, len(scores)))
     write_json(settings.run_dir / "report.json", report)
-    log.info("finished: cut into cells, validation Dice %.4f, panoptic quality %.4f (epoch %s)", summary["val_dice"],
+    log.info("finished: validation Dice of the labels %.4f, panoptic quality %.4f (epoch %s)", summary["val_dice"],
              summary["val_panoptic_quality"], best.get("epoch"))
     if report["val_dice"] < USUAL_DICE:
         log.info("that is less than usual (Dice above %.1f): more EPOCHS help as long as the validation loss falls "
-                 "(RESUME=1 goes on), more frames to learn from do, and 04_inference (report.html) shows the worst "
+                 "(RESUME=1 continues), and so do more training frames; 04_inference (report.html) shows the worst "
                  "frames", USUAL_DICE)
 
 
 def model_card(model: UNet, report: dict[str, Any], frames: int) -> str:
-    """What the model was trained on, how it scored, and what it must not be trusted with, as Markdown."""
+    """Training data, validation scores, use and limits of the model, as Markdown."""
     info = model.info
-    never = ", of positions that it never learnt from"
+    never = ", of positions that it was not trained on"
     if not info.fully_recorded:
         never = " (it is not known whether the weights that it started from were trained on these positions)"
     elif set().union(*info.trained_on.values()) & set().union(*info.validated_on.values()):
-        never = " (some of their images are among the training's too, as copies)"
+        never = " (some of their images are among the training images too, as copies)"
     positions = "\n".join(f"| {name} | {value:.4f} |" for name, value in report["val_dice_by_position"].items())
     return f"""# {info.settings['RUN']}: a segkit student
 
-A U-Net of {model.count_parameters():,} parameters that outlines cells in phase-contrast images. Trained on the
+A U-Net of {model.count_parameters():,} parameters that segments bacteria in phase-contrast images. Trained on the
 dataset {Path(info.settings['DATASET_PATH']).name} for {report['epochs']} epochs (best: {report['best_epoch']}),
 on {report['device']}.
 
@@ -222,10 +223,11 @@ panoptic quality at IoU 0.5 {report['val_panoptic_quality']:.4f}.
 {positions}
 
 **Use**: `segkit.load_model` and `segkit.segment`. Images are normalised by their {PERCENTILES[0]} and {PERCENTILES[1]}
-percentiles; a pixel is a cell's where the probability is above {info.threshold}, two cells touch where the second map
-falls by {info.prominence} between them, and nothing smaller than {info.min_area} pixels is a cell. The training
-cells were {info.cell_width:.1f} pixels wide (median); for another magnification, SCALE brings the cells to that width.
+percentiles; a pixel belongs to a cell where the probability is above {info.threshold}; two touching cells are separated
+where the distance map falls by {info.prominence} between them; parts smaller than {info.min_area} pixels are no cells.
+The training cells were {info.cell_width:.1f} pixels wide (median); for another magnification, SCALE brings the cells to
+that width.
 
-**Limits**: the scores are agreement with the teacher that drew the masks, not with the truth, on images of the same
-kind as the training's. Other organisms, optics or growth conditions were not tried.
+**Limits**: the scores are agreement with the teacher labels, not with the truth, on images of the same kind as the
+training images. Other organisms, optics or growth conditions were not tried.
 """
