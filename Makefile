@@ -63,6 +63,7 @@ test-lowest: install
 lint: install
 	"$$BIN"/ruff check .
 	"$$BIN"/mypy
+	"$$BIN"/python -m tests.structure
 
 lab: install
 	"$$BIN"/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root,) notebooks

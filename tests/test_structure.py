@@ -1,44 +1,27 @@
-"""The module's parts import only what stands above them."""
-
-import ast
-from pathlib import Path
+"""What `make lint` says of the package's limits: it holds them, and each limit that is broken is found."""
 
 import pytest
 
-import segkit
-
-PACKAGE = Path(segkit.__file__).parent
-ORDER = ("data", "model", "measure", "training", "notebook")  # the files beside them stand above all
-FILES = sorted(PACKAGE.rglob("*.py"))
-NAMES = [str(path.relative_to(PACKAGE)) for path in FILES]
+from tests import structure
 
 
-def imported(path):
-    """What a file imports, as full names; also inside functions."""
-    package = ["segkit", *path.relative_to(PACKAGE).parts[:-1]]
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        if isinstance(node, ast.ImportFrom):
-            base = package[:len(package) - node.level + 1] if node.level else []
-            yield ".".join([*base, *([node.module] if node.module else [])])
+def test_the_package_holds_its_limits():
+    assert structure.violations() == []
 
 
-def rank(part):
-    return ORDER.index(part) + 1 if part in ORDER else 0
+@pytest.mark.parametrize(("content", "words"), [
+    ("from ..training.trainer import fit\n", "segkit/model/x.py imports segkit.training.trainer, which stands after it"),
+    ("import matplotlib.pyplot\n", "segkit/model/x.py imports matplotlib.pyplot: only notebook does"),
+    ("x = 1\n" * 451, "segkit/model/x.py has 451 lines, more than 450"),
+    ("def f():\n" + "    x = 1\n" * 50, "segkit/model/x.py: f has 51 lines, more than 50")])
+def test_what_breaks_a_limit_is_named(tmp_path, monkeypatch, content, words):
+    (tmp_path / "segkit" / "model").mkdir(parents=True)
+    (tmp_path / "segkit" / "model" / "x.py").write_text(content)
+    (tmp_path / "pyproject.toml").write_bytes((structure.ROOT / "pyproject.toml").read_bytes())
+    monkeypatch.setattr(structure, "ROOT", tmp_path)
+    assert words in structure.violations(tmp_path / "segkit")
 
 
-@pytest.mark.parametrize("path", FILES, ids=NAMES)
-def test_a_file_imports_nothing_that_stands_below_it(path):
-    parts = path.relative_to(PACKAGE).parts
-    if parts[0] in ("__init__.py", "__main__.py"):
-        return  # the public face and the command stand on everything
-    own = rank(parts[0])
-    below = [name for name in imported(path) if name.startswith("segkit.") and rank(name.split(".")[1]) > own]
-    assert below == []
-
-
-@pytest.mark.parametrize("path", FILES, ids=NAMES)
-def test_only_the_notebook_part_knows_how_things_are_shown(path):
-    if path.relative_to(PACKAGE).parts[0] != "notebook":
-        assert not [name for name in imported(path) if name.split(".")[0] in ("matplotlib", "ipywidgets")]
+def test_only_code_counts():
+    source = '"""Docstring."""\n\n# comment\nx = (1,\n     2)\n\n\ndef f():\n    """More."""\n    return x  # why\n'
+    assert structure.code_lines(source, structure.ast.parse(source)) == 4
