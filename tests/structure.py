@@ -76,7 +76,8 @@ def violations(package: Path = ROOT / "segkit") -> list[str]:
     if code > budget["code_lines"]:
         found.append(f"{code} lines of code, more than {budget['code_lines']}")
     if comments * budget["code_lines_per_comment"] < code:
-        found.append(f"{comments} comments in {code} lines of code: one in {budget['code_lines_per_comment']} is needed")
+        found.append(f"{comments} comments in {code} lines of code, fewer than one in "
+                     f"{budget['code_lines_per_comment']}")
     return found
 
 

@@ -10,7 +10,8 @@ def test_the_package_holds_its_limits():
 
 
 @pytest.mark.parametrize(("content", "words"), [
-    ("from ..training.trainer import fit\n", "segkit/model/x.py imports segkit.training.trainer, which stands after it"),
+    ("from ..training.trainer import fit\n",
+     "segkit/model/x.py imports segkit.training.trainer, which stands after it"),
     ("import matplotlib.pyplot\n", "segkit/model/x.py imports matplotlib.pyplot: only notebook does"),
     ("x = 1\n" * 451, "segkit/model/x.py has 451 lines, more than 450"),
     ("def f():\n" + "    x = 1\n" * 50, "segkit/model/x.py: f has 51 lines, more than 50")])

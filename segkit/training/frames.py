@@ -17,7 +17,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..data.dataset import Frame, Problem, Split, common_area, read_whole_pair
-from ..data.images import OUTLIER, fill_gaps, hash_pixels, intensity_range
+from ..data.images import hash_pixels, normalise
 from ..devices import describe_device
 from ..errors import SegkitError
 from ..files import log
@@ -42,13 +42,11 @@ class Store:
     """
 
     frames: tuple[Frame, ...]
-    pixels: Tensor  # (P,) int16, the bits of uint16; on the GPU where they fit
+    pixels: Tensor  # (P,) float32, normalised; on the GPU where they fit
     targets: Tensor  # (P,) uint8; on the same device
     start: Tensor  # (N,) int64, where each frame begins
     height: Tensor  # (N,) int64, pixels
     width: Tensor  # (N,) int64, pixels
-    gain: Tensor  # (N,) float32
-    bias: Tensor  # (N,) float32
     points: Tensor  # (N, POINTS, 2) int64 (y, x)
     cell_width: float  # median, pixels
     areas: np.ndarray  # (cells that do not touch the border,) int32, pixels
@@ -63,13 +61,9 @@ class Store:
         """
         height, width = self.height[index, None], self.width[index, None]
         row_start = self.start[index, None] + _mirror(rows, height) * width  # (B, H)
-        device = self.pixels.device
-        row_start, columns, gain, bias = (t.to(device, non_blocking=True) for t in (
-            row_start, _mirror(columns, width), self.gain[index], self.bias[index]))
+        row_start, columns = (t.to(self.pixels.device, non_blocking=True) for t in (row_start, _mirror(columns, width)))
         at = (row_start[:, :, None] + columns[:, None, :])[:, None]  # (B, 1, H, W)
-        image = self.pixels[at].int().bitwise_and(0xFFFF).float()
-        image = image * gain[:, None, None, None] + bias[:, None, None, None]
-        return image, self.targets[at].float() / 255
+        return self.pixels[at], self.targets[at].float() / 255
 
     def whole(self, index: list[int], stride: int) -> tuple[Tensor, Tensor]:
         """Frames of one size, padded to a multiple of stride: (n, 1, H', W') float32 twice."""
@@ -86,12 +80,10 @@ def _mirror(position: Tensor, size: Tensor) -> Tensor:
 
 
 class Decoded(NamedTuple):
-    """One frame as the store keeps it: gain * pixels + bias is the normalised image."""
+    """One frame as the store keeps it."""
 
-    pixels: np.ndarray  # (H, W) uint16
+    image: np.ndarray  # (H, W) float32, normalised
     target: np.ndarray  # (H, W) uint8, see targets.distance_target
-    gain: float
-    bias: float
     points: np.ndarray  # (POINTS, 2) int32 (y, x); -1 without foreground
     widths: np.ndarray  # (cells,) float32, pixels
     areas: np.ndarray  # (cells that do not touch the border,) int32, pixels
@@ -99,29 +91,16 @@ class Decoded(NamedTuple):
 
 
 def decode(frame: Frame) -> Decoded:
-    """Read and normalise one pair and make its target. Raises SegkitError where a file cannot be used.
-
-    Whole numbers up to 65535 are kept exactly, others in 65535 steps; outliers are clipped as in `normalise`.
-    """
+    """Read and normalise one pair and make its target. Raises SegkitError where a file cannot be used."""
     whole, labels = read_whole_pair(frame)
     image, labels = common_area(frame.image.name, whole, labels)
-    low, high = intensity_range(image)
-    image = fill_gaps(image)
-    # Intensities become uint16: as they are where they fit, else in equal steps between the clipped extremes
-    least, most = float(image.min()), float(image.max())
-    exact = least >= 0 and most <= 65535 and np.array_equal(image, np.round(image))
-    margin = OUTLIER * (high - low)
-    least, most = max(least, low - margin), min(most, high + margin)
-    step, zero = (1.0, 0.0) if exact else ((most - least) / 65535 or 1.0, least)
-    pixels = np.round((np.clip(image, least, most) - zero) / step).astype(np.uint16)
     # The target, and some of its foreground pixels for crops that must contain cells
     target, widths = distance_target(labels)
     inside = np.argwhere(target)
     points = np.full((POINTS, 2), -1, np.int32)
     if len(inside):
         points[:] = inside[np.linspace(0, len(inside) - 1, POINTS).astype(np.int64)]
-    return Decoded(pixels, target, step / (high - low), (zero - low) / (high - low), points, widths,
-                   whole_areas(labels), hash_pixels(whole))
+    return Decoded(normalise(image), target, points, widths, whole_areas(labels), hash_pixels(whole))
 
 
 def build_store(frames: Sequence[Frame], device: torch.device, cache_dir: Path) -> tuple[Store, list[Problem]]:
@@ -142,8 +121,8 @@ def build_store(frames: Sequence[Frame], device: torch.device, cache_dir: Path) 
         first = f": {problems[0].reason}" if problems else ""
         raise SegkitError(f"none of {len(frames)} pairs could be decoded{first}")
     pixels, targets = (torch.from_numpy(np.memmap(folder / name, kind, mode="c"))
-                       for name, kind in (("pixels.u16", np.int16), ("targets.u8", np.uint8)))
-    if device.type == "cuda" and 3 * len(pixels) <= torch.cuda.mem_get_info(device)[0] / 2:
+                       for name, kind in (("pixels.f32", np.float32), ("targets.u8", np.uint8)))
+    if device.type == "cuda" and 5 * len(pixels) <= torch.cuda.mem_get_info(device)[0] / 2:
         pixels, targets = pixels.to(device), targets.to(device)
     if reasons:  # a file that could not be read now, on a network drive say, is tried again by the next training
         (folder / "index.npz").unlink()
@@ -151,8 +130,7 @@ def build_store(frames: Sequence[Frame], device: torch.device, cache_dir: Path) 
     size = height * width
     store = Store(
         tuple(frame for i, frame in enumerate(frames) if i not in reasons), pixels, targets,
-        torch.cumsum(size, 0) - size, height, width, torch.from_numpy(index["gain"]).float(),
-        torch.from_numpy(index["bias"]).float(), torch.from_numpy(index["points"]).long(),
+        torch.cumsum(size, 0) - size, height, width, torch.from_numpy(index["points"]).long(),
         float(np.median(index["widths"])) if len(index["widths"]) else 0.0, index["areas"],
         float(index["foreground"].sum() / len(pixels)), tuple(index["hashes"].tolist()))
     return store, problems
@@ -160,7 +138,7 @@ def build_store(frames: Sequence[Frame], device: torch.device, cache_dir: Path) 
 
 def _fingerprint(frames: Sequence[Frame]) -> str:
     """A name that changes with any image or masks file: paths, sizes and times of change."""
-    digest = hashlib.sha256(b"segkit store 5")
+    digest = hashlib.sha256(b"segkit store 6")
     for frame in frames:
         for path in (frame.image, frame.masks or frame.image):
             stat = path.stat() if path.exists() else None
@@ -180,13 +158,13 @@ def _fill_cache(folder: Path, frames: Sequence[Frame]) -> None:
         part.rename(folder)
     except OSError as error:
         raise SegkitError(f"cannot write the decoded frames into {folder.parent} ({error.strerror or error}): "
-                          "free some disk space, about 3 bytes per pixel of the training data") from error
+                          "free some disk space, 5 bytes per pixel of the training data") from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
 
 
 def _decode_into(folder: Path, frames: Sequence[Frame]) -> None:
-    """Write pixels.u16, targets.u8 and index.npz; frames that cannot be decoded are in the index with the reason."""
+    """Write pixels.f32, targets.u8 and index.npz; frames that cannot be decoded are in the index with the reason."""
     def attempt(frame: Frame) -> Decoded | str:
         try:
             return decode(frame)
@@ -196,7 +174,7 @@ def _decode_into(folder: Path, frames: Sequence[Frame]) -> None:
     reasons: dict[int, str] = {}
     kept: list[tuple] = []  # rows of the index: all but the large arrays
     workers = min(16, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
-    with (ThreadPoolExecutor(workers) as pool, open(folder / "pixels.u16", "wb") as pixels,
+    with (ThreadPoolExecutor(workers) as pool, open(folder / "pixels.f32", "wb") as pixels,
           open(folder / "targets.u8", "wb") as targets,
           tqdm(total=len(frames), desc="decoding", unit="frame", leave=False) as bar):
         for block in range(0, len(frames), 16 * workers):  # in blocks, so that decoded frames never pile up
@@ -204,11 +182,11 @@ def _decode_into(folder: Path, frames: Sequence[Frame]) -> None:
                 if isinstance(result, str):
                     reasons[i] = result
                 else:
-                    pixels.write(result.pixels.tobytes())
+                    pixels.write(result.image.tobytes())
                     targets.write(result.target.tobytes())
-                    kept.append((result.pixels.shape, np.count_nonzero(result.target), *result[2:]))
+                    kept.append((result.image.shape, np.count_nonzero(result.target), *result[2:]))
                 bar.update()
-    names = ("shapes", "foreground", "gain", "bias", "points", "widths", "areas", "hashes")
+    names = ("shapes", "foreground", "points", "widths", "areas", "hashes")
     columns = zip(*kept, strict=True) if kept else ([[]],) * len(names)
     index = {name: np.concatenate(column) if name in ("widths", "areas") else np.array(column)
              for name, column in zip(names, columns, strict=True)}
