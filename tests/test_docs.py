@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 import segkit
-from segkit.settings import public_fields
+from segkit.settings import load_settings, public_fields
 
 ROOT = Path(__file__).parent.parent
 DOCS, NOTEBOOKS = ROOT / "docs", ROOT / "notebooks"
@@ -98,6 +98,15 @@ def test_the_api_page_has_every_public_name_once():
 def test_the_settings_page_has_every_setting_once():
     rows = re.findall(r"^\| ([A-Z_]+) \|", text_of(DOCS / "settings.md"), flags=re.MULTILINE)
     assert sorted(rows) == sorted(field.name.upper() for field in public_fields())
+
+
+def test_the_example_of_a_table_of_experiments_is_read(tmp_path):
+    example = re.search(r"^    (experiment,.*?)\n\n", text_of(DOCS / "data.md"), flags=re.MULTILINE | re.DOTALL)[1]
+    (tmp_path / "experiments.csv").write_text("\n".join(line.strip() for line in example.splitlines()))
+    settings = load_settings({"DATASET_PATH": tmp_path}, tmp_path)
+    treated = settings.for_experiment("RIF10")
+    assert (treated.pixel_size_um, treated.minutes_per_frame, treated.drug_frame) == (0.1, 10, 6)
+    assert settings.for_experiment("REF").pixel_size_um == settings.pixel_size_um
 
 
 def test_the_map_of_the_module_has_every_file_once():
