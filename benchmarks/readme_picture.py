@@ -1,4 +1,4 @@
-"""The README's picture: the trained demo student (run `make run` first) on a validation frame -> docs/result.png."""
+"""The README's figure: the trained demo student (run `make run` first) on a validation frame -> docs/result.png."""
 
 from segkit import Settings, discover, load_model, segment
 from segkit.data.dataset import read_pair
