@@ -10,9 +10,7 @@ import numpy as np
 import pandas as pd
 
 from ..errors import SegkitError
-from .images import read_image, read_labels
-
-CROPPABLE = 2  # pixels by which an image and its masks file may differ in height or width
+from .images import check_sizes, read_image, read_labels
 
 
 @dataclass(frozen=True)
@@ -211,13 +209,6 @@ def common_area(name: str, image: np.ndarray, masks: np.ndarray) -> tuple[np.nda
     check_sizes(name, image.shape, masks.shape)
     height, width = (min(a, b) for a, b in zip(image.shape, masks.shape, strict=True))
     return image[:height, :width], masks[:height, :width]
-
-
-def check_sizes(name: str, image: tuple[int, ...], masks: tuple[int, ...]) -> None:
-    """Raise SegkitError where an image's and its masks file's sizes differ by more than 2 pixels."""
-    if max(abs(a - b) for a, b in zip(image, masks, strict=True)) > CROPPABLE:
-        raise SegkitError(f"{name} is {image[0]} x {image[1]} pixels, its masks file {masks[0]} x {masks[1]}: the same "
-                          f"size (to {CROPPABLE} pixels) was needed; are they of the same frame and uncropped?")
 
 
 def of_experiment(value: Any, experiment: str) -> Any:
