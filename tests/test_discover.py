@@ -5,7 +5,7 @@ import pytest
 
 from segkit import SegkitError, discover, split_by_position
 from segkit.data.dataset import exclude, masks_path_in, read_pair, read_valid
-from segkit.data.discovery import name_key
+from segkit.data.pairing import name_key
 from tests.helpers import FIXTURE, write
 
 

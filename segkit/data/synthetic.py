@@ -1,7 +1,7 @@
 """Synthetic time-lapses with exact labels and known growth: rods that grow, divide and push each other."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -134,15 +134,36 @@ def make_demo_dataset(path: str | Path, *, shape: tuple[int, int] = (128, 128), 
                       positions: Mapping[str, Sequence[int]] | None = None, cells: int = 6,
                       minutes_per_frame: float = 10.0, doubling_minutes: float = 75.0, drug_frame: int = 6,
                       drug_factor: float = 0.05, seed: int = 0) -> Path:
-    """Write a synthetic dataset in the users' layout: images, exact labels, experiments.csv with the
-    frames' timing, and truth.json with the growth put in.
+    """Write a synthetic dataset in the users' layout: images, exact labels, experiments.csv and truth.json.
 
-    path: a new or empty folder. shape: (height, width), pixels. positions: position numbers per experiment; an
-    experiment named RIF... is treated: from drug_frame on (counted from the first frame) its growth rate is
-    drug_factor of before. cells: per position at the start. doubling_minutes: of the cells' area without drug.
-    The folders vary as real ones do: aphase or PreprocessedPhase, .tif or .tiff, images and masks of 8 or 16 bits,
-    numbering from 0 or later. Same seed, same files. Returns path. Raises SegkitError where path is not empty
-    or cannot be written.
+    Parameters
+    ----------
+    path : str or Path
+        A new or empty folder.
+    shape : (int, int)
+        Height and width of the images, pixels.
+    frames, cells : int
+        Frames per position; cells per position at the start.
+    positions : mapping of str to sequence of int, optional
+        Position numbers by experiment. An experiment named RIF... is treated with the drug.
+    minutes_per_frame, doubling_minutes : float
+        Frame interval, and doubling time of the cells' area without drug, minutes.
+    drug_frame : int
+        Frame, counted from the first, from which the growth rate of a treated experiment is multiplied by drug_factor.
+    drug_factor : float
+        See drug_frame.
+    seed : int
+        Same seed, same files.
+
+    Returns
+    -------
+    Path
+        The folder, as given.
+
+    Raises
+    ------
+    SegkitError
+        Where the folder is not empty or cannot be written.
     """
     root = Path(path)
     positions = positions or {"REF": (101, 102, 109), "RIF10": (201, 202, 209)}
@@ -155,35 +176,44 @@ def make_demo_dataset(path: str | Path, *, shape: tuple[int, int] = (128, 128), 
             raise SegkitError(f"{root} is not empty: give a new folder for the demo dataset")
         for order, (experiment, number) in enumerate(tqdm(jobs, desc="demo", unit="position", leave=False)):
             rng = np.random.default_rng([seed, order])
-            rate = np.log(2) / doubling_minutes * rng.uniform(0.9, 1.1)  # per minute
-            treated = experiment.startswith("RIF")
-            rates = np.full(frames, rate)
-            if treated:
+            rates = np.full(frames, np.log(2) / doubling_minutes * rng.uniform(0.9, 1.1))  # per minute
+            before = rates[0]
+            if experiment.startswith("RIF"):
                 rates[drug_frame:] *= drug_factor
-            first = (0, 0, 10)[order % 3]
-            raw = root / f"{experiment}_raw_data" / f"Pos{number}" / ("aphase", "PreprocessedPhase")[order % 2]
-            masks = root / f"{experiment}_masks" / f"Pos{number}" / "PreprocessedPhaseMasks"
-            raw.mkdir(parents=True)
-            masks.mkdir(parents=True)
-            suffix, image_type = (".tiff", ".tif")[order % 2], (np.uint8, np.uint8, np.uint16)[order % 3]
-            labels_type = (np.uint8, np.uint16)[order % 2]
-            areas = []
-            for k, (image, labels) in enumerate(grow(shape, frames, cells, rates * minutes_per_frame, rng)):
-                areas.append(int((labels > 0).sum()))
-                scale = 30000 if image_type is np.uint16 else 170
-                picture = np.clip(image * scale, 0, np.iinfo(image_type).max).round().astype(image_type)
-                _write_tiff(raw / f"img_{first + k:09d}{suffix}", picture, predictor=True)
-                if labels.max() > np.iinfo(labels_type).max:
-                    labels_type = np.uint16
-                _write_tiff(masks / f"MASK_img_{first + k:09d}.tif", labels.astype(labels_type))
+            movie = grow(shape, frames, cells, rates * minutes_per_frame, rng)
+            first, areas = _write_position(root, experiment, number, order, movie)
             grown[f"{experiment}/Pos{number}"] = {
-                "growth_per_minute_before": rate, "growth_per_minute_after": rates[-1], "first_frame": first,
+                "growth_per_minute_before": before, "growth_per_minute_after": rates[-1], "first_frame": first,
                 "area_pixels": areas}
         lines = [f"{experiment},{minutes_per_frame:g},{drug_frame}" for experiment in positions]
         (root / "experiments.csv").write_text("experiment,minutes_per_frame,drug_frame\n" + "\n".join(lines) + "\n",
                                               encoding="utf-8")
         (root / "truth.json").write_text(json.dumps(truth, indent=1) + "\n", encoding="utf-8")
     return root
+
+
+def _write_position(root: Path, experiment: str, number: int, order: int,
+                    movie: Iterable[tuple[np.ndarray, np.ndarray]]) -> tuple[int, list[int]]:
+    """Write one position's images and labels; returns its first frame number and the cells' area in each frame.
+
+    Folders vary by their order as real ones do: their names, suffixes, 8 or 16 bits, numbering from 0 or later.
+    """
+    raw = root / f"{experiment}_raw_data" / f"Pos{number}" / ("aphase", "PreprocessedPhase")[order % 2]
+    masks = root / f"{experiment}_masks" / f"Pos{number}" / "PreprocessedPhaseMasks"
+    raw.mkdir(parents=True)
+    masks.mkdir(parents=True)
+    first, suffix = (0, 0, 10)[order % 3], (".tiff", ".tif")[order % 2]
+    image_type, scale = ((np.uint8, 170), (np.uint8, 170), (np.uint16, 30000))[order % 3]
+    labels_type = (np.uint8, np.uint16)[order % 2]
+    areas = []
+    for k, (image, labels) in enumerate(movie, first):
+        areas.append(int((labels > 0).sum()))
+        stored = np.clip(image * scale, 0, np.iinfo(image_type).max).round().astype(image_type)
+        _write_tiff(raw / f"img_{k:09d}{suffix}", stored, predictor=True)
+        if labels.max() > np.iinfo(labels_type).max:
+            labels_type = np.uint16
+        _write_tiff(masks / f"MASK_img_{k:09d}.tif", labels.astype(labels_type))
+    return first, areas
 
 
 def grow(shape: tuple[int, int], frames: int, cells: int, growth: np.ndarray,
