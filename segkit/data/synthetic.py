@@ -41,7 +41,7 @@ class Rods:
 
 
 def divide(rods: Rods, rng: np.random.Generator) -> Rods:
-    """Cells past their size become two halves, end to end, with the mother's area between them."""
+    """Cells above their division area become two, end to end; the two share the mother's area."""
     ready = rods.area >= rods.divides_at
     n = int(ready.sum())
     if n == 0:
@@ -64,6 +64,7 @@ def relax(rods: Rods, bounds: np.ndarray, rounds: int) -> None:
     n = len(rods.area)
     i, j = np.triu_indices(n, 1)
     for _ in range(rounds):
+        # pairs near enough to touch, and the points at which they come closest
         half = rods.half_length()
         reach = half + rods.radius
         near = np.linalg.norm(rods.centre[i] - rods.centre[j], axis=1) < reach[i] + reach[j]
@@ -74,6 +75,8 @@ def relax(rods: Rods, bounds: np.ndarray, rounds: int) -> None:
         on_b = start[b] + t[:, None] * (end[b] - start[b])
         gap = on_a - on_b
         distance = np.linalg.norm(gap, axis=1)
+
+        # overlap pushes both rods apart and turns them about their centres
         depth = rods.radius[a] + rods.radius[b] + 0.3 - distance
         push = depth > 0
         moved = bool(push.any())
@@ -86,6 +89,8 @@ def relax(rods: Rods, bounds: np.ndarray, rounds: int) -> None:
             arm = point - rods.centre[which]
             inertia = (half[which] + rods.radius[which]) ** 2 / 1.5
             np.add.at(turn, which, sign * (arm[:, 1] * force[:, 0] - arm[:, 0] * force[:, 1]) / inertia)
+
+        # the chamber's walls push the ends back inside
         for end_point in rods.ends():
             out = (np.maximum(bounds[0] + rods.radius[:, None] - end_point, 0)
                    - np.maximum(end_point - bounds[1] + rods.radius[:, None], 0))
@@ -171,9 +176,11 @@ def make_demo_dataset(path: str | Path, *, shape: tuple[int, int] = (128, 128), 
     truth = {"minutes_per_frame": minutes_per_frame, "drug_frame": drug_frame, "reference": "REF", "positions": grown}
     jobs = [(experiment, number) for experiment, numbers in positions.items() for number in numbers]
     with writing(root):
+        # never mix with another dataset
         root.mkdir(parents=True, exist_ok=True)
         if any(root.iterdir()):
             raise SegkitError(f"{root} is not empty: give a new folder for the demo dataset")
+        # a generator for each position, so that a position does not depend on the others
         for order, (experiment, number) in enumerate(tqdm(jobs, desc="demo", unit="position", leave=False)):
             rng = np.random.default_rng([seed, order])
             rates = np.full(frames, np.log(2) / doubling_minutes * rng.uniform(0.9, 1.1))  # per minute
@@ -185,6 +192,7 @@ def make_demo_dataset(path: str | Path, *, shape: tuple[int, int] = (128, 128), 
             grown[f"{experiment}/Pos{number}"] = {
                 "growth_per_minute_before": before, "growth_per_minute_after": rates[-1], "first_frame": first,
                 "area_pixels": areas}
+        # the timing as users write it, and the truth that tests compare with
         lines = [f"{experiment},{minutes_per_frame:g},{drug_frame}" for experiment in positions]
         (root / "experiments.csv").write_text("experiment,minutes_per_frame,drug_frame\n" + "\n".join(lines) + "\n",
                                               encoding="utf-8")
@@ -222,11 +230,14 @@ def grow(shape: tuple[int, int], frames: int, cells: int, growth: np.ndarray,
 
     growth: (frames,) increase of log area from each frame to the next.
     """
+    # what stays the same in all frames
     height, width = shape
     light = _light(shape, rng)
     dust = _dust(shape, rng)
     posts = _posts(shape)
-    floor = width * 0.14 + WALL  # the posts' wall is on the left
+
+    # cells in the middle of the chamber, pushed apart
+    floor = width * 0.14 + WALL  # the wall of posts is on the left
     bounds = np.array([[WALL, floor], [height - WALL, width - WALL]])
     area = rng.uniform(0.7, 1.35, cells) * 230.0
     middle = bounds.mean(0)
@@ -234,6 +245,7 @@ def grow(shape: tuple[int, int], frames: int, cells: int, growth: np.ndarray,
     rods = Rods(middle + rng.uniform(-1, 1, (cells, 2)) * spread, rng.uniform(0, np.pi, cells), area,
                 RADIUS * rng.uniform(0.9, 1.1, cells), rng.uniform(330, 430, cells), np.arange(1, cells + 1))
     relax(rods, bounds, 150)
+
     for k in range(frames):
         labels = draw_labels(rods, shape)
         yield render(labels, light, dust, posts, rng), labels
@@ -246,7 +258,7 @@ def grow(shape: tuple[int, int], frames: int, cells: int, growth: np.ndarray,
 
 def render(labels: np.ndarray, light: np.ndarray, dust: np.ndarray, posts: np.ndarray,
            rng: np.random.Generator) -> np.ndarray:
-    """Phase contrast as it looks: dark bodies, darker in the middle, with a bright halo, under uneven light."""
+    """A phase-contrast image: dark bodies, darker in the middle, with a bright halo, under uneven illumination."""
     body = (labels > 0).astype(np.float32)
     edges = np.zeros_like(body)  # touching cells show a faint bright line between them
     edges[:-1] += (labels[:-1] != labels[1:]) & (labels[:-1] > 0) & (labels[1:] > 0)
@@ -254,11 +266,12 @@ def render(labels: np.ndarray, light: np.ndarray, dust: np.ndarray, posts: np.nd
     sharp = ndimage.gaussian_filter(body, 1.0) - 0.35 * ndimage.gaussian_filter(edges, 0.8)
     halo = ndimage.gaussian_filter(body, 4.0)
     phase = 0.62 - 0.42 * sharp + 0.42 * np.maximum(halo - 0.35 * sharp, 0)
-    picture = (phase + posts + dust) * light
-    return (picture + rng.normal(0, 0.016, body.shape)).astype(np.float32)
+    image = (phase + posts + dust) * light
+    return (image + rng.normal(0, 0.016, body.shape)).astype(np.float32)
 
 
 def _light(shape: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
+    """Uneven illumination: a tilted, slightly curved plane around 1."""
     y, x = (np.linspace(-1, 1, n, dtype=np.float32) for n in shape)
     a, b, c = rng.uniform(-0.09, 0.09, 3)
     return 1 + a * y[:, None] + b * x[None, :] + c * (y[:, None] ** 2 + x[None, :] ** 2 - 0.7)
@@ -268,19 +281,19 @@ def _posts(shape: tuple[int, int]) -> np.ndarray:
     """A wall of square posts along the left edge: grey squares with a bright rim."""
     height, width = shape
     side = max(6, int(width * 0.085))
-    picture = np.zeros(shape, np.float32)
+    image = np.zeros(shape, np.float32)
     for top in range(side // 2, height - side // 2, int(side * 1.9)):
-        picture[top:top + side, side // 3:side // 3 + side] = 1
-    soft = ndimage.gaussian_filter(picture, 0.8)
-    return 0.24 * ndimage.gaussian_filter(picture, 2.5) - 0.26 * soft
+        image[top:top + side, side // 3:side // 3 + side] = 1
+    soft = ndimage.gaussian_filter(image, 0.8)
+    return 0.24 * ndimage.gaussian_filter(image, 2.5) - 0.26 * soft
 
 
 def _dust(shape: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
     """A few specks, dark or bright, that stay where they are."""
-    picture = np.zeros(shape, np.float32)
+    image = np.zeros(shape, np.float32)
     count = max(2, shape[0] * shape[1] // 8000)
     for y, x, strength, size in zip(rng.uniform(0, shape[0], count), rng.uniform(0, shape[1], count),
                                     rng.uniform(-0.35, 0.3, count), rng.uniform(0.8, 1.8, count), strict=True):
         yy, xx = np.ogrid[:shape[0], :shape[1]]
-        picture += strength * np.exp(-((yy - y) ** 2 + (xx - x) ** 2) / (2 * size ** 2))
-    return picture
+        image += strength * np.exp(-((yy - y) ** 2 + (xx - x) ** 2) / (2 * size ** 2))
+    return image
