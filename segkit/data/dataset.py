@@ -1,7 +1,8 @@
 """The dataset: frames, pairs, problems, and the split by position."""
 
+import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,8 @@ import pandas as pd
 
 from ..errors import SegkitError
 from .images import check_sizes, read_image, read_labels
+
+JUNK = re.compile(r"^(__MACOSX.*|Thumbs\.db|desktop\.ini|\..*)$", re.IGNORECASE)  # made by operating systems
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,25 @@ class Problem:
     path: Path
     reason: str
     frames_lost: int = 0
+
+
+def walk(root: Path, problems: list[Problem], follow: bool = True) -> Iterator[tuple[Path, list[Path]]]:
+    """A folder and each one below it, with its files, sorted and without hidden ones; a closed folder is a problem.
+
+    follow: also through symbolic links.
+    """
+    def closed(error: OSError) -> None:
+        folder = Path(error.filename)
+        problems.append(Problem(folder, f"{folder.name} cannot be read ({error.strerror}): give yourself the right to "
+                                        "read it"))
+
+    for name, subfolders, files in os.walk(root, onerror=closed, followlinks=follow):
+        folder = Path(name)
+        # a link to a folder above would lead round in a circle
+        subfolders[:] = sorted(sub for sub in subfolders if not JUNK.match(sub)
+                               and not folder.resolve().is_relative_to((folder / sub).resolve()))
+        paths = [folder / file for file in sorted(files) if not JUNK.match(file)]
+        yield folder, [path for path in paths if path.is_file()]  # without broken links
 
 
 def table_of_problems(problems: Iterable[Problem], root: Path) -> pd.DataFrame:

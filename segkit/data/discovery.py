@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ..errors import SegkitError
 from ..settings import Settings
-from .dataset import Dataset, Frame, Problem, Split, exclude, masks_folder_name, split_by_position
+from .dataset import Dataset, Frame, Problem, Split, exclude, masks_folder_name, split_by_position, walk
 from .images import IMAGE_SUFFIXES
 from .pairing import MASK_NAME, pair, plain_name
 
@@ -68,32 +68,21 @@ def _folder(setting: str, path: str | Path, content: str) -> Path:
     return folder
 
 
-def _walk(root: Path, problems: list[Problem]) -> dict[Path, list[Path]]:
-    """The image files (masks among them) in a folder and in each below it; a closed folder is a problem."""
-    def closed(error: OSError) -> None:
-        folder = Path(error.filename)
-        problems.append(Problem(folder, f"{folder.name} cannot be read ({error.strerror}): give yourself the right to "
-                                        "read it"))
-
-    tree = {}
-    for name, subfolders, files in os.walk(root, onerror=closed, followlinks=True):
-        folder = Path(name)
-        subfolders[:] = sorted(sub for sub in subfolders if not sub.startswith((".", "__MACOSX"))
-                               and not folder.resolve().is_relative_to((folder / sub).resolve()))  # a link upwards
-        images = [folder / file for file in sorted(files)
-                  if file.lower().endswith(IMAGE_SUFFIXES) and not file.startswith(".")]
-        tree[folder] = [image for image in images if image.is_file()]  # not a broken link
-    return tree
+def _images_by_folder(root: Path, problems: list[Problem]) -> dict[Path, list[Path]]:
+    """The image files (masks among them) in a folder and in each one below it; a closed folder is a problem."""
+    return {folder: [file for file in files if file.suffix.lower() in IMAGE_SUFFIXES]
+            for folder, files in walk(root, problems)}
 
 
 def _images(files: Iterable[Path]) -> list[Path]:
-    """The files that are neither masks nor other output of a segmentation."""
-    return [f for f in files if not MASK_NAME.match(f.stem) and not BY_PRODUCT.search(f.stem)]
+    """The image files that are neither masks nor other output of a segmentation."""
+    return [f for f in files if f.suffix.lower() in IMAGE_SUFFIXES
+            and not MASK_NAME.match(f.stem) and not BY_PRODUCT.search(f.stem)]
 
 
 def _masks(files: Iterable[Path]) -> list[Path]:
-    """The files that are named as masks."""
-    return [f for f in files if MASK_NAME.match(f.stem)]
+    """The image files that are named as masks."""
+    return [f for f in files if f.suffix.lower() in IMAGE_SUFFIXES and MASK_NAME.match(f.stem)]
 
 
 def _below(tree: Mapping[Path, list[Path]], folder: Path) -> Iterator[Path]:
@@ -112,22 +101,22 @@ def _scan_experiments(raw_folders: Sequence[Path], masks_root: Path, problems: l
         name = _experiment_name(raw)
         if name in names:
             problems.append(Problem(raw, f"a second folder of experiment {name}: {raw.name} is left out; rename it",
-                                    len(_images(_below(_walk(raw, []), raw)))))
+                                    len(_images(_below(_images_by_folder(raw, []), raw)))))
         else:
             names.add(name)
             masks = _named(masks_folder_name(raw.name), masks_folders)
             frames += _scan_experiment(raw, masks, used, problems)
     for folder in set(masks_folders) - used:
         expected = re.sub("masks", "raw_data", folder.name, flags=re.IGNORECASE)
-        _note_unused(folder, expected, _walk(folder, problems), problems)
+        _note_unused(folder, expected, _images_by_folder(folder, problems), problems)
     return frames
 
 
 def _scan_experiment(raw: Path, masks: Path | None, used: set[Path | None], problems: list[Problem]) -> list[Frame]:
     """The frames of an experiment: its folder of images, and the masks folder that belongs to it."""
     name, frames = _experiment_name(raw), []
-    tree = _walk(raw, problems)
-    masks_tree = _walk(masks, problems) if masks else {}
+    tree = _images_by_folder(raw, problems)
+    masks_tree = _images_by_folder(masks, problems) if masks else {}
     masks_positions = [folder for folder in masks_tree if folder.parent == masks]
     used.add(masks)
 
@@ -182,16 +171,18 @@ def _scan_position(folder: Path, masks_folder: Path | None, experiment: str, tre
 
 def _scan_plain_folder(folder: Path, masks_root: Path, problems: list[Problem]) -> list[Frame]:
     """Images in no layout; a position's folder, and the one in it that holds the images, keep their names."""
-    tree, source, place = _walk(folder, problems), folder, folder.resolve()
+    place, source = folder.resolve(), folder
     experiment, position = place.name, "Pos0"
     if _is_position(place):
         experiment, position = _experiment_name(place.parent), place.name
-        source, _ = _pick(folder, tree, IMAGE_FOLDERS, problems)
+        source, _ = _pick(folder, _images_by_folder(folder, problems), IMAGE_FOLDERS, problems)
     elif _is_position(place.parent):
         experiment, position = _experiment_name(place.parent.parent), place.parent.name
-    images, masks = _images(tree[source]), _masks(tree[source])
+    _, files = next(walk(source, problems))  # of this folder alone
+    images, masks = _images(files), _masks(files)
     if masks_root != folder:
-        masks += [f for f in _below(_walk(masks_root, problems), masks_root) if f.parent.resolve() != source.resolve()]
+        masks_tree = _images_by_folder(masks_root, problems)
+        masks += [file for sub, files in masks_tree.items() if sub.resolve() != source.resolve() for file in files]
     return pair(images, masks, experiment, position, source, not masks, problems) if images else []
 
 
@@ -239,7 +230,7 @@ def _guess(root: Path) -> str:
     place, closed = root.resolve(), list[Problem]()
     if experiment := next(filter(_is_raw, (*place.parents, place)), None):
         return f"it is part of an experiment itself, give {experiment.parent}; "
-    tree = _walk(root, closed)
+    tree = dict(walk(root, closed, follow=False))
     inside = [folder.parent for folder in tree if _is_raw(folder) and folder.parent.parent == root]
     images = [folder for folder, files in tree.items() if folder != root and _images(files)]
     if inside:

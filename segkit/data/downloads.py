@@ -20,10 +20,9 @@ from tqdm.auto import tqdm
 
 from ..errors import SegkitError
 from ..files import replacing
-from .dataset import Problem, table_of_problems
+from .dataset import JUNK, Problem, table_of_problems, walk
 from .images import IMAGE_SUFFIXES
 
-JUNK = re.compile(r"^(__MACOSX|\.DS_Store|Thumbs\.db|desktop\.ini|\._.*|\..*)$", re.IGNORECASE)
 PACKED = (".zip", ".tar", ".gz", ".tgz", ".7z", ".rar", ".bz2", ".xz", ".part", ".crdownload", ".download")
 DAMAGED_ZIP = (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, ValueError, LookupError, ArithmeticError,
                struct.error)  # what zipfile raises for one; NotImplementedError is a RuntimeError
@@ -70,17 +69,13 @@ def list_images(source: Path, leave_out: Path, problems: list[Problem]) -> Itera
         yield from _archive_entries(source, problems)
         return
 
-    def closed(error: OSError) -> None:
-        problems.append(Problem(Path(error.filename), f"{error.filename} cannot be read ({error.strerror})"))
-
     # a folder that is named as an experiment keeps its name in the paths
     base = source.parent if EXPERIMENT.match(source.name) else source
-    for folder, subfolders, files in os.walk(source, onerror=closed):
-        subfolders[:] = sorted(sub for sub in subfolders if not JUNK.match(sub)
-                               and Path(folder, sub).resolve() != leave_out.resolve())
-        for path in (Path(folder, name) for name in sorted(files)):
-            if JUNK.match(path.name) or not path.is_file():
-                continue
+    skip = leave_out.resolve()
+    for folder, files in walk(source, problems):
+        if folder.resolve().is_relative_to(skip) and not source.resolve().is_relative_to(skip):
+            continue
+        for path in files:
             if path.suffix.lower() in IMAGE_SUFFIXES:
                 yield Entry(path.relative_to(base).as_posix(), None, str(path), path.stat().st_size)
             elif _begins_as_archive(path) or path.suffix.lower() in PACKED:
@@ -164,18 +159,18 @@ def plan_arrangement(source: str | Path, dataset_path: str | Path) -> Plan:
         raise SegkitError(f"{source} is not there: give the folder of downloads, or one archive")
 
     # one file for each place: of two different ones the first is used, and the user is told
-    homeless: Counter[str] = Counter()
+    unplaced: Counter[str] = Counter()
     for entry in list_images(source, plan.dataset_path, plan.problems):
         place = _place(entry.name)
         if place is None:
-            homeless[entry.where] += 1
+            unplaced[entry.where] += 1
             continue
         first = plan.copies.setdefault(plan.dataset_path / place, entry)
         if (first.size, first.crc) != (entry.size, entry.crc):
             plan.problems.append(Problem(Path(entry.name), f"{entry.where} and {first.where} hold different files for "
                                                            f"{place}: that of {first.where} is used; look which one is "
                                                            "right", 1))
-    for where, count in homeless.items():
+    for where, count in unplaced.items():
         plan.problems.append(Problem(Path(where), f"{count} image(s) of {where} belong to no experiment and position: "
                                                   "expected HR_REF_raw_data/Pos101/... in their path; rename the "
                                                   "folders", count))
