@@ -220,13 +220,7 @@ def arrange(source: str | Path, dataset_path: str | Path) -> Plan:
                                                  "left as it is: remove it and arrange again if the new one is right",
                                          1))
 
-    # a full disk is said before anything is written
-    needed = sum(entry.size for entry in todo.values())
-    existing = next(p for p in (plan.dataset_path, *plan.dataset_path.absolute().parents) if p.exists())
-    free = shutil.disk_usage(existing).free
-    if needed * 1.02 > free:
-        raise SegkitError(f"{needed / 1e9:.1f} GB are needed in {plan.dataset_path}, {free / 1e9:.1f} GB are free: "
-                          "free some space or choose another disk")
+    _check_space(plan.dataset_path, sum(entry.size for entry in todo.values()))
 
     # each archive is opened once; a damaged file costs no other
     with ExitStack() as stack:
@@ -235,6 +229,15 @@ def arrange(source: str | Path, dataset_path: str | Path) -> Plan:
             if wrong := _copy(entry, target, open_archive):
                 plan.problems.append(Problem(Path(entry.source), f"{entry.where}: {entry.source} {wrong}", 1))
     return plan
+
+
+def _check_space(folder: Path, needed: int) -> None:
+    """Raise SegkitError where the disk has less than so many bytes free, before anything is written."""
+    existing = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    free = shutil.disk_usage(existing).free
+    if needed * 1.02 > free:
+        raise SegkitError(f"{needed / 1e9:.1f} GB are needed in {folder}, {free / 1e9:.1f} GB are free: free some "
+                          "space or choose another disk")
 
 
 def _copy(entry: Entry, target: Path, open_archive: Callable[[Path], zipfile.ZipFile]) -> str:

@@ -147,23 +147,17 @@ def make_demo_dataset(path: str | Path, *, shape: tuple[int, int] = (128, 128), 
         A new or empty folder.
     shape : (int, int)
         Height and width of the images, pixels.
-    frames, cells : int
-        Frames per position; cells per position at the start.
+    frames, cells, seed : int
+        Frames per position; cells per position at the start; the same seed writes the same files.
     positions : mapping of str to sequence of int, optional
-        Position numbers by experiment. An experiment named RIF... is treated with the drug.
+        Position numbers by experiment; RIF... grows at drug_factor times its rate from its drug_frame-th frame on.
     minutes_per_frame, doubling_minutes : float
         Frame interval, and doubling time of the cells' area without drug, minutes.
-    drug_frame : int
-        Frame, counted from the first, from which the growth rate of a treated experiment is multiplied by drug_factor.
-    drug_factor : float
-        See drug_frame.
-    seed : int
-        Same seed, same files.
 
     Returns
     -------
     Path
-        The folder, as given.
+        The folder.
 
     Raises
     ------
@@ -172,37 +166,37 @@ def make_demo_dataset(path: str | Path, *, shape: tuple[int, int] = (128, 128), 
     """
     root = Path(path)
     positions = positions or {"REF": (101, 102, 109), "RIF10": (201, 202, 209)}
-    grown: dict[str, dict[str, object]] = {}
-    truth = {"minutes_per_frame": minutes_per_frame, "drug_frame": drug_frame, "reference": "REF", "positions": grown}
     jobs = [(experiment, number) for experiment, numbers in positions.items() for number in numbers]
+    grown = {}
     with writing(root):
-        # never mix with another dataset
         root.mkdir(parents=True, exist_ok=True)
         if any(root.iterdir()):
             raise SegkitError(f"{root} is not empty: give a new folder for the demo dataset")
-        # a generator for each position, so that a position does not depend on the others
+        # each position has a generator of its own, so that it does not depend on the others
         for order, (experiment, number) in enumerate(tqdm(jobs, desc="demo", unit="position", leave=False)):
             rng = np.random.default_rng([seed, order])
             rates = np.full(frames, np.log(2) / doubling_minutes * rng.uniform(0.9, 1.1))  # per minute
-            before = rates[0]
+            growth: dict[str, object] = {"growth_per_minute_before": rates[0]}
             if experiment.startswith("RIF"):
                 rates[drug_frame:] *= drug_factor
+            growth["growth_per_minute_after"] = rates[-1]
             movie = grow(shape, frames, cells, rates * minutes_per_frame, rng)
-            first, areas = _write_position(root, experiment, number, order, movie)
-            grown[f"{experiment}/Pos{number}"] = {
-                "growth_per_minute_before": before, "growth_per_minute_after": rates[-1], "first_frame": first,
-                "area_pixels": areas}
-        # the timing as users write it, and the truth that tests compare with
-        lines = [f"{experiment},{minutes_per_frame:g},{drug_frame}" for experiment in positions]
-        (root / "experiments.csv").write_text("experiment,minutes_per_frame,drug_frame\n" + "\n".join(lines) + "\n",
-                                              encoding="utf-8")
-        (root / "truth.json").write_text(json.dumps(truth, indent=1) + "\n", encoding="utf-8")
+            grown[f"{experiment}/Pos{number}"] = growth | _write_position(root, experiment, number, order, movie)
+        truth = {"minutes_per_frame": minutes_per_frame, "drug_frame": drug_frame, "reference": "REF"}
+        _write_truth(root, positions, truth | {"positions": grown})
     return root
 
 
+def _write_truth(root: Path, experiments: Iterable[str], truth: Mapping[str, object]) -> None:
+    """Write the timing as users do (experiments.csv), and what was put in, for the tests to measure (truth.json)."""
+    timing = [f"{experiment},{truth['minutes_per_frame']:g},{truth['drug_frame']}\n" for experiment in experiments]
+    (root / "experiments.csv").write_text("experiment,minutes_per_frame,drug_frame\n" + "".join(timing), "utf-8")
+    (root / "truth.json").write_text(json.dumps(truth, indent=1) + "\n", "utf-8")
+
+
 def _write_position(root: Path, experiment: str, number: int, order: int,
-                    movie: Iterable[tuple[np.ndarray, np.ndarray]]) -> tuple[int, list[int]]:
-    """Write one position's images and labels; returns its first frame number and the cells' area in each frame.
+                    movie: Iterable[tuple[np.ndarray, np.ndarray]]) -> dict[str, object]:
+    """Write one position's images and labels; returns what truth.json records about them.
 
     Folders vary by their order as real ones do: their names, suffixes, 8 or 16 bits, numbering from 0 or later.
     """
@@ -221,7 +215,7 @@ def _write_position(root: Path, experiment: str, number: int, order: int,
         if labels.max() > np.iinfo(labels_type).max:
             labels_type = np.uint16
         _write_tiff(masks / f"MASK_img_{k:09d}.tif", labels.astype(labels_type))
-    return first, areas
+    return {"first_frame": first, "area_pixels": areas}
 
 
 def grow(shape: tuple[int, int], frames: int, cells: int, growth: np.ndarray,
