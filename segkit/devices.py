@@ -83,7 +83,7 @@ def describe_device(device: torch.device, precision: str = "auto") -> str:
 
 
 def free_memory() -> int:
-    """Bytes of RAM that are free to use, as far as the system tells."""
+    """Bytes of RAM that are free to use, by the system's own estimate; 8 GB where it gives none."""
     with suppress(OSError):
         for line in Path("/proc/meminfo").read_text().splitlines():
             if line.startswith("MemAvailable"):

@@ -134,7 +134,7 @@ def _holder(path: Path) -> dict[str, Any]:
 
 
 def _start_of(process: int) -> str:
-    """When a process of this machine was started, as Linux tells it; "" where it has ended, "?" where unknown."""
+    """When a process of this machine was started, by Linux; "" where it has ended, "?" where unknown."""
     if os.name == "posix":
         try:
             os.kill(process, 0)  # sends nothing

@@ -99,7 +99,7 @@ def walk(root: Path, problems: list[Problem], follow: bool = True) -> Iterator[t
 
 
 def table_of_problems(problems: Iterable[Problem], root: Path) -> pd.DataFrame:
-    """One row per problem; paths relative to root where they lie in it."""
+    """One row per problem; paths inside root are relative to it."""
     rows = [(str(p.path.relative_to(root) if p.path.is_relative_to(root) else p.path), p.reason, p.frames_lost)
             for p in problems]
     return pd.DataFrame(rows, columns=["path", "reason", "frames lost"])

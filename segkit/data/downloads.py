@@ -149,7 +149,7 @@ class Plan:
 
 
 def plan_arrangement(source: str | Path, dataset_path: str | Path) -> Plan:
-    """Say what `arrange` would do, and do nothing.
+    """Plan what `arrange` would do, and do nothing.
 
     source: an archive, an unpacked folder, or a folder of such. Raises SegkitError where it is not there or holds
     nothing that belongs to an experiment.
@@ -158,7 +158,7 @@ def plan_arrangement(source: str | Path, dataset_path: str | Path) -> Plan:
     if not source.exists():
         raise SegkitError(f"{source} is not there: give the folder of downloads, or one archive")
 
-    # one file for each place: of two different ones the first is used, and the user is told
+    # one file for each place: of two different ones the first is used, and the other is a problem
     unplaced: Counter[str] = Counter()
     for entry in list_images(source, plan.dataset_path, plan.problems):
         place = _place(entry.name)

@@ -42,7 +42,7 @@ class Header(NamedTuple):
     pages: int
     height: int
     width: int
-    axis: str = ""  # along which the pages lie, by the file's metadata: T, Z, or I and Q (unknown)
+    axis: str = ""  # of the pages, by the file's metadata: T, Z, or I and Q (unknown)
 
     @property
     def size(self) -> tuple[int, int]:
@@ -96,24 +96,20 @@ def open_tiff(path: str | Path) -> Iterator[tifffile.TiffFile]:
 
     Raises one of DAMAGE where the file is damaged.
     """
-    # what tifffile logs about a damaged file becomes an error of segkit; other users of tifffile keep their log
-    logger = logging.getLogger("tifffile")
-
-    def drop(record: logging.LogRecord) -> bool:
-        return False
-
-    logger.addFilter(drop)
+    # what tifffile logs about a damaged file becomes an error of segkit; nothing is dropped while segkit does not read
+    logger, silence = logging.getLogger("tifffile"), logging.Filter("segkit")
+    logger.addFilter(silence)
     try:
         with tifffile.TiffFile(path) as tif:
             page = tif.pages.first
             stored = sum(page.databytecounts)
             expansion = MAX_EXPANSION if page.compression > 1 else 8  # 8: a bit becomes a byte
             if page.nbytes > stored * expansion or math.prod(page.chunked) > len(page.dataoffsets):
-                raise ValueError(f"the header says {page.shape} pixels, and {stored} bytes are stored")
+                raise ValueError(f"{page.shape} pixels in the header, {stored} bytes stored")
             _check_page_chain(tif)
             yield tif
     finally:
-        logger.removeFilter(drop)
+        logger.removeFilter(silence)
 
 
 def _check_page_chain(tif: tifffile.TiffFile) -> None:
@@ -132,7 +128,7 @@ def _check_page_chain(tif: tifffile.TiffFile) -> None:
 
 
 def _stack(path: Path, series: tifffile.TiffPageSeries) -> tuple[int, str]:
-    """Number of (H, W) planes in a series, and the one axis along which they lie; RGB samples are not planes."""
+    """Number of (H, W) planes in a series, and the one axis that they form; RGB samples are not planes."""
     stacks = [(axis, size) for axis, size in zip(series.axes, series.shape, strict=True)
               if axis not in "YXS" and size > 1]  # an axis of unknown kind, Q, may be there twice
     axes = {axis for axis, _ in stacks}

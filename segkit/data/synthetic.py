@@ -117,7 +117,7 @@ def _closest(p0: np.ndarray, p1: np.ndarray, q0: np.ndarray, q1: np.ndarray) -> 
 def draw_labels(rods: Rods, shape: tuple[int, int]) -> np.ndarray:
     """Instance labels int32 (H, W): a pixel belongs to the nearest rod that covers it."""
     labels = np.zeros(shape, np.int32)
-    depth = np.zeros(shape, np.float32)  # how deep inside its rod a pixel lies, relative to the radius
+    depth = np.zeros(shape, np.float32)  # of a pixel inside its rod, relative to the radius
     starts, ends = rods.ends()
     for p, q, radius, label in zip(starts, ends, rods.radius, rods.label, strict=True):
         low = np.maximum(np.floor(np.minimum(p, q) - radius - 1), 0).astype(int)
