@@ -79,15 +79,22 @@ class Problem:
     frames_lost: int = 0
 
 
-def walk(root: Path, problems: list[Problem], follow: bool = True) -> Iterator[tuple[Path, list[Path]]]:
+class Problems(list[Problem]):
+    """The problems found so far."""
+
+    def add(self, path: Path, reason: str, frames_lost: int = 0) -> None:
+        """Add a problem."""
+        self.append(Problem(path, reason, frames_lost))
+
+
+def walk(root: Path, problems: Problems, follow: bool = True) -> Iterator[tuple[Path, list[Path]]]:
     """A folder and each one below it, with its files, sorted and without hidden ones; a closed folder is a problem.
 
     follow: also through symbolic links.
     """
     def closed(error: OSError) -> None:
         folder = Path(error.filename)
-        problems.append(Problem(folder, f"{folder.name} cannot be read ({error.strerror}): give yourself the right to "
-                                        "read it"))
+        problems.add(folder, f"{folder.name} cannot be read ({error.strerror}): give yourself the right to read it")
 
     for name, subfolders, files in os.walk(root, onerror=closed, followlinks=follow):
         folder = Path(name)

@@ -2,18 +2,19 @@
 
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from ..errors import SegkitError
 from ..settings import Settings
-from .dataset import Dataset, Frame, Problem, Split, exclude, masks_folder_name, split_by_position, walk
+from .dataset import Dataset, Frame, Problems, Split, exclude, masks_folder_name, split_by_position, walk
 from .images import IMAGE_SUFFIXES
 from .pairing import MASK_NAME, pair, plain_name
 
 BY_PRODUCT = re.compile(r"_(flows|cp_output|cp_outlines|outlines|dP|probability)$", re.IGNORECASE)
 IMAGE_FOLDERS = ("aphase", "preprocessedphase", "")  # "": directly in PosXXX; the first that holds images is used
 MASK_FOLDERS = ("preprocessedphasemasks", "")
+Tree = dict[Path, list[Path]]  # image files by folder
 
 
 def discover(dataset_path: str | Path, masks_path: str | Path | None = None) -> Dataset:
@@ -43,7 +44,7 @@ def discover(dataset_path: str | Path, masks_path: str | Path | None = None) -> 
     root = _folder("DATASET_PATH", dataset_path, "*_raw_data")
     masks_root = _folder("MASKS_PATH", masks_path, "*_masks") if masks_path else root
     raw_folders = [folder for folder in sorted(root.iterdir()) if folder.is_dir() and _is_raw(folder)]
-    problems: list[Problem] = []
+    problems = Problems()
     if raw_folders:  # then only the experiments count
         frames = _scan_experiments(raw_folders, masks_root, problems)
     else:
@@ -68,7 +69,7 @@ def _folder(setting: str, path: str | Path, content: str) -> Path:
     return folder
 
 
-def _images_by_folder(root: Path, problems: list[Problem]) -> dict[Path, list[Path]]:
+def _images_by_folder(root: Path, problems: Problems) -> Tree:
     """The image files (masks among them) in a folder and in each one below it; a closed folder is a problem."""
     return {folder: [file for file in files if file.suffix.lower() in IMAGE_SUFFIXES]
             for folder, files in walk(root, problems)}
@@ -85,12 +86,12 @@ def _masks(files: Iterable[Path]) -> list[Path]:
     return [f for f in files if f.suffix.lower() in IMAGE_SUFFIXES and MASK_NAME.match(f.stem)]
 
 
-def _below(tree: Mapping[Path, list[Path]], folder: Path) -> Iterator[Path]:
+def _below(tree: Tree, folder: Path) -> Iterator[Path]:
     """The files in a folder and in all folders below it."""
     return (file for sub, files in tree.items() if sub.is_relative_to(folder) for file in files)
 
 
-def _scan_experiments(raw_folders: Sequence[Path], masks_root: Path, problems: list[Problem]) -> list[Frame]:
+def _scan_experiments(raw_folders: Sequence[Path], masks_root: Path, problems: Problems) -> list[Frame]:
     """The frames of all experiments."""
     masks_folders = [folder for folder in sorted(masks_root.iterdir())
                      if folder.is_dir() and "masks" in folder.name.lower() and folder not in raw_folders]
@@ -100,8 +101,8 @@ def _scan_experiments(raw_folders: Sequence[Path], masks_root: Path, problems: l
     for raw in raw_folders:
         name = _experiment_name(raw)
         if name in names:
-            problems.append(Problem(raw, f"a second folder of experiment {name}: {raw.name} is left out; rename it",
-                                    len(_images(_below(_images_by_folder(raw, []), raw)))))
+            lost = len(_images(_below(_images_by_folder(raw, Problems()), raw)))
+            problems.add(raw, f"a second folder of experiment {name}: {raw.name} is left out; rename it", lost)
         else:
             names.add(name)
             masks = _named(masks_folder_name(raw.name), masks_folders)
@@ -112,7 +113,7 @@ def _scan_experiments(raw_folders: Sequence[Path], masks_root: Path, problems: l
     return frames
 
 
-def _scan_experiment(raw: Path, masks: Path | None, used: set[Path | None], problems: list[Problem]) -> list[Frame]:
+def _scan_experiment(raw: Path, masks: Path | None, used: set[Path | None], problems: Problems) -> list[Frame]:
     """The frames of an experiment: its folder of images, and the masks folder that belongs to it."""
     name, frames = _experiment_name(raw), []
     tree = _images_by_folder(raw, problems)
@@ -127,41 +128,40 @@ def _scan_experiment(raw: Path, masks: Path | None, used: set[Path | None], prob
             used.add(masks_folder)
             frames += _scan_position(folder, masks_folder, name, tree, masks_tree, masks is None, problems)
         elif lost := len(_images(_below(tree, folder))):
-            problems.append(Problem(folder, f"{folder.name} is no PosXXX folder: its images are left out; rename it, "
-                                            "or run segkit.arrange where it is a second folder of the same name", lost))
+            problems.add(folder, f"{folder.name} is no PosXXX folder: its images are left out; rename it, or run "
+                                 "segkit.arrange where it is a second folder of the same name", lost)
     if not any(map(_is_position, folders)):
-        problems.append(Problem(raw, f"{raw.name} holds no PosXXX folder: expected Pos101 or the like"))
+        problems.add(raw, f"{raw.name} holds no PosXXX folder: expected Pos101 or the like")
 
     # files without a position, masks without images and images without masks are not lost silently
     for root, what, files in ((raw, "image(s)", _images(tree.get(raw, []))),
                               (masks or raw, "masks file(s)", masks_tree.get(masks or raw, []))):
         if files:
-            problems.append(Problem(root, f"{len(files)} {what} lie outside any PosXXX folder: move them into one",
-                                    len(files)))
+            problems.add(root, f"{len(files)} {what} lie outside any PosXXX folder: move them into one", len(files))
     for folder in set(masks_positions) - used:
         _note_unused(folder, f"{raw.name}/{folder.name}", masks_tree, problems)
     unpaired = sum(frame.masks is None for frame in frames)
     if masks is None and unpaired:
-        problems.append(Problem(raw, f"no masks folder beside {raw.name}: expected {masks_folder_name(raw.name)}; "
-                                     "rename it or run segkit.arrange", unpaired))
+        problems.add(raw, f"no masks folder beside {raw.name}: expected {masks_folder_name(raw.name)}; rename it or "
+                          "run segkit.arrange", unpaired)
     return frames
 
 
-def _note_unused(folder: Path, expected: str, tree: Mapping[Path, list[Path]], problems: list[Problem]) -> None:
+def _note_unused(folder: Path, expected: str, tree: Tree, problems: Problems) -> None:
     """Masks whose images (in the folder `expected`) are not there are a problem."""
     if count := len(list(_below(tree, folder))):
-        problems.append(Problem(folder, f"{count} masks file(s) in {folder.name} are not used: they need images in "
-                                        f"{expected}; add or rename that folder, or move the masks elsewhere", count))
+        problems.add(folder, f"{count} masks file(s) in {folder.name} are not used: they need images in {expected}; "
+                             "add or rename that folder, or move the masks elsewhere", count)
 
 
-def _scan_position(folder: Path, masks_folder: Path | None, experiment: str, tree: Mapping[Path, list[Path]],
-                   masks_tree: Mapping[Path, list[Path]], no_masks: bool, problems: list[Problem]) -> list[Frame]:
+def _scan_position(folder: Path, masks_folder: Path | None, experiment: str, tree: Tree, masks_tree: Tree,
+                   no_masks: bool, problems: Problems) -> list[Frame]:
     """The frames of a position: its images, with the masks in another folder or beside them."""
     before = len(problems)
     source, images = _pick(folder, tree, IMAGE_FOLDERS, problems)
     if not images and len(problems) == before:
-        problems.append(Problem(folder, f"no image in {folder.name}: expected .tif, .tiff or .png files in aphase, "
-                                        "PreprocessedPhase or the folder itself"))
+        problems.add(folder, f"no image in {folder.name}: expected .tif, .tiff or .png files in aphase, "
+                             "PreprocessedPhase or the folder itself")
     if not images:
         return []
     masks = _pick(masks_folder, masks_tree, MASK_FOLDERS, problems)[1] if masks_folder else []
@@ -169,7 +169,7 @@ def _scan_position(folder: Path, masks_folder: Path | None, experiment: str, tre
     return pair(images, masks + beside, experiment, folder.name, folder, no_masks and not beside, problems)
 
 
-def _scan_plain_folder(folder: Path, masks_root: Path, problems: list[Problem]) -> list[Frame]:
+def _scan_plain_folder(folder: Path, masks_root: Path, problems: Problems) -> list[Frame]:
     """Images in no layout; a position's folder, and the one in it that holds the images, keep their names."""
     place, source = folder.resolve(), folder
     experiment, position = place.name, "Pos0"
@@ -186,22 +186,20 @@ def _scan_plain_folder(folder: Path, masks_root: Path, problems: list[Problem]) 
     return pair(images, masks, experiment, position, source, not masks, problems) if images else []
 
 
-def _pick(folder: Path, tree: Mapping[Path, list[Path]], names: tuple[str, ...],
-          problems: list[Problem]) -> tuple[Path, list[Path]]:
+def _pick(folder: Path, tree: Tree, names: tuple[str, ...], problems: Problems) -> tuple[Path, list[Path]]:
     """The first of the named subfolders that holds images, with these; others that do are a problem."""
     by_name = {sub.name.casefold(): sub for sub in tree if sub.parent == folder} | {"": folder}
     wanted = _images if names is IMAGE_FOLDERS else list
     found = [(by_name[name], files) for name in names if name in by_name and (files := wanted(tree[by_name[name]]))]
     for sub, files in found[1:]:
-        problems.append(Problem(sub, f"{len(files)} file(s) in {sub.name} are not used: those in {found[0][0].name} "
-                                     "are"))
+        problems.add(sub, f"{len(files)} file(s) in {sub.name} are not used: those in {found[0][0].name} are")
     if found:
         return found[0]
     expected = "aphase" if names is IMAGE_FOLDERS else "PreprocessedPhaseMasks"
     for name, sub in by_name.items():
         if name not in names and (files := _images(tree[sub])):
-            problems.append(Problem(sub, f"{len(files)} image(s) in {sub.name} are left out: expected a folder named "
-                                         f"{expected}", len(files)))
+            problems.add(sub, f"{len(files)} image(s) in {sub.name} are left out: expected a folder named {expected}",
+                         len(files))
     return folder, []
 
 
@@ -227,7 +225,7 @@ def _experiment_name(raw: Path) -> str:
 
 def _guess(root: Path) -> str:
     """What a folder without experiments seems to be instead, with what to give."""
-    place, closed = root.resolve(), list[Problem]()
+    place, closed = root.resolve(), Problems()
     if experiment := next(filter(_is_raw, (*place.parents, place)), None):
         return f"it is part of an experiment itself, give {experiment.parent}; "
     tree = dict(walk(root, closed, follow=False))

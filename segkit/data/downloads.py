@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 
 from ..errors import SegkitError
 from ..files import replacing
-from .dataset import JUNK, Problem, table_of_problems, walk
+from .dataset import JUNK, Problems, table_of_problems, walk
 from .images import IMAGE_SUFFIXES
 
 PACKED = (".zip", ".tar", ".gz", ".tgz", ".7z", ".rar", ".bz2", ".xz", ".part", ".crdownload", ".download")
@@ -60,7 +60,7 @@ def file_crc(path: str | Path) -> int:
     return crc
 
 
-def list_images(source: Path, leave_out: Path, problems: list[Problem]) -> Iterator[Entry]:
+def list_images(source: Path, leave_out: Path, problems: Problems) -> Iterator[Entry]:
     """Every image in an archive, a folder, or a folder of archives and folders; what cannot be read is a problem.
 
     leave_out: a folder that is not searched.
@@ -92,17 +92,17 @@ def _begins_as_archive(path: Path) -> bool:
     return begin[:2] == b"PK" or (not begin and not path.suffix)
 
 
-def _archive_entries(path: Path, problems: list[Problem]) -> Iterator[Entry]:
+def _archive_entries(path: Path, problems: Problems) -> Iterator[Entry]:
     """The images in an archive; what cannot be unpacked, or not safely, is a problem."""
     is_zip = path.suffix.lower() == ".zip"
     if path.suffix.lower() in PACKED and not is_zip and not _begins_as_archive(path):
-        problems.append(Problem(path, f"{path.name} is no zip archive: unpack it by hand, then arrange the folder"))
+        problems.add(path, f"{path.name} is no zip archive: unpack it by hand, then arrange the folder")
         return
     try:
         with zipfile.ZipFile(path) as archive:
             infos = archive.infolist()
     except (*DAMAGED_ZIP, OSError) as error:
-        problems.append(Problem(path, f"{path.name} is no valid zip archive ({error}): download it again"))
+        problems.add(path, f"{path.name} is no valid zip archive ({error}): download it again")
         return
 
     for info in infos:
@@ -112,17 +112,16 @@ def _archive_entries(path: Path, problems: list[Problem]) -> Iterator[Entry]:
             continue
         used = archive.getinfo(info.filename)  # of entries with one name the last is what zipfile opens
         if ".." in parts or inside.anchor:
-            problems.append(Problem(path, f"{path.name} holds {info.filename}, which would land outside the dataset: "
-                                          "left out"))
+            problems.add(path, f"{path.name} holds {info.filename}, which would land outside the dataset: left out")
         elif suffix in IMAGE_SUFFIXES and used is info:
             # without a folder named as an experiment, the archive's own name is that of the experiment
             stem = () if any(map(EXPERIMENT.match, parts[:-1])) else (path.stem if is_zip else path.name,)
             yield Entry("/".join((*stem, *parts)), path, info.filename, info.file_size, info.CRC)
         elif suffix in IMAGE_SUFFIXES and (used.file_size, used.CRC) != (info.file_size, info.CRC):
-            problems.append(Problem(path, f"{path.name} holds two different files named {info.filename}: the last is "
-                                          "used; look whether it is the right one", 1))
+            problems.add(path, f"{path.name} holds two different files named {info.filename}: the last is used; look "
+                               "whether it is the right one", 1)
         elif suffix in PACKED:
-            problems.append(Problem(path, f"{path.name} holds the archive {info.filename}: unpack it by hand"))
+            problems.add(path, f"{path.name} holds the archive {info.filename}: unpack it by hand")
 
 
 @dataclass
@@ -131,7 +130,7 @@ class Plan:
 
     dataset_path: Path
     copies: dict[Path, Entry] = field(default_factory=dict)  # by their place in the layout
-    problems: list[Problem] = field(default_factory=list)
+    problems: Problems = field(default_factory=Problems)
     there_already: int = 0  # files that `arrange` found in their place
 
     def table(self) -> pd.DataFrame:
@@ -167,13 +166,11 @@ def plan_arrangement(source: str | Path, dataset_path: str | Path) -> Plan:
             continue
         first = plan.copies.setdefault(plan.dataset_path / place, entry)
         if (first.size, first.crc) != (entry.size, entry.crc):
-            plan.problems.append(Problem(Path(entry.name), f"{entry.where} and {first.where} hold different files for "
-                                                           f"{place}: that of {first.where} is used; look which one is "
-                                                           "right", 1))
+            plan.problems.add(Path(entry.name), f"{entry.where} and {first.where} hold different files for {place}: "
+                                                f"that of {first.where} is used; look which one is right", 1)
     for where, count in unplaced.items():
-        plan.problems.append(Problem(Path(where), f"{count} image(s) of {where} belong to no experiment and position: "
-                                                  "expected HR_REF_raw_data/Pos101/... in their path; rename the "
-                                                  "folders", count))
+        plan.problems.add(Path(where), f"{count} image(s) of {where} belong to no experiment and position: expected "
+                                       "HR_REF_raw_data/Pos101/... in their path; rename the folders", count)
     if not plan.copies:
         why = f"; the first problem: {plan.problems[0].reason}" if plan.problems else ""
         raise SegkitError(f"{source} holds nothing to arrange: expected archives or folders named like HR_REF_raw_data "
@@ -216,9 +213,8 @@ def arrange(source: str | Path, dataset_path: str | Path) -> Plan:
         elif target.stat().st_size == entry.size and file_crc(target) == entry.crc:
             plan.there_already += 1
         else:
-            plan.problems.append(Problem(target, f"is there already, {entry.where} holds another content, and it was "
-                                                 "left as it is: remove it and arrange again if the new one is right",
-                                         1))
+            plan.problems.add(target, f"is there already, {entry.where} holds another content, and it was left as it "
+                                      "is: remove it and arrange again if the new one is right", 1)
 
     _check_space(plan.dataset_path, sum(entry.size for entry in todo.values()))
 
@@ -227,7 +223,7 @@ def arrange(source: str | Path, dataset_path: str | Path) -> Plan:
         open_archive = cache(lambda path: stack.enter_context(zipfile.ZipFile(path)))
         for target, entry in tqdm(todo.items(), desc="arranging", unit="file", leave=False):
             if wrong := _copy(entry, target, open_archive):
-                plan.problems.append(Problem(Path(entry.source), f"{entry.where}: {entry.source} {wrong}", 1))
+                plan.problems.add(Path(entry.source), f"{entry.where}: {entry.source} {wrong}", 1)
     return plan
 
 

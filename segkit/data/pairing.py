@@ -10,7 +10,7 @@ from statistics import median_low
 from typing import NamedTuple
 
 from ..errors import SegkitError
-from .dataset import Frame, Problem, labels_stem
+from .dataset import Frame, Problem, Problems, labels_stem
 from .images import Header, check_sizes, read_header
 
 MASK_NAME = re.compile(r"^mask_(?P<a>.+)$|^(?P<b>.+?)_(?:cp_)?masks?$|^(?P<c>.+?)_labels$", re.IGNORECASE)
@@ -134,8 +134,8 @@ def _seconds(stamps: Sequence[int]) -> list[int]:
     return [86400 * day + 3600 * h + 60 * m + s for day, h, m, s in clocks]
 
 
-def pair(images: Sequence[Path], masks: Sequence[Path], experiment: str, position: str, where: Path,
-         quiet: bool, problems: list[Problem]) -> list[Frame]:
+def pair(images: Sequence[Path], masks: Sequence[Path], experiment: str, position: str, where: Path, quiet: bool,
+         problems: Problems) -> list[Frame]:
     """The position's frames, in order; what is wrong with its files is added to problems.
 
     where: the folder that a problem of several files names. quiet: missing masks are no problem here.
@@ -176,13 +176,12 @@ def pair(images: Sequence[Path], masks: Sequence[Path], experiment: str, positio
                        for page, file in enumerate(files)]
 
     if unpaired and not quiet:
-        problems.append(Problem(where, f"{unpaired} frame(s) of {experiment} {position} have no masks file", unpaired))
+        problems.add(where, f"{unpaired} frame(s) of {experiment} {position} have no masks file", unpaired)
     if cropped:
-        problems.append(Problem(where, f"{cropped} frame(s) differ by 1-2 pixels from their masks: cropped to the "
-                                       "common area"))
+        problems.add(where, f"{cropped} frame(s) differ by 1-2 pixels from their masks: cropped to the common area")
     if spare := [path for key, path in masks_by_key.items() if key not in used]:
-        problems.append(Problem(spare[0].parent, f"{len(spare)} masks file(s) of {experiment} {position} have no "
-                                                 f"image, {spare[0].name} the first", len(spare)))
+        problems.add(spare[0].parent, f"{len(spare)} masks file(s) of {experiment} {position} have no image, "
+                                      f"{spare[0].name} the first", len(spare))
     return frames
 
 
@@ -194,7 +193,7 @@ def _keys_of_pages(image: Path, pages: int, masks_key: Key | None, other_names: 
 
 
 def _usable_masks(image: Path, header: Header, files: list[Path | None],
-                  problems: list[Problem]) -> tuple[list[Path | None], int]:
+                  problems: Problems) -> tuple[list[Path | None], int]:
     """The masks file of each page, None where it does not fit; and how many pages differ in size by a pixel or two."""
     differ = 0
     for file, pages in Counter(f for f in files if f is not None).items():
@@ -206,13 +205,13 @@ def _usable_masks(image: Path, header: Header, files: list[Path | None],
                                   "a page of images was needed")
             differ += pages * (header.size != masks.size)
         except SegkitError as error:
-            problems.append(Problem(file, str(error), pages))
+            problems.add(file, str(error), pages)
             files = [None if f == file else f for f in files]
     return files, differ
 
 
 def _first_frames(by_key: Mapping[Key, Path], headers: Mapping[Key, Header], where: Path,
-                  problems: list[Problem]) -> dict[Key, int]:
+                  problems: Problems) -> dict[Key, int]:
     """The frame number of each file's first page, in order; files left out, and what is assumed, become problems."""
     numbers, doubt = frame_numbers(by_key)
     strays = sorted(by_key[key].name for key in by_key.keys() - numbers.keys())
@@ -226,22 +225,22 @@ def _first_frames(by_key: Mapping[Key, Path], headers: Mapping[Key, Header], whe
     if strays and all(header.pages > 1 for header in headers.values()):
         numbers, doubt, strays = {key: k for k, key in enumerate(sorted(by_key, key=Key.natural))}, UNTOLD, []
     if strays:
-        problems.append(Problem(where, f"{len(strays)} image(s) are left out, {strays[0]} the first: their names do "
-                                       f"not fit the others, such as {by_key[next(iter(numbers))].name}; move them "
-                                       "elsewhere, or rename them if they are frames", len(strays)))
+        problems.add(where, f"{len(strays)} image(s) are left out, {strays[0]} the first: their names do not fit the "
+                            f"others, such as {by_key[next(iter(numbers))].name}; move them elsewhere, or rename them "
+                            "if they are frames", len(strays))
 
     # planes along z count as times only where the position has no other file
     several = len(numbers) > 1
     for key in [key for key in numbers if key in headers and headers[key].axis == "Z"]:
         planes = f"{by_key[key].name} holds {headers[key].pages} planes along z"
         if several:
-            problems.append(Problem(by_key[key], f"{planes}, and other times lie beside it: export one z plane of "
-                                                 "every time (if the planes are times, save them as such: in Fiji, "
-                                                 "Image > Properties)", headers[key].pages))
+            problems.add(by_key[key], f"{planes}, and other times lie beside it: export one z plane of every time (if "
+                                      "the planes are times, save them as such: in Fiji, Image > Properties)",
+                         headers[key].pages)
             del numbers[key]
         else:
-            problems.append(Problem(where, f"{planes} and no time: they are read as times; if they are depths, export "
-                                           "one z plane of every time"))
+            problems.add(where, f"{planes} and no time: they are read as times; if they are depths, export one z plane "
+                                "of every time")
 
     # parts of a time-lapse follow one another; the pages of a damaged part (0) are unknown
     pages = [headers[key].pages if key in headers else 0 for key in numbers]
@@ -254,16 +253,16 @@ def _first_frames(by_key: Mapping[Key, Path], headers: Mapping[Key, Header], whe
             doubt += f"; a damaged one counts as {most}" if 0 in pages else ""
         numbers = dict(zip(numbers, accumulate(assumed, initial=0), strict=False))
     if doubt:
-        problems.append(Problem(where, f"the {len(numbers)} images of {where.name} {doubt}"))
+        problems.add(where, f"the {len(numbers)} images of {where.name} {doubt}")
     return numbers
 
 
-def _by_key(files: Sequence[Path], what: str, problems: list[Problem]) -> dict[Key, Path]:
+def _by_key(files: Sequence[Path], what: str, problems: Problems) -> dict[Key, Path]:
     """Files by key; of two with the same key the first is used, and the other is a problem."""
     found: dict[Key, Path] = {}
     for path in files:
         used = found.setdefault(name_key(path.stem), path)
         if used is not path:
-            problems.append(Problem(path, f"a second {what} for the same frame: {used.name} is used, {path.name} is "
-                                          "not; remove one of them", int(what == "image")))
+            problems.add(path, f"a second {what} for the same frame: {used.name} is used, {path.name} is not; remove "
+                               "one of them", int(what == "image"))
     return found
