@@ -334,6 +334,14 @@ def test_frames_that_cannot_be_decoded_are_passed_over_and_named_with_their_posi
         read_pair(pairs[0])
 
 
+def test_linked_folders_are_searched_and_a_link_upwards_leads_in_no_circle(tiny):
+    (tiny / "REF_raw_data/Pos101").rename(tiny / "elsewhere")
+    (tiny / "REF_raw_data/Pos101").symlink_to(tiny / "elsewhere")
+    (tiny / "REF_raw_data/Pos109/upwards").symlink_to(tiny)
+    dataset = discover(tiny)
+    assert (len(dataset.pairs), dataset.problems) == (4, ())
+
+
 def test_a_projection_beside_a_film_is_no_frame_of_it(tmp_path):
     write(tmp_path / "film.tif", np.random.default_rng(0).integers(0, 255, (3, 20, 24), np.uint8),
           photometric="minisblack")

@@ -55,8 +55,7 @@ def divide(rods: Rods, rng: np.random.Generator) -> Rods:
     rods.centre[ready] = mother - along * step
     rods.area[ready] *= share
     rods.divides_at[ready] = rng.uniform(330, 430, n)
-    names = ("centre", "angle", "area", "radius", "divides_at", "label")
-    return Rods(*(np.concatenate([getattr(rods, name), getattr(new, name)]) for name in names))
+    return Rods(*(np.concatenate(both) for both in zip(vars(rods).values(), vars(new).values(), strict=True)))
 
 
 def relax(rods: Rods, bounds: np.ndarray, rounds: int) -> None:
@@ -65,8 +64,8 @@ def relax(rods: Rods, bounds: np.ndarray, rounds: int) -> None:
     i, j = np.triu_indices(n, 1)
     for _ in range(rounds):
         # pairs near enough to touch, and the points at which they come closest
-        half = rods.half_length()
-        reach = half + rods.radius
+        reach = rods.half_length() + rods.radius
+        inertia = reach ** 2 / 1.5
         near = np.linalg.norm(rods.centre[i] - rods.centre[j], axis=1) < reach[i] + reach[j]
         a, b = i[near], j[near]
         start, end = rods.ends()
@@ -87,8 +86,7 @@ def relax(rods: Rods, bounds: np.ndarray, rounds: int) -> None:
         for which, point, sign in ((a, on_a, 1.0), (b, on_b, -1.0)):
             np.add.at(shift, which, 0.5 * sign * force)
             arm = point - rods.centre[which]
-            inertia = (half[which] + rods.radius[which]) ** 2 / 1.5
-            np.add.at(turn, which, sign * (arm[:, 1] * force[:, 0] - arm[:, 0] * force[:, 1]) / inertia)
+            np.add.at(turn, which, sign * (arm[:, 1] * force[:, 0] - arm[:, 0] * force[:, 1]) / inertia[which])
 
         # the chamber's walls push the ends back inside
         for end_point in rods.ends():
@@ -97,7 +95,7 @@ def relax(rods: Rods, bounds: np.ndarray, rounds: int) -> None:
             moved |= bool((np.abs(out) > 0.05).any())
             arm = end_point - rods.centre
             shift += 0.5 * out
-            turn += 0.5 * (arm[:, 1] * out[:, 0] - arm[:, 0] * out[:, 1]) / ((half + rods.radius) ** 2 / 1.5)
+            turn += 0.5 * (arm[:, 1] * out[:, 0] - arm[:, 0] * out[:, 1]) / inertia
         rods.centre = rods.centre + shift
         rods.angle = rods.angle + np.clip(turn, -0.2, 0.2)
         if not moved:
@@ -204,6 +202,8 @@ def _write_position(root: Path, experiment: str, number: int, order: int,
     masks = root / f"{experiment}_masks" / f"Pos{number}" / "PreprocessedPhaseMasks"
     raw.mkdir(parents=True)
     masks.mkdir(parents=True)
+
+    # labels of 8 bits become 16 where a label needs them
     first, suffix = (0, 0, 10)[order % 3], (".tiff", ".tif")[order % 2]
     image_type, scale = ((np.uint8, 170), (np.uint8, 170), (np.uint16, 30000))[order % 3]
     labels_type = (np.uint8, np.uint16)[order % 2]
