@@ -72,7 +72,7 @@ def list_images(source: Path, leave_out: Path, problems: Problems) -> Iterator[E
     # a folder that is named as an experiment keeps its name in the paths
     base = source.parent if EXPERIMENT.match(source.name) else source
     skip = leave_out.resolve()
-    for folder, files in walk(source, problems):
+    for folder, files in walk(source, problems, follow=False):
         if folder.resolve().is_relative_to(skip) and not source.resolve().is_relative_to(skip):
             continue
         for path in files:
