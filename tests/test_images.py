@@ -121,7 +121,7 @@ def test_what_imagej_marks_white_is_zero_and_labels_are_never_inverted(tmp_path)
     np.testing.assert_array_equal(read_image(tmp_path / "plain.tif"), 255 - labels)
 
 
-def test_numbers_far_beyond_the_cells_are_numbered_anew(tmp_path):
+def test_numbers_far_beyond_the_cells_are_renumbered(tmp_path):
     labels = squares((5, 5), (5, 25))
     tifffile.imwrite(tmp_path / "a.tif", (labels * 10 ** 9).astype(np.uint32))
     np.testing.assert_array_equal(read_labels(tmp_path / "a.tif"), labels)
