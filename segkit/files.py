@@ -1,4 +1,4 @@
-"""Write files whole or not at all; read tables; the log of a run."""
+"""Write files whole or not at all; the lock of a folder; tables; the log of a run."""
 
 import json
 import logging
@@ -17,6 +17,9 @@ from .errors import SegkitError
 
 LOCK = "run.lock"  # in a folder that one process writes into
 TOKEN = "SEGKIT_LOCK"  # environment variable by which the processes that it starts are known
+log = logging.getLogger("segkit")
+log.setLevel(logging.INFO)
+log.propagate = False
 
 
 @contextmanager
@@ -56,22 +59,22 @@ def locked(folder: Path) -> Iterator[None]:
     """
     path, inherited = folder / LOCK, os.environ.get(TOKEN)
     token = inherited or secrets.token_hex(8)
-    mine = {"host": socket.gethostname(), "process": os.getpid(), "started": _start_of(os.getpid()),
-            "since": time.strftime("%Y-%m-%d %H:%M:%S"), "token": token}
-    held = False
+    own = {"host": socket.gethostname(), "process": os.getpid(), "started": _start_of(os.getpid()),
+           "since": time.strftime("%Y-%m-%d %H:%M:%S"), "token": token}
+    acquired = False
     try:
+        # create the file only if it is not there, which also network file systems do in one step
         with writing(path):
             folder.mkdir(parents=True, exist_ok=True)
-            while not (held or check_lock(folder)):
-                with suppress(FileExistsError):  # another process was faster: look at its lock
-                    file = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)  # on network file systems too
-                    held = True
-                    with os.fdopen(file, "w") as text:
-                        json.dump(mine, text)
+            while not (acquired or check_lock(folder)):
+                with suppress(FileExistsError), open(path, "x", encoding="utf-8") as file:  # else: look at that lock
+                    acquired = True
+                    json.dump(own, file)
         os.environ[TOKEN] = token
         yield
     finally:
-        if held and _holder(path).get("token", token) == token:
+        # remove no lock that another process has taken over
+        if acquired and _holder(path).get("token", token) == token:
             path.unlink(missing_ok=True)
         if inherited is None:
             os.environ.pop(TOKEN, None)
@@ -86,22 +89,24 @@ def check_lock(folder: Path) -> bool:
     if not (holder := _holder(path)):
         return False
     host, process = holder.get("host", "?"), holder.get("process", "?")
-    here = host == socket.gethostname()
-    if (here and process == os.getpid()) or holder.get("token") == os.environ.get(TOKEN, ""):
+    is_local = host == socket.gethostname()
+    if (is_local and process == os.getpid()) or holder.get("token") == os.environ.get(TOKEN, ""):
         return True
-    starts = {_start_of(process), holder["started"]} if here else set()  # a number may be another process's now
-    if not here or ("" not in starts and ("?" in starts or len(starts) == 1)):
+
+    # a process number may be another process's by now: it is the holder if it started at the same time
+    started = _start_of(process) if is_local else "?"
+    if started == "?" or (started and holder["started"] in ("?", started)):
         raise SegkitError(f"{folder} is in use by process {process} on {host} since {holder.get('since', '?')}: wait "
                           f"until it ends, or choose another RUN or folder; if it is not running, remove {path}")
-    _remove_left(path, holder)
+    _remove_ended(path, holder)
     return False
 
 
-def _remove_left(path: Path, holder: dict[str, Any]) -> None:
+def _remove_ended(path: Path, holder: dict[str, Any]) -> None:
     """Remove the lock of an ended process; one at a time, so that none removes the next one's."""
     removing = path.with_name(f".{LOCK}.removing")
     try:
-        os.close(os.open(removing, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+        removing.touch(exist_ok=False)
     except FileExistsError:
         time.sleep(0.05)
         with suppress(FileNotFoundError):
@@ -116,38 +121,35 @@ def _remove_left(path: Path, holder: dict[str, Any]) -> None:
 
 
 def _holder(path: Path) -> dict[str, Any]:
-    """What a lock's file contains; {} where there is none."""
+    """The content of a lock; {} where there is none."""
     for _ in range(20):
         if not os.path.lexists(path):
             return {}
-        try:
+        with suppress(OSError, ValueError, TypeError, AttributeError):  # it is being written or removed, or damaged
             holder = json.loads(path.read_text(encoding="utf-8"))
-            if isinstance(holder["process"], int) and {"host", "started", "token"} <= holder.keys():
+            if isinstance(holder.get("process"), int) and {"host", "started", "token"} <= holder.keys():
                 return holder
-        except (OSError, ValueError, TypeError, KeyError, AttributeError):  # it is being written or removed, or damaged
-            pass
         time.sleep(0.1)
     return {"process": "unknown"}
 
 
 def _start_of(process: int) -> str:
-    """When a process of this machine was started, as Linux tells it; "" where it has ended, "?" where unknown."""
-    try:
-        if os.name == "posix":
+    """When a process of this machine was started, by Linux; "" where it has ended, "?" where unknown."""
+    if os.name == "posix":
+        try:
             os.kill(process, 0)  # sends nothing
-    except ProcessLookupError:
-        return ""
-    except PermissionError:
-        pass  # another user's, and running
-    try:
+        except ProcessLookupError:
+            return ""
+        except PermissionError:
+            pass  # another user's, and running
+    with suppress(OSError):
         state, *fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
         return "" if state in "ZX" else fields[18]
-    except OSError:
-        return "?"
+    return "?"
 
 
 def read_table(path: str | Path) -> pd.DataFrame:
-    """A table of a run; experiments and positions stay text, also where they are called 001 or NA."""
+    """A table of a run; experiments and positions stay text, also where they are named 001 or NA."""
     try:
         return pd.read_csv(path, dtype={"experiment": str, "position": str}, keep_default_na=False, na_values=[""])
     except (OSError, ValueError) as error:
@@ -170,18 +172,13 @@ def read_json(path: str | Path, what: str) -> Any:
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise SegkitError(f"{what} {path} cannot be read ({error}): delete it or write it anew") from None
+        raise SegkitError(f"{what} {path} cannot be read ({error}): delete it or write it again") from None
 
 
 def write_table(path: str | Path, table: pd.DataFrame) -> None:
     """Replace a CSV file whole."""
     with replacing(path) as temporary:
         table.to_csv(temporary, index=False, float_format="%.6g")
-
-
-log = logging.getLogger("segkit")
-log.setLevel(logging.INFO)
-log.propagate = False
 
 
 def duration(seconds: float) -> str:
@@ -191,7 +188,7 @@ def duration(seconds: float) -> str:
 
 @contextmanager
 def logging_to(path: Path) -> Iterator[None]:
-    """Append everything said through `log` to a file, with times, while the block runs."""
+    """Append everything logged through `log` to a file, with times, while the block runs."""
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         handler = logging.FileHandler(path, encoding="utf-8")

@@ -5,7 +5,7 @@ import pytest
 
 from segkit import SegkitError, discover, split_by_position
 from segkit.data.dataset import exclude, masks_path_in, read_pair, read_valid
-from segkit.data.discovery import name_key
+from segkit.data.pairing import name_key
 from tests.helpers import FIXTURE, write
 
 
@@ -332,6 +332,14 @@ def test_frames_that_cannot_be_decoded_are_passed_over_and_named_with_their_posi
     assert [f.name for f, _, _ in read_valid(pairs, 2)] == [f.name for f in pairs[1:3]]
     with pytest.raises(SegkitError, match=r"^REF/Pos101/0: MASK_img"):
         read_pair(pairs[0])
+
+
+def test_linked_folders_are_searched_and_a_link_upwards_leads_in_no_circle(tiny):
+    (tiny / "REF_raw_data/Pos101").rename(tiny / "elsewhere")
+    (tiny / "REF_raw_data/Pos101").symlink_to(tiny / "elsewhere")
+    (tiny / "REF_raw_data/Pos109/upwards").symlink_to(tiny)
+    dataset = discover(tiny)
+    assert (len(dataset.pairs), dataset.problems) == (4, ())
 
 
 def test_a_projection_beside_a_film_is_no_frame_of_it(tmp_path):

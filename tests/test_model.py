@@ -11,7 +11,6 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 
 from segkit import SegkitError, UNet, load_model, segment
-from segkit.devices import free_memory
 from segkit.measure.metrics import dice
 from segkit.model.checkpoint import save_model
 from segkit.model.unet import ModelInfo, UpConv
@@ -220,16 +219,3 @@ def test_batch_dice_is_dice_frame_by_frame():
     expected = [dice(a > 0, b) for a, b in zip(logits, target, strict=True)]
     assert batch_dice(torch.from_numpy(logits), torch.from_numpy(target)).tolist() == pytest.approx(expected)
     assert expected[2] == 1.0
-
-
-def test_a_job_or_container_has_no_more_memory_than_it_may_take(tmp_path):
-    proc, group = tmp_path / "proc", tmp_path / "groups" / "job" / "step"
-    for folder in (proc / "self", group):
-        folder.mkdir(parents=True)
-    (proc / "meminfo").write_text("MemTotal: 64000000 kB\nMemAvailable: 32000000 kB\n")
-    (proc / "self" / "cgroup").write_text("0::/job/step\n")
-    assert free_memory(proc, tmp_path / "groups") == 32000000 * 1024
-    (group / "memory.max").write_text("max\n")
-    for name, value in (("max", "9000"), ("current", "5000"), ("stat", "anon 4000\ninactive_file 1000")):
-        (group.parent / f"memory.{name}").write_text(f"{value}\n")
-    assert free_memory(proc, tmp_path / "groups") == 5000

@@ -1,7 +1,9 @@
-"""What a dataset is: frames, pairs, problems, and the split by position."""
+"""The dataset: frames, pairs, problems, and the split by position."""
 
+import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,17 +12,28 @@ import numpy as np
 import pandas as pd
 
 from ..errors import SegkitError
-from .images import read_image, read_labels
+from .images import check_sizes, read_image, read_labels
 
-CROPPABLE = 2  # pixels by which an image and its masks file may differ in height or width
+JUNK = re.compile(r"^(__MACOSX.*|Thumbs\.db|desktop\.ini|\..*)$", re.IGNORECASE)  # made by operating systems
 
 
 @dataclass(frozen=True)
 class Frame:
-    """One image of a time-lapse. `masks` is None where no usable masks file belongs to it.
+    """One image of a time-lapse.
 
-    first: the frame number of the position's first image file, also where that file is damaged and so is no Frame;
-    None where nobody looked.
+    Parameters
+    ----------
+    image, masks : Path
+        The image file and its masks file; masks is None where no usable one belongs to it.
+    experiment, position : str
+        Such as "HR_REF" and "Pos101".
+    frame : int
+        Time index.
+    page : int
+        The plane of the image file, from 0.
+    first : int, optional
+        The frame number of the position's first image file, also where that file is damaged and so is no Frame; None
+        where it is unknown.
     """
 
     image: Path
@@ -33,7 +46,7 @@ class Frame:
 
     @property
     def unit(self) -> tuple[str, str]:
-        """What never straddles the split: (experiment, position)."""
+        """(experiment, position): the unit that never straddles the split."""
         return self.experiment, self.position
 
     @property
@@ -49,15 +62,51 @@ class Frame:
 
 @dataclass(frozen=True)
 class Problem:
-    """Something in the dataset that cannot be used as it is, and how many frames it costs."""
+    """Something in the dataset that cannot be used as it is.
+
+    Parameters
+    ----------
+    path : Path
+        The file or folder.
+    reason : str
+        What was found, what was needed and what to do.
+    frames_lost : int
+        How many frames it costs.
+    """
 
     path: Path
     reason: str
     frames_lost: int = 0
 
 
+class Problems(list[Problem]):
+    """The problems found so far."""
+
+    def add(self, path: Path, reason: str, frames_lost: int = 0) -> None:
+        """Add a problem."""
+        self.append(Problem(path, reason, frames_lost))
+
+
+def walk(root: Path, problems: Problems, follow: bool = True) -> Iterator[tuple[Path, list[Path]]]:
+    """A folder and each one below it, with its files, sorted and without hidden ones; a closed folder is a problem.
+
+    follow: also through symbolic links.
+    """
+    def closed(error: OSError) -> None:
+        folder = Path(error.filename)
+        problems.add(folder, f"{folder.name} cannot be read ({error.strerror}): give yourself the right to read it")
+
+    for name, subfolders, files in os.walk(root, onerror=closed, followlinks=follow):
+        folder = Path(name)
+        # a link to a folder above would lead round in a circle
+        subfolders[:] = sorted(sub for sub in subfolders if not JUNK.match(sub)
+                               and not folder.resolve().is_relative_to((folder / sub).resolve()))
+        paths = [folder / file for file in sorted(files) if not JUNK.match(file)]
+        yield folder, [path for path in paths if path.is_file()]  # without broken links
+
+
 def table_of_problems(problems: Iterable[Problem], root: Path) -> pd.DataFrame:
-    """One row per problem; paths relative to root where they lie in it."""
+    """One row per problem; paths inside root are relative to it."""
     rows = [(str(p.path.relative_to(root) if p.path.is_relative_to(root) else p.path), p.reason, p.frames_lost)
             for p in problems]
     return pd.DataFrame(rows, columns=["path", "reason", "frames lost"])
@@ -65,7 +114,17 @@ def table_of_problems(problems: Iterable[Problem], root: Path) -> pd.DataFrame:
 
 @dataclass(frozen=True)
 class Dataset:
-    """What `discover` found: every usable frame, and every problem."""
+    """A dataset as `discover` returns it; a table when displayed.
+
+    Parameters
+    ----------
+    path : Path
+        The dataset's folder.
+    frames : tuple of Frame
+        Every usable image, sorted by experiment, position and frame.
+    problems : tuple of Problem
+        What cannot be used, sorted by frames lost.
+    """
 
     path: Path
     frames: tuple[Frame, ...]
@@ -114,40 +173,61 @@ def frames_of(given: Any) -> list[Frame]:
 
 @dataclass(frozen=True)
 class Split:
-    """Pairs to learn from and pairs to judge by; no (experiment, position) is in both."""
+    """Training and validation pairs; no (experiment, position) is in both.
+
+    Parameters
+    ----------
+    train, validation : tuple of Frame
+        Frames with masks.
+    """
 
     train: tuple[Frame, ...]
     validation: tuple[Frame, ...]
 
     def shared_positions(self) -> int:
-        """How many positions are on both sides: 0 in any split made by `split_by_position`."""
+        """Number of positions on both sides: 0 in any split made by `split_by_position`."""
         return len({f.unit for f in self.train} & {f.unit for f in self.validation})
 
 
 def split_by_position(pairs: Iterable[Frame],
                       validation: str | Sequence[str] = ("09", "10", "19", "20")) -> Split:
-    """Split pairs into training and validation by how the position's name ends.
+    """Split pairs into training and validation by the suffix of the position's name.
 
-    pairs: frames with masks; validation: endings such as "09" (Pos109, Pos209, ...), or whole names; one or several.
-    Raises SegkitError where either side would be empty.
+    Parameters
+    ----------
+    pairs : iterable of Frame
+        Frames with masks.
+    validation : str or sequence of str
+        Suffixes of the validation positions, such as "09" (Pos109, Pos209, ...), or whole names; one or several.
+
+    Returns
+    -------
+    Split
+
+    Raises
+    ------
+    SegkitError
+        Where either side would be empty.
     """
     pairs = tuple(pairs)
-    endings = tuple(ending for ending in ([validation] if isinstance(validation, str) else validation) if ending)
-    held_out = tuple(f for f in pairs if endings and f.position.endswith(endings))
-    kept = tuple(f for f in pairs if not (endings and f.position.endswith(endings)))
+    suffixes = tuple(filter(None, [validation] if isinstance(validation, str) else validation))
+    held_out = tuple(f for f in pairs if f.position.endswith(suffixes))
+    kept = tuple(f for f in pairs if not f.position.endswith(suffixes))
     positions = ", ".join(sorted({f.position for f in pairs})[:8]) or "none"
+
+    # each way to an empty side has its own remedy
     if not pairs:
         raise SegkitError("no pair of an image and a masks file: training needs both (images without masks can be "
                           "segmented with a trained student, by make segment); 02_data_exploration lists the problems")
     if len({f.unit for f in pairs}) == 1:
         raise SegkitError(f"the only position with masks is {' '.join(pairs[0].unit)}: training needs two at least, "
-                          "one to learn from and one to judge by")
+                          "one for training and one for validation")
     if not held_out:
-        raise SegkitError(f"no validation position: VALIDATION is {', '.join(endings) or 'empty'}, the positions are "
-                          f"{positions}; set VALIDATION to the ending of a position to judge by")
+        raise SegkitError(f"no validation position: VALIDATION is {', '.join(suffixes) or 'empty'}, the positions are "
+                          f"{positions}; set VALIDATION to the suffix of a position for validation")
     if not kept:
         raise SegkitError(f"no training position: every position ({positions}) ends in one of VALIDATION "
-                          f"{', '.join(endings)}; leave some of them out of VALIDATION")
+                          f"{', '.join(suffixes)}; leave some of them out of VALIDATION")
     return Split(kept, held_out)
 
 
@@ -157,18 +237,14 @@ def exclude(pairs: Iterable[Frame], names: Sequence[str]) -> tuple[tuple[Frame, 
     Raises SegkitError for a name that excludes nothing: it is more likely misspelt than meant.
     """
     pairs = tuple(pairs)
-    used: set[str] = set()
-    kept: list[Frame] = []
-    excluded: list[Frame] = []
-    for frame in pairs:
-        hits = [n for n in names if f"{frame.name}/".startswith(f"{n.strip('/')}/")]
-        used.update(hits)
-        (excluded if hits else kept).append(frame)
+    excluded: set[Frame] = set()
     for name in names:
-        if name not in used:
+        matching = {frame for frame in pairs if f"{frame.name}/".startswith(f"{name.strip('/')}/")}
+        if not matching:
             example = f", such as {pairs[0].name}" if pairs else ""
             raise SegkitError(f"EXCLUDE names {name}, which no frame matches: give EXPERIMENT/PosXXX/frame{example}")
-    return tuple(kept), tuple(excluded)
+        excluded |= matching
+    return tuple(f for f in pairs if f not in excluded), tuple(f for f in pairs if f in excluded)
 
 
 def read_pair(frame: Frame) -> tuple[np.ndarray, np.ndarray]:
@@ -191,37 +267,28 @@ def read_whole_pair(frame: Frame) -> tuple[np.ndarray, np.ndarray]:
 
 def read_valid(frames: Iterable[Frame], at_most: int) -> list[tuple[Frame, np.ndarray, np.ndarray]]:
     """The first frames that can be read: frame, image and labels (no cells without a masks file), as `read_pair`."""
-    sound: list[tuple[Frame, np.ndarray, np.ndarray]] = []
+    valid: list[tuple[Frame, np.ndarray, np.ndarray]] = []
     for frame in frames:
-        if len(sound) == at_most:
+        if len(valid) == at_most:
             break
-        try:
+        with suppress(SegkitError):  # discover or review_teacher names it
             if frame.masks:
-                sound.append((frame, *read_pair(frame)))
+                valid.append((frame, *read_pair(frame)))
             else:
                 image = read_image(frame.image, frame.page)
-                sound.append((frame, image, np.zeros(image.shape, np.int32)))
-        except SegkitError:
-            continue  # discover or review_teacher names it
-    return sound
+                valid.append((frame, image, np.zeros(image.shape, np.int32)))
+    return valid
 
 
 def common_area(name: str, image: np.ndarray, masks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Both pictures (H, W) without the 1-2 pixels by which one is larger. Raises SegkitError as `check_sizes`."""
+    """Image and labels (H, W) without the 1-2 pixels by which one is larger. Raises SegkitError as `check_sizes`."""
     check_sizes(name, image.shape, masks.shape)
     height, width = (min(a, b) for a, b in zip(image.shape, masks.shape, strict=True))
     return image[:height, :width], masks[:height, :width]
 
 
-def check_sizes(name: str, image: tuple[int, ...], masks: tuple[int, ...]) -> None:
-    """Raise SegkitError where an image's and its masks file's sizes differ by more than 2 pixels."""
-    if max(abs(a - b) for a, b in zip(image, masks, strict=True)) > CROPPABLE:
-        raise SegkitError(f"{name} is {image[0]} x {image[1]} pixels, its masks file {masks[0]} x {masks[1]}: the same "
-                          f"size (to {CROPPABLE} pixels) was needed; are they of the same frame and uncropped?")
-
-
 def of_experiment(value: Any, experiment: str) -> Any:
-    """What is said of an experiment: a mapping's entry, or what is no mapping. Raises SegkitError where none is."""
+    """The value for an experiment: a mapping's entry, or one value for all. Raises SegkitError where it is missing."""
     if isinstance(value, Mapping) and experiment not in value:
         raise SegkitError(f"nothing is said of experiment {experiment}, only of {', '.join(map(str, value))}")
     return value[experiment] if isinstance(value, Mapping) else value
@@ -241,5 +308,5 @@ def masks_path_in(root: Path, frame: Frame) -> Path:
 
 
 def labels_stem(image: Path, page: int) -> str:
-    """What the file of an image's (of one of its pages') labels is called, without its ending."""
+    """The name of the labels file of an image, or of one of its pages, without its suffix."""
     return f"MASK_{image.stem}" + (f"_page{page:05d}" if page else "")

@@ -1,7 +1,7 @@
 """Synthetic time-lapses with exact labels and known growth: rods that grow, divide and push each other."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -41,7 +41,7 @@ class Rods:
 
 
 def divide(rods: Rods, rng: np.random.Generator) -> Rods:
-    """Cells past their size become two halves, end to end, with the mother's area between them."""
+    """Cells above their division area become two, end to end; the two share the mother's area."""
     ready = rods.area >= rods.divides_at
     n = int(ready.sum())
     if n == 0:
@@ -55,8 +55,7 @@ def divide(rods: Rods, rng: np.random.Generator) -> Rods:
     rods.centre[ready] = mother - along * step
     rods.area[ready] *= share
     rods.divides_at[ready] = rng.uniform(330, 430, n)
-    names = ("centre", "angle", "area", "radius", "divides_at", "label")
-    return Rods(*(np.concatenate([getattr(rods, name), getattr(new, name)]) for name in names))
+    return Rods(*(np.concatenate(both) for both in zip(vars(rods).values(), vars(new).values(), strict=True)))
 
 
 def relax(rods: Rods, bounds: np.ndarray, rounds: int) -> None:
@@ -64,8 +63,9 @@ def relax(rods: Rods, bounds: np.ndarray, rounds: int) -> None:
     n = len(rods.area)
     i, j = np.triu_indices(n, 1)
     for _ in range(rounds):
-        half = rods.half_length()
-        reach = half + rods.radius
+        # pairs near enough to touch, and the points at which they come closest
+        reach = rods.half_length() + rods.radius
+        inertia = reach ** 2 / 1.5
         near = np.linalg.norm(rods.centre[i] - rods.centre[j], axis=1) < reach[i] + reach[j]
         a, b = i[near], j[near]
         start, end = rods.ends()
@@ -74,6 +74,8 @@ def relax(rods: Rods, bounds: np.ndarray, rounds: int) -> None:
         on_b = start[b] + t[:, None] * (end[b] - start[b])
         gap = on_a - on_b
         distance = np.linalg.norm(gap, axis=1)
+
+        # overlap pushes both rods apart and turns them about their centres
         depth = rods.radius[a] + rods.radius[b] + 0.3 - distance
         push = depth > 0
         moved = bool(push.any())
@@ -84,15 +86,16 @@ def relax(rods: Rods, bounds: np.ndarray, rounds: int) -> None:
         for which, point, sign in ((a, on_a, 1.0), (b, on_b, -1.0)):
             np.add.at(shift, which, 0.5 * sign * force)
             arm = point - rods.centre[which]
-            inertia = (half[which] + rods.radius[which]) ** 2 / 1.5
-            np.add.at(turn, which, sign * (arm[:, 1] * force[:, 0] - arm[:, 0] * force[:, 1]) / inertia)
+            np.add.at(turn, which, sign * (arm[:, 1] * force[:, 0] - arm[:, 0] * force[:, 1]) / inertia[which])
+
+        # the chamber's walls push the ends back inside
         for end_point in rods.ends():
             out = (np.maximum(bounds[0] + rods.radius[:, None] - end_point, 0)
                    - np.maximum(end_point - bounds[1] + rods.radius[:, None], 0))
             moved |= bool((np.abs(out) > 0.05).any())
             arm = end_point - rods.centre
             shift += 0.5 * out
-            turn += 0.5 * (arm[:, 1] * out[:, 0] - arm[:, 0] * out[:, 1]) / ((half + rods.radius) ** 2 / 1.5)
+            turn += 0.5 * (arm[:, 1] * out[:, 0] - arm[:, 0] * out[:, 1]) / inertia
         rods.centre = rods.centre + shift
         rods.angle = rods.angle + np.clip(turn, -0.2, 0.2)
         if not moved:
@@ -112,7 +115,7 @@ def _closest(p0: np.ndarray, p1: np.ndarray, q0: np.ndarray, q1: np.ndarray) -> 
 def draw_labels(rods: Rods, shape: tuple[int, int]) -> np.ndarray:
     """Instance labels int32 (H, W): a pixel belongs to the nearest rod that covers it."""
     labels = np.zeros(shape, np.int32)
-    depth = np.zeros(shape, np.float32)  # how deep inside its rod a pixel lies, relative to the radius
+    depth = np.zeros(shape, np.float32)  # of a pixel inside its rod, relative to the radius
     starts, ends = rods.ends()
     for p, q, radius, label in zip(starts, ends, rods.radius, rods.label, strict=True):
         low = np.maximum(np.floor(np.minimum(p, q) - radius - 1), 0).astype(int)
@@ -134,56 +137,85 @@ def make_demo_dataset(path: str | Path, *, shape: tuple[int, int] = (128, 128), 
                       positions: Mapping[str, Sequence[int]] | None = None, cells: int = 6,
                       minutes_per_frame: float = 10.0, doubling_minutes: float = 75.0, drug_frame: int = 6,
                       drug_factor: float = 0.05, seed: int = 0) -> Path:
-    """Write a synthetic dataset in the users' layout: images, exact labels, experiments.csv with the
-    frames' timing, and truth.json with the growth put in.
+    """Write a synthetic dataset in the users' layout: images, exact labels, experiments.csv and truth.json.
 
-    path: a new or empty folder. shape: (height, width), pixels. positions: position numbers per experiment; an
-    experiment named RIF... is treated: from drug_frame on (counted from the first frame) its growth rate is
-    drug_factor of before. cells: per position at the start. doubling_minutes: of the cells' area without drug.
-    The folders vary as real ones do: aphase or PreprocessedPhase, .tif or .tiff, images and masks of 8 or 16 bits,
-    numbering from 0 or later. Same seed, same files. Returns path. Raises SegkitError where path is not empty
-    or cannot be written.
+    Parameters
+    ----------
+    path : str or Path
+        A new or empty folder.
+    shape : (int, int)
+        Height and width of the images, pixels.
+    frames, cells, seed : int
+        Frames per position; cells per position at the start; the same seed writes the same files.
+    positions : mapping of str to sequence of int, optional
+        Position numbers by experiment; RIF... grows at drug_factor times its rate from its drug_frame-th frame on.
+    minutes_per_frame, doubling_minutes : float
+        Frame interval, and doubling time of the cells' area without drug, minutes.
+
+    Returns
+    -------
+    Path
+        The folder.
+
+    Raises
+    ------
+    SegkitError
+        Where the folder is not empty or cannot be written.
     """
     root = Path(path)
     positions = positions or {"REF": (101, 102, 109), "RIF10": (201, 202, 209)}
-    grown: dict[str, dict[str, object]] = {}
-    truth = {"minutes_per_frame": minutes_per_frame, "drug_frame": drug_frame, "reference": "REF", "positions": grown}
     jobs = [(experiment, number) for experiment, numbers in positions.items() for number in numbers]
+    grown = {}
     with writing(root):
         root.mkdir(parents=True, exist_ok=True)
         if any(root.iterdir()):
             raise SegkitError(f"{root} is not empty: give a new folder for the demo dataset")
+        # each position has a generator of its own, so that it does not depend on the others
         for order, (experiment, number) in enumerate(tqdm(jobs, desc="demo", unit="position", leave=False)):
             rng = np.random.default_rng([seed, order])
-            rate = np.log(2) / doubling_minutes * rng.uniform(0.9, 1.1)  # per minute
-            treated = experiment.startswith("RIF")
-            rates = np.full(frames, rate)
-            if treated:
+            rates = np.full(frames, np.log(2) / doubling_minutes * rng.uniform(0.9, 1.1))  # per minute
+            growth: dict[str, object] = {"growth_per_minute_before": rates[0]}
+            if experiment.startswith("RIF"):
                 rates[drug_frame:] *= drug_factor
-            first = (0, 0, 10)[order % 3]
-            raw = root / f"{experiment}_raw_data" / f"Pos{number}" / ("aphase", "PreprocessedPhase")[order % 2]
-            masks = root / f"{experiment}_masks" / f"Pos{number}" / "PreprocessedPhaseMasks"
-            raw.mkdir(parents=True)
-            masks.mkdir(parents=True)
-            suffix, image_type = (".tiff", ".tif")[order % 2], (np.uint8, np.uint8, np.uint16)[order % 3]
-            labels_type = (np.uint8, np.uint16)[order % 2]
-            areas = []
-            for k, (image, labels) in enumerate(grow(shape, frames, cells, rates * minutes_per_frame, rng)):
-                areas.append(int((labels > 0).sum()))
-                scale = 30000 if image_type is np.uint16 else 170
-                picture = np.clip(image * scale, 0, np.iinfo(image_type).max).round().astype(image_type)
-                _write_tiff(raw / f"img_{first + k:09d}{suffix}", picture, predictor=True)
-                if labels.max() > np.iinfo(labels_type).max:
-                    labels_type = np.uint16
-                _write_tiff(masks / f"MASK_img_{first + k:09d}.tif", labels.astype(labels_type))
-            grown[f"{experiment}/Pos{number}"] = {
-                "growth_per_minute_before": rate, "growth_per_minute_after": rates[-1], "first_frame": first,
-                "area_pixels": areas}
-        lines = [f"{experiment},{minutes_per_frame:g},{drug_frame}" for experiment in positions]
-        (root / "experiments.csv").write_text("experiment,minutes_per_frame,drug_frame\n" + "\n".join(lines) + "\n",
-                                              encoding="utf-8")
-        (root / "truth.json").write_text(json.dumps(truth, indent=1) + "\n", encoding="utf-8")
+            growth["growth_per_minute_after"] = rates[-1]
+            movie = grow(shape, frames, cells, rates * minutes_per_frame, rng)
+            grown[f"{experiment}/Pos{number}"] = growth | _write_position(root, experiment, number, order, movie)
+        truth = {"minutes_per_frame": minutes_per_frame, "drug_frame": drug_frame, "reference": "REF"}
+        _write_truth(root, positions, truth | {"positions": grown})
     return root
+
+
+def _write_truth(root: Path, experiments: Iterable[str], truth: Mapping[str, object]) -> None:
+    """Write the timing as users do (experiments.csv), and what was put in, for the tests to measure (truth.json)."""
+    timing = [f"{experiment},{truth['minutes_per_frame']:g},{truth['drug_frame']}\n" for experiment in experiments]
+    (root / "experiments.csv").write_text("experiment,minutes_per_frame,drug_frame\n" + "".join(timing), "utf-8")
+    (root / "truth.json").write_text(json.dumps(truth, indent=1) + "\n", "utf-8")
+
+
+def _write_position(root: Path, experiment: str, number: int, order: int,
+                    movie: Iterable[tuple[np.ndarray, np.ndarray]]) -> dict[str, object]:
+    """Write one position's images and labels; returns what truth.json records about them.
+
+    Folders vary by their order as real ones do: their names, suffixes, 8 or 16 bits, numbering from 0 or later.
+    """
+    raw = root / f"{experiment}_raw_data" / f"Pos{number}" / ("aphase", "PreprocessedPhase")[order % 2]
+    masks = root / f"{experiment}_masks" / f"Pos{number}" / "PreprocessedPhaseMasks"
+    raw.mkdir(parents=True)
+    masks.mkdir(parents=True)
+
+    # labels of 8 bits become 16 where a label needs them
+    first, suffix = (0, 0, 10)[order % 3], (".tiff", ".tif")[order % 2]
+    image_type, scale = ((np.uint8, 170), (np.uint8, 170), (np.uint16, 30000))[order % 3]
+    labels_type = (np.uint8, np.uint16)[order % 2]
+    areas = []
+    for k, (image, labels) in enumerate(movie, first):
+        areas.append(int((labels > 0).sum()))
+        stored = np.clip(image * scale, 0, np.iinfo(image_type).max).round().astype(image_type)
+        _write_tiff(raw / f"img_{k:09d}{suffix}", stored, predictor=True)
+        if labels.max() > np.iinfo(labels_type).max:
+            labels_type = np.uint16
+        _write_tiff(masks / f"MASK_img_{k:09d}.tif", labels.astype(labels_type))
+    return {"first_frame": first, "area_pixels": areas}
 
 
 def grow(shape: tuple[int, int], frames: int, cells: int, growth: np.ndarray,
@@ -192,11 +224,14 @@ def grow(shape: tuple[int, int], frames: int, cells: int, growth: np.ndarray,
 
     growth: (frames,) increase of log area from each frame to the next.
     """
+    # what stays the same in all frames
     height, width = shape
     light = _light(shape, rng)
     dust = _dust(shape, rng)
     posts = _posts(shape)
-    floor = width * 0.14 + WALL  # the posts' wall is on the left
+
+    # cells in the middle of the chamber, pushed apart
+    floor = width * 0.14 + WALL  # the wall of posts is on the left
     bounds = np.array([[WALL, floor], [height - WALL, width - WALL]])
     area = rng.uniform(0.7, 1.35, cells) * 230.0
     middle = bounds.mean(0)
@@ -204,6 +239,7 @@ def grow(shape: tuple[int, int], frames: int, cells: int, growth: np.ndarray,
     rods = Rods(middle + rng.uniform(-1, 1, (cells, 2)) * spread, rng.uniform(0, np.pi, cells), area,
                 RADIUS * rng.uniform(0.9, 1.1, cells), rng.uniform(330, 430, cells), np.arange(1, cells + 1))
     relax(rods, bounds, 150)
+
     for k in range(frames):
         labels = draw_labels(rods, shape)
         yield render(labels, light, dust, posts, rng), labels
@@ -216,7 +252,7 @@ def grow(shape: tuple[int, int], frames: int, cells: int, growth: np.ndarray,
 
 def render(labels: np.ndarray, light: np.ndarray, dust: np.ndarray, posts: np.ndarray,
            rng: np.random.Generator) -> np.ndarray:
-    """Phase contrast as it looks: dark bodies, darker in the middle, with a bright halo, under uneven light."""
+    """A phase-contrast image: dark bodies, darker in the middle, with a bright halo, under uneven illumination."""
     body = (labels > 0).astype(np.float32)
     edges = np.zeros_like(body)  # touching cells show a faint bright line between them
     edges[:-1] += (labels[:-1] != labels[1:]) & (labels[:-1] > 0) & (labels[1:] > 0)
@@ -224,11 +260,12 @@ def render(labels: np.ndarray, light: np.ndarray, dust: np.ndarray, posts: np.nd
     sharp = ndimage.gaussian_filter(body, 1.0) - 0.35 * ndimage.gaussian_filter(edges, 0.8)
     halo = ndimage.gaussian_filter(body, 4.0)
     phase = 0.62 - 0.42 * sharp + 0.42 * np.maximum(halo - 0.35 * sharp, 0)
-    picture = (phase + posts + dust) * light
-    return (picture + rng.normal(0, 0.016, body.shape)).astype(np.float32)
+    image = (phase + posts + dust) * light
+    return (image + rng.normal(0, 0.016, body.shape)).astype(np.float32)
 
 
 def _light(shape: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
+    """Uneven illumination: a tilted, slightly curved plane around 1."""
     y, x = (np.linspace(-1, 1, n, dtype=np.float32) for n in shape)
     a, b, c = rng.uniform(-0.09, 0.09, 3)
     return 1 + a * y[:, None] + b * x[None, :] + c * (y[:, None] ** 2 + x[None, :] ** 2 - 0.7)
@@ -238,19 +275,19 @@ def _posts(shape: tuple[int, int]) -> np.ndarray:
     """A wall of square posts along the left edge: grey squares with a bright rim."""
     height, width = shape
     side = max(6, int(width * 0.085))
-    picture = np.zeros(shape, np.float32)
+    image = np.zeros(shape, np.float32)
     for top in range(side // 2, height - side // 2, int(side * 1.9)):
-        picture[top:top + side, side // 3:side // 3 + side] = 1
-    soft = ndimage.gaussian_filter(picture, 0.8)
-    return 0.24 * ndimage.gaussian_filter(picture, 2.5) - 0.26 * soft
+        image[top:top + side, side // 3:side // 3 + side] = 1
+    soft = ndimage.gaussian_filter(image, 0.8)
+    return 0.24 * ndimage.gaussian_filter(image, 2.5) - 0.26 * soft
 
 
 def _dust(shape: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
     """A few specks, dark or bright, that stay where they are."""
-    picture = np.zeros(shape, np.float32)
+    image = np.zeros(shape, np.float32)
     count = max(2, shape[0] * shape[1] // 8000)
     for y, x, strength, size in zip(rng.uniform(0, shape[0], count), rng.uniform(0, shape[1], count),
                                     rng.uniform(-0.35, 0.3, count), rng.uniform(0.8, 1.8, count), strict=True):
         yy, xx = np.ogrid[:shape[0], :shape[1]]
-        picture += strength * np.exp(-((yy - y) ** 2 + (xx - x) ** 2) / (2 * size ** 2))
-    return picture
+        image += strength * np.exp(-((yy - y) ** 2 + (xx - x) ** 2) / (2 * size ** 2))
+    return image

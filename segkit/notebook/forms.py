@@ -249,7 +249,7 @@ class ArrangeForm(w.VBox):
         try:
             plan = make()
             lost = f", {len(plan.problems)} problem(s): see below" if plan.problems else ""
-            self.message.value = say(f"{len(plan.moves)} files {words(plan)}{lost}", not lost) + plan._repr_html_()
+            self.message.value = say(f"{len(plan.copies)} files {words(plan)}{lost}", not lost) + plan._repr_html_()
             self.button.disabled = False
         except (SegkitError, OSError) as error:
             self.message.value = say(str(error), False)
