@@ -63,7 +63,7 @@ def test_cells_are_found_at_the_models_scale_and_their_labels_resized(monkeypatc
     """At the image's scale these cells are below min_area, and the peaks of touching ones are smoothed away."""
     labels = squares((10, 10), (10, 26), (40, 60), shape=(80, 96), side=16)  # (h, w) of the network
     maps = torch.from_numpy(np.stack([labels > 0, distance_target(labels)[0] / 255]).astype(np.float32))[None]
-    monkeypatch.setattr(predict_module, "_tiled", lambda model, x: maps)
+    monkeypatch.setattr(predict_module, "_predict_tiles", lambda model, x: maps)
     image = np.random.default_rng(0).random((40, 48))
     found = segment(UNet(ModelInfo(min_area=150)), image, scale=2)
     assert match_instances(found.labels, labels[1::2, 1::2])[:3] == (3, 0, 0)
