@@ -109,7 +109,7 @@ def test_it_goes_on_where_it_stopped_and_ends_the_same(model, frames, tmp_path, 
         return real(*arguments, **options)
 
     monkeypatch.setattr(pipeline_module, "predict", interrupted)
-    with pytest.raises(SegkitError, match="run this again to go on"):
+    with pytest.raises(SegkitError, match="run this again to continue"):
         segment_dataset(model, frames, tmp_path / "parts")
     calls[:] = [1] * 10
     resumed = pd.read_csv(segment_dataset(model, frames, tmp_path / "parts"))

@@ -1,18 +1,19 @@
-"""Frames through the student, a few on their way at once: read, answered, cut into cells, written, measured."""
+"""Frames read, segmented, written and measured, several at a time."""
 
 import hashlib
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import groupby, islice
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 import tifffile
 
 from ..data.dataset import Frame, masks_path_in, of_experiment
-from ..data.images import DAMAGE, has_contrast, open_tiff, read_image
+from ..data.images import DAMAGE, open_tiff, read_image
 from ..errors import SegkitError
 from ..files import replacing
 from ..model.predict import POSTPROCESSING, Maps, label, predict
@@ -22,8 +23,6 @@ from .cells import measure_cells
 from .metrics import score_frame
 
 GPU_BATCH = 8  # frames that go through the network together
-In = TypeVar("In")
-Out = TypeVar("Out")
 
 
 class InferenceOptions(NamedTuple):
@@ -35,19 +34,19 @@ class InferenceOptions(NamedTuple):
     width_of: frozenset[str] = frozenset()  # names of the frames whose cells' widths are measured
 
 
-class _Read(NamedTuple):
-    """A frame as it comes from the disk: its labels if this model has made them before, else its image."""
+class _Input(NamedTuple):
+    """A frame that was read: the labels in its label file if they are up to date, else its image."""
 
     frame: Frame
     path: Path  # of the label file
-    stamp: str  # what the label file says of its making
-    image: np.ndarray | None = None
-    labels: np.ndarray | None = None
-    fault: str = ""
+    provenance: str = ""
+    image: np.ndarray | None = None  # float32 (H, W)
+    labels: np.ndarray | None = None  # int32 (H, W)
+    error: str = ""
 
 
 class FrameResult(NamedTuple):
-    """What is known of a frame at the end."""
+    """The outcome for one frame."""
 
     cells: pd.DataFrame | None = None
     scores: dict[str, Any] | None = None
@@ -57,18 +56,19 @@ class FrameResult(NamedTuple):
 
 def segment_frames(model: UNet, frames: Sequence[Frame], out_dir: Path,
                    options: InferenceOptions) -> Generator[FrameResult, None, None]:
-    """Segment frames in order and write their label files; what a frame gives, one after the other."""
-    on_gpu = next(model.parameters()).device.type != "cpu"
-    batch, key = GPU_BATCH if on_gpu else 1, _fingerprint(model, options)
+    """Segment frames in order and write their label files; yields the result of each."""
+    batch = 1 if next(model.parameters()).device.type == "cpu" else GPU_BATCH
+    key = _fingerprint(model, options)
+    # two threads read the next frames and finish the last ones while the network computes
     with ThreadPoolExecutor(2) as pool:
-        read = _prefetch(pool, lambda frame: _read(frame, out_dir, key, options), frames, 2 * batch)
-        yield from _prefetch(pool, lambda answer: _finish(model, *answer, options),
-                          _predict_batches(model, read, batch, options), 4)
+        inputs = _prefetch(pool, lambda frame: _read(frame, out_dir, key, options), frames, 2 * batch)
+        predicted = _predict_batches(model, inputs, batch, options)
+        yield from _prefetch(pool, lambda pair: _finish(model, options, *pair), predicted, 4)
 
 
-def _prefetch(pool: ThreadPoolExecutor, work: Callable[[In], Out], items: Iterable[In], depth: int) -> Iterator[Out]:
-    """Results in order, with up to `depth` more on their way in the pool's threads."""
-    waiting: deque[Future[Out]] = deque()
+def _prefetch(pool: ThreadPoolExecutor, work: Callable[[Any], Any], items: Iterable[Any], depth: int) -> Iterator[Any]:
+    """Results in order, with up to `depth` more being computed in the pool's threads."""
+    waiting: deque[Future[Any]] = deque()
     for item in items:
         waiting.append(pool.submit(work, item))
         if len(waiting) > depth:
@@ -77,98 +77,92 @@ def _prefetch(pool: ThreadPoolExecutor, work: Callable[[In], Out], items: Iterab
         yield waiting.popleft().result()
 
 
-def _read(frame: Frame, out_dir: Path, key: str, options: InferenceOptions) -> _Read:
+def _read(frame: Frame, out_dir: Path, key: str, options: InferenceOptions) -> _Input:
+    """Read a frame's labels if this model made them from the same image and in the same way, else its image."""
     path, um = masks_path_in(out_dir / "masks", frame), of_experiment(options.pixel_size_um, frame.experiment)
     try:
         stat = frame.image.stat()
-        stamp = f"segkit labels {key} of {stat.st_size} {stat.st_mtime_ns} {frame.page}"
-        if (labels := _labels_made_before(path, stamp, um)) is not None:
-            return _Read(frame, path, stamp, labels=labels)
-        image = read_image(frame.image, frame.page)
-        if not has_contrast(image):  # a lamp that was off is no frame without cells: growth would take it for death
-            raise SegkitError(f"{frame.image.name} is constant: there is nothing to see in it")
-        return _Read(frame, path, stamp, image)
+        provenance = f"segkit labels {key} of {stat.st_size} {stat.st_mtime_ns} {frame.page}"
+        labels = _read_own_labels(path, provenance, um)
+        image = read_image(frame.image, frame.page) if labels is None else None
     except (SegkitError, OSError) as error:
-        return _Read(frame, path, "", fault=str(error))
+        return _Input(frame, path, error=str(error))
+    return _Input(frame, path, provenance, image, labels)
 
 
-def _predict_batches(model: UNet, reads: Iterable[_Read], batch: int,
-                     options: InferenceOptions) -> Iterator[tuple[_Read, Maps | None]]:
-    """Run the network on what needs it, neighbours of one size together; order is kept."""
-    waiting: list[_Read] = []
-
-    def answer() -> Iterator[tuple[_Read, Maps]]:
-        if waiting:
-            maps = predict(model, [r.image for r in waiting if r.image is not None], scale=options.scale,
-                           flips=options.flips)
-            yield from zip(waiting, maps, strict=True)
-        waiting.clear()
-
-    for read in reads:
-        alike = bool(waiting) and read.image is not None and read.image.shape == waiting[0].image.shape  # type: ignore
-        if not alike or len(waiting) == batch:
-            yield from answer()
-        if read.image is None:
-            yield read, None
-        else:
-            waiting.append(read)
-    yield from answer()
+def _predict_batches(model: UNet, inputs: Iterable[_Input], batch: int,
+                     options: InferenceOptions) -> Iterator[tuple[_Input, Maps | None]]:
+    """Run the network on the inputs that have an image, neighbours of one size together; order is kept."""
+    for shape, group in groupby(inputs, key=lambda given: None if given.image is None else given.image.shape):
+        while together := list(islice(group, batch)):
+            if shape is None:  # labels from a file, or an error
+                yield from ((given, None) for given in together)
+                continue
+            images = [given.image for given in together if given.image is not None]
+            yield from zip(together, predict(model, images, scale=options.scale, flips=options.flips), strict=True)
 
 
-def _finish(model: UNet, read: _Read, maps: Maps | None, options: InferenceOptions) -> FrameResult:
-    """Cut the answer into cells, write the label file, measure and score."""
-    frame, labels, um = read.frame, read.labels, of_experiment(options.pixel_size_um, read.frame.experiment)
-    if read.fault:
-        return FrameResult(skipped=(frame.name, str(frame.image), read.fault))
-    if labels is None:
-        assert maps is not None
+def _finish(model: UNet, options: InferenceOptions, given: _Input, maps: Maps | None) -> FrameResult:
+    """Post-process the prediction, write the label file, measure and score the cells."""
+    frame, labels, um = given.frame, given.labels, of_experiment(options.pixel_size_um, given.frame.experiment)
+    error = given.error
+    # a lamp that was off is no frame without cells: its growth would count as death
+    if maps is not None and not maps.contrast:
+        error = f"{frame.image.name} is constant: there is nothing to see in it"
+    if error:
+        return FrameResult(skipped=(frame.name, str(frame.image), error))
+
+    if maps is not None:
         labels = label(model.info, maps).labels
-        write_labels(read.path, labels, um, read.stamp)
+        write_labels(given.path, labels, um, given.provenance)
+    assert labels is not None
     widths = distance_target(labels)[1] if frame.name in options.width_of else np.zeros(0)
-    done = FrameResult(measure_cells(labels, frame, um), widths=widths)
-    if frame.masks is None:
-        return done
+    result = FrameResult(measure_cells(labels, frame, um), widths=widths)
+    # a damaged masks file costs the score, not the cells
     try:
-        return done._replace(scores=score_frame(frame, labels))
-    except SegkitError as error:
-        return done._replace(skipped=(frame.name, str(frame.masks), str(error)))
+        return result._replace(scores=score_frame(frame, labels)) if frame.masks else result
+    except SegkitError as no_score:
+        return result._replace(skipped=(frame.name, str(frame.masks), str(no_score)))
 
 
 def _fingerprint(model: UNet, options: InferenceOptions) -> str:
-    """A short name of everything but the image that labels depend on."""
+    """A hash of everything but the image that labels depend on."""
     info = model.info
-    how = (POSTPROCESSING, info.normalisation, info.upsampling, info.threshold, info.prominence, info.min_area,
-           options.scale, options.flips, model.precision)
-    digest = hashlib.sha256(repr(how).encode())
+    parts = (POSTPROCESSING, info.normalisation, info.upsampling, info.threshold, info.prominence, info.min_area,
+             options.scale, options.flips, model.precision)
+    digest = hashlib.sha256(repr(parts).encode())
     for tensor in model.state_dict().values():
-        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+        digest.update(tensor.cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()[:16]
 
 
-def write_labels(path: Path, labels: np.ndarray, pixel_size_um: float | None = None, stamp: str = "") -> None:
-    """Write labels as TIFF, uint16, with the pixel size where it is known (Fiji and napari read it)."""
+def write_labels(path: Path, labels: np.ndarray, pixel_size_um: float | None = None, provenance: str = "") -> None:
+    """Write labels (H, W) as TIFF, uint16, with the pixel size where it is known (Fiji and napari read it)."""
     if labels.max() > 65535:
         raise SegkitError(f"{path.name}: {labels.max()} cells in one frame, and 16-bit labels hold 65535")
-    per_cm = 1e4 / pixel_size_um if pixel_size_um else None
+    resolution: dict[str, Any] = {}
+    if pixel_size_um:
+        per_cm = 1e4 / pixel_size_um
+        resolution = {"resolution": (per_cm, per_cm), "resolutionunit": "CENTIMETER"}
     with replacing(path) as temporary:
         tifffile.imwrite(temporary, labels.astype(np.uint16), compression="zlib", metadata=None,
-                         description=_description(stamp, pixel_size_um),
-                         resolution=(per_cm, per_cm) if per_cm else None,
-                         resolutionunit="CENTIMETER" if per_cm else None)
+                         description=_description(provenance, pixel_size_um), **resolution)
 
 
-def _description(stamp: str, pixel_size_um: float | None) -> str:
-    return f"{stamp}; {pixel_size_um} um" if stamp else ""
+def _description(provenance: str, pixel_size_um: float | None) -> str:
+    return f"{provenance}; {pixel_size_um} um" if provenance else ""
 
 
-def _labels_made_before(path: Path, stamp: str, pixel_size_um: float | None) -> np.ndarray | None:
-    """The labels in a file that carries this stamp, else None; a file with another pixel size gets this one."""
+def _read_own_labels(path: Path, provenance: str, pixel_size_um: float | None) -> np.ndarray | None:
+    """The labels in a file of this provenance, else None; another pixel size in it is replaced by this one."""
     try:
         with open_tiff(path) as tif:
-            found = tif.pages.first.description
-            labels = tif.asarray().astype(np.int32) if found.startswith(f"{stamp}; ") else None
+            description = tif.pages.first.description
+            if not description.startswith(f"{provenance}; "):
+                return None
+            labels = tif.asarray().astype(np.int32)
     except DAMAGE:
         return None
-    if labels is not None and found != _description(stamp, pixel_size_um):
-        write_labels(path, labels, pixel_size_um, stamp)
+    if description != _description(provenance, pixel_size_um):
+        write_labels(path, labels, pixel_size_um, provenance)
     return labels
