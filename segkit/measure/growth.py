@@ -46,22 +46,19 @@ def areas_over_time(cells: pd.DataFrame | str | Path, frames: Dataset | Iterable
 
     # frames without any cell have area 0
     frames = frames_of(frames)
+    seen = table[key].assign(first=np.nan)
     if frames:
-        seen = pd.DataFrame([(*f.unit, f.frame) for f in frames], columns=key).drop_duplicates()
-        if strange := set(table["experiment"]) - set(seen["experiment"]):
-            raise SegkitError(f"cells of experiment {strange.pop()}, and no frame belongs to it: give the frames that "
-                              "were segmented, and read names as text (dtype={'experiment': str, 'position': str})")
-        table = seen.merge(table, how="outer", on=key)
-    table = table.astype({"cells": float, "area_px": float}).fillna({"cells": 0, "area_px": 0})
-    table = table.astype({"cells": int}).sort_values(key, ignore_index=True)
+        seen = pd.DataFrame([(*f.unit, f.frame, f.first) for f in frames], columns=[*key, "first"]).drop_duplicates(key)
+    if strange := set(table["experiment"]) - set(seen["experiment"]):
+        raise SegkitError(f"cells of experiment {strange.pop()}, and no frame belongs to it: give the frames that were "
+                          "segmented, and read names as text (dtype={'experiment': str, 'position': str})")
+    table = seen.merge(table, how="outer", on=key).sort_values(key, ignore_index=True)
+    table = table.astype(dict.fromkeys(("first", "cells", "area_px"), float)).fillna({"cells": 0, "area_px": 0})
 
     # time counts from the first image file, even if that file is damaged and so is no frame
-    first = {f.unit: f.first for f in frames if f.first is not None}
-    units = zip(table["experiment"], table["position"], strict=True)
-    named = pd.Series([first.get(unit, np.inf) for unit in units], dtype=float)
-    start = np.minimum(table.groupby(key[:2])["frame"].transform("min"), named)
+    start = table.groupby(key[:2])[["frame", "first"]].transform("min").min(axis=1)
     table["since_start"] = (table["frame"] - start).astype(int)
-    return table[[*key, "since_start", "cells", "area_px"]]
+    return table[[*key, "since_start", "cells", "area_px"]].astype({"cells": int})
 
 
 def check_columns(name: str, table: Any, needed: Iterable[str], example: str) -> None:

@@ -90,48 +90,42 @@ def match_instances(labels: ArrayLike, target_labels: ArrayLike, iou: float = 0.
     -----
     Panoptic quality: Kirillov et al., CVPR 2019. Average precision as in StarDist and Cellpose.
     """
-    return match(find_overlaps(labels, target_labels), iou)
+    return match(iou_table(labels, target_labels), iou)
 
 
-class Overlaps(NamedTuple):
-    """All pairs of a predicted and a target instance that share pixels, in the order of (instance, target)."""
+def iou_table(labels: ArrayLike, target_labels: ArrayLike) -> csr_array:
+    """IoU of every predicted with every target instance, (instances, targets), sparse: a cell overlaps few others.
 
-    instance: np.ndarray  # (pairs,) int, 0..instances - 1
-    target: np.ndarray  # (pairs,) int, 0..targets - 1
-    iou: np.ndarray  # (pairs,) float64
-    instances: int
-    targets: int
-
-
-def find_overlaps(labels: ArrayLike, target_labels: ArrayLike) -> Overlaps:
-    """The overlaps that `match` needs, computed once for any number of thresholds; see `match_instances`."""
+    Computed once, it serves `match` at any number of thresholds. See `match_instances`.
+    """
     a, b = _same_shape(np.asarray(labels), np.asarray(target_labels))
     # most of an image is background in both: leaving it out saves most of the time
     foreground = (a != 0) | (b != 0)
     instance, instances = _number(a[foreground])
     target, targets = _number(b[foreground])
 
-    # pixels that each pair shares; sparse, since a cell overlaps few others. Row 0 and column 0 are background
+    # shared pixels of every pair; row 0 and column 0 are background, and only count in the areas
     ones = np.ones(len(instance))
     shared = coo_array((ones, (instance, target)), shape=(instances + 1, targets + 1)).tocsr()
     area, target_area = shared.sum(axis=1), shared.sum(axis=0)
     pairs = shared[1:, 1:].tocoo()
     union = area[1:][pairs.row] + target_area[1:][pairs.col] - pairs.data
-    return Overlaps(pairs.row, pairs.col, pairs.data / union, instances, targets)
+    return csr_array((pairs.data / union, (pairs.row, pairs.col)), shape=(instances, targets))
 
 
-def match(overlaps: Overlaps, iou: float = 0.5) -> Matching:
+def match(table: csr_array, iou: float = 0.5) -> Matching:
     """Match one to one: the most pairs that reach the threshold and, among these, the largest sum of IoU.
 
-    A maximum weight matching of the sparse graph of overlaps (Jonker and Volgenant 1987).
+    A maximum weight matching of the sparse graph of overlaps (Jonker and Volgenant 1987); table: see `iou_table`.
     """
     if not 0 < iou <= 1:
         raise SegkitError(f"iou is {iou}: a threshold above 0 and up to 1 was needed")
-    n, m = overlaps.instances, overlaps.targets
-    reached = overlaps.iou >= iou
-    instance, target, ious = overlaps.instance[reached], overlaps.target[reached], overlaps.iou[reached]
+    n, m = table.shape
+    pairs = table.tocoo()
+    reached = pairs.data >= iou
+    instance, target, ious = pairs.row[reached], pairs.col[reached], pairs.data[reached]
 
-    # a pair gains 2 and its share of 1, so that one more pair gains more than all IoU together;
+    # a pair gains 2 and a little for its IoU, so that one more pair gains more than all IoU together;
     # an instance without a partner takes a column of its own, which gains 1
     alone = np.arange(n)
     gain = np.concatenate([2 + ious / (n + 1), np.ones(n)])
@@ -277,12 +271,12 @@ def score_frame(frame: Frame, labels: np.ndarray) -> dict[str, Any]:
     """
     assert frame.masks is not None, f"{frame.name} has no masks file"
     labels, teacher = common_area(frame.image.name, labels, read_labels(frame.masks, frame.masks_page))
-    overlaps = find_overlaps(labels, teacher)
-    at_50, at_75, at_90 = (match(overlaps, iou) for iou in (0.5, 0.75, 0.9))
+    table = iou_table(labels, teacher)
+    at_50, at_75, at_90 = (match(table, iou) for iou in (0.5, 0.75, 0.9))
     return {"experiment": frame.experiment, "position": frame.position, "frame": frame.frame,
             "dice": dice(labels, teacher), "panoptic_quality": at_50.panoptic_quality,
             "ap50": at_50.average_precision, "ap75": at_75.average_precision, "ap90": at_90.average_precision,
-            "cells": overlaps.instances, "teacher_cells": overlaps.targets,
+            "cells": table.shape[0], "teacher_cells": table.shape[1],
             "area_px": int((labels > 0).sum()), "teacher_area_px": int((teacher > 0).sum())}
 
 

@@ -127,6 +127,7 @@ def _finish(model: UNet, options: InferenceOptions, given: _Input, maps: Maps | 
 
 def _fingerprint(model: UNet, options: InferenceOptions) -> str:
     """A hash of everything but the image that labels depend on."""
+    # settings that change labels, then the weights
     info = model.info
     parts = (POSTPROCESSING, info.normalisation, info.upsampling, info.threshold, info.prominence, info.min_area,
              options.scale, options.flips, model.precision)
@@ -140,6 +141,7 @@ def write_labels(path: Path, labels: np.ndarray, pixel_size_um: float | None = N
     """Write labels (H, W) as TIFF, uint16, with the pixel size where it is known (Fiji and napari read it)."""
     if labels.max() > 65535:
         raise SegkitError(f"{path.name}: {labels.max()} cells in one frame, and 16-bit labels hold 65535")
+    # nothing is better than a guess: without a tag, programs ask for the size
     resolution: dict[str, Any] = {}
     if pixel_size_um:
         per_cm = 1e4 / pixel_size_um

@@ -76,13 +76,12 @@ def _segment(model: UNet, frames: Sequence[Frame], out_dir: Path, options: Infer
     results = (segment_on_cluster(cluster, model, frames, out_dir, options) if cluster else
                segment_frames(model, frames, out_dir, options))
     done: list[FrameResult] = []
-    with closing(results):
-        try:
-            for result in tqdm(results, total=len(frames), desc="segmenting", unit="frame", leave=False):
-                done.append(result)
-        except KeyboardInterrupt:
-            raise SegkitError(f"interrupted: {len(done)} of {len(frames)} frames are segmented in {out_dir}; "
-                              "run this again to continue") from None
+    try:
+        with closing(results):
+            done.extend(tqdm(results, total=len(frames), desc="segmenting", unit="frame", leave=False))
+    except KeyboardInterrupt:
+        raise SegkitError(f"interrupted: {len(done)} of {len(frames)} frames are segmented in {out_dir}; "
+                          "run this again to continue") from None
     return done
 
 

@@ -57,11 +57,13 @@ def load_model(path: str | Path, device: str = "auto", precision: str = "auto") 
     """
     if precision not in PRECISIONS:
         raise SegkitError(f"precision is {precision}: one of {', '.join(PRECISIONS)} was needed")
+    # os.path, since Path raises an error of its own in a folder that may not be read
     path = Path(path).expanduser()
     file = path / "model.safetensors" if os.path.isdir(path) else path
     if not (os.path.isfile(file) and os.access(file, os.R_OK)):
         raise SegkitError(f"no trained model at {file}, or none that you may read: train first (03_training, make "
                           "run), or set MODEL to a run's folder")
+    # the suffix tells a state dict of PyTorch from a model file of segkit
     model = read_baseline(file) if file.suffix in (".pth", ".pt") else _read_model(file)
     model.precision = precision
     return model.to(pick_device(device)).to(memory_format=torch.channels_last).eval()
@@ -76,12 +78,11 @@ def _read_model(file: Path) -> UNet:
     except (SafetensorError, OSError, ValueError) as error:
         raise SegkitError(f"{file} is no valid model file ({error}): copy it again or train again") from None
 
-    # a file of 1.0 that 1.1 saved again still says "bilinear"
+    # 1.1 could save a network of 1.0 again; it still upsamples bilinearly
     if metadata.get("format") == 1 or metadata.get("upsampling") == "bilinear":
         raise SegkitError(f"{file} is a model of version 1.0, which is no longer read: train again, or use segkit 1.1")
     if metadata.get("format") != FORMAT:
-        raise SegkitError(f"{file} was not written by this version of segkit: format {FORMAT} was needed; "
-                          "open it with the version that wrote it")
+        raise SegkitError(f"{file} was not written by this version of segkit: open it with the version that wrote it")
 
     # a later version may have added fields
     known = {f.name for f in fields(ModelInfo)}
@@ -136,6 +137,7 @@ def export_onnx(model: UNet, path: str | Path) -> Path:
         import onnxscript  # noqa: F401  (torch's exporter needs it)
     except ImportError as error:
         raise SegkitError(f"exporting needs the package {error.name}: pip install 'segkit[onnx]'") from None
+    # on the CPU, so that every machine exports the same graph
     graph = _trace(_WithProbability(copy_on_cpu(model)), "image")
     with warnings.catch_warnings(action="ignore"), replacing(path) as temporary:
         program = torch.onnx.export(graph, dynamo=True, input_names=["image"], output_names=["maps"], verbose=False)
@@ -161,6 +163,7 @@ def with_openvino(model: UNet) -> UNet:
     options = {"PERFORMANCE_HINT": "LATENCY"}
     if model.precision != "auto":
         options["INFERENCE_PRECISION_HINT"] = "bf16" if model.precision == "bf16" else "f32"
+    # only the forward pass is replaced: info, weights and precision stay those of the student
     compiled = openvino.Core().compile_model(converted, "CPU", options)
     network.forward = lambda x: torch.from_numpy(compiled(x.contiguous().numpy())[0])  # type: ignore[method-assign]
     return network

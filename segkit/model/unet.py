@@ -57,6 +57,7 @@ class UpConv(DoubleConv):
         self.register_buffer("smoothing", (sides[:, None] * sides)[None, None], persistent=False)  # (1, 1, 3, 3)
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:  # type: ignore[override]
+        # the weights of the first convolution, channels of the skip connection first
         first, *rest = (cast(nn.Conv2d, layer) for layer in self)
         skip_weight, x_weight = first.weight.split([skip.shape[1], x.shape[1]], dim=1)
         x = F.conv2d(skip, skip_weight, first.bias, padding=1) + self.convolve_upsampled(x, x_weight)
@@ -115,11 +116,13 @@ class UNet(nn.Module):
         if height % STRIDE or width % STRIDE:
             raise ValueError(f"input of {height} x {width} pixels: multiples of {STRIDE} were needed; "
                              f"pad it to {height + -height % STRIDE} x {width + -width % STRIDE}")
+        # encoder: each level halves height and width; its map is kept for the decoder
         skips = []
         for level, block in enumerate(self.down):
             x = block(x if level == 0 else F.max_pool2d(x, 2))  # (B, WIDTHS[level], H / 2^level, W / 2^level)
             skips.append(x)
-        skips.pop()  # the deepest level is x itself
+        # decoder, from the deepest level up, which is x itself
+        skips.pop()
         for block in self.up:
             x = block(x, skips.pop())
         return self.out(x)  # (B, 2, H, W)
