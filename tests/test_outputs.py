@@ -11,7 +11,7 @@ import torch
 from segkit import SegkitError, UNet, dice, discover, match_instances, read_image, read_labels, segment, segment_dataset
 from segkit.data.dataset import Dataset, Frame, masks_path_in, read_pair
 from segkit.data.images import read_metadata
-from segkit.measure import pipeline as pipeline_module
+from segkit.measure import segment_dataset as inference_module
 from segkit.measure.segment_dataset import dice_warning, segmented_frames, width_warning
 from segkit.model import predict as predict_module
 from segkit.model.predict import Maps, _spans, label, predict
@@ -100,7 +100,7 @@ def test_flip_averaging_does_not_depend_on_which_way_the_image_lies(model):
 def test_it_goes_on_where_it_stopped_and_ends_the_same(model, frames, tmp_path, monkeypatch):
     whole = pd.read_csv(segment_dataset(model, frames, tmp_path / "whole"))
     calls = []
-    real = pipeline_module.predict
+    real = inference_module.predict
 
     def interrupted(*arguments, **options):
         calls.append(1)
@@ -108,7 +108,7 @@ def test_it_goes_on_where_it_stopped_and_ends_the_same(model, frames, tmp_path, 
             raise KeyboardInterrupt
         return real(*arguments, **options)
 
-    monkeypatch.setattr(pipeline_module, "predict", interrupted)
+    monkeypatch.setattr(inference_module, "predict", interrupted)
     with pytest.raises(SegkitError, match="run this again to continue"):
         segment_dataset(model, frames, tmp_path / "parts")
     calls[:] = [1] * 10
@@ -125,7 +125,7 @@ def test_label_files_of_another_post_processing_are_made_again(model, frames, tm
     segment_dataset(model, frames[:1], tmp_path)
     path = masks_path_in(tmp_path / "masks", frames[0])
     stamp = tifffile.TiffFile(path).pages.first.description
-    monkeypatch.setattr(pipeline_module, "POSTPROCESSING", pipeline_module.POSTPROCESSING + 1)
+    monkeypatch.setattr(inference_module, "POSTPROCESSING", inference_module.POSTPROCESSING + 1)
     segment_dataset(model, frames[:1], tmp_path)
     assert tifffile.TiffFile(path).pages.first.description != stamp
 
@@ -284,7 +284,7 @@ def test_a_constant_frame_is_skipped_and_no_frame_without_cells(tiny, tmp_path, 
 def test_another_pixel_size_is_written_into_labels_that_are_kept(tiny, tmp_path, model, monkeypatch):
     frames, out = discover(tiny).frames[:1], tmp_path / "out"
     segment_dataset(model, frames, out, pixel_size_um=0.1)
-    monkeypatch.setattr(pipeline_module, "predict", None)  # nothing is segmented again
+    monkeypatch.setattr(inference_module, "predict", None)  # nothing is segmented again
     segment_dataset(model, frames, out, pixel_size_um=0.2)
     assert read_metadata(masks_path_in(out / "masks", frames[0]))["PIXEL_SIZE_UM"] == pytest.approx(0.2)
 

@@ -3,11 +3,10 @@
 import logging
 import os
 from collections import deque
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from itertools import groupby
-from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -17,18 +16,17 @@ from ..data.dataset import Frame
 from ..devices import pick_device
 from ..errors import SegkitError
 from ..model.unet import UNet, copy_on_cpu
-from .pipeline import FrameResult, InferenceOptions, segment_frames
 
+Work = Callable[[UNet, Sequence[Frame]], Iterable[Any]]
 MAX_BLOCK = 128  # frames in a task
 PATIENCE = "10s"  # how long to wait for the scheduler
 
 
-def segment_on_cluster(cluster: str, model: UNet, frames: Sequence[Frame], out_dir: Path,
-                       options: InferenceOptions) -> Generator[FrameResult, None, None]:
-    """As pipeline.segment_frames, in the same order, by the workers of a cluster.
+def run_on_cluster(cluster: str, work: Work, model: UNet, frames: Sequence[Frame]) -> Generator[Any, None, None]:
+    """As work(model, frames), with the same results in the same order, by the workers of a cluster.
 
     cluster: "local:4", 4 processes of this machine, or the address of a Dask scheduler, such as tcp://node7:8786; its
-    workers must see the images and out_dir under the same paths. A worker's device is its SEGKIT_DEVICE, or auto. The
+    workers must see all files under the same paths. A worker's device is its SEGKIT_DEVICE, or auto. The
     tables equal those of one process that computes with one thread, on a processor of the same kind.
     Raises SegkitError where the extra `cluster` is not installed, the scheduler does not respond, or its workers are
     lost again and again.
@@ -59,8 +57,8 @@ def segment_on_cluster(cluster: str, model: UNet, frames: Sequence[Frame], out_d
         for _, position in groupby(absolute, key=lambda f: f.unit):
             in_position = list(position)
             for start in range(0, len(in_position), MAX_BLOCK):
-                tasks.append(client.submit(_segment_block, student.name, in_position[start:start + MAX_BLOCK],
-                                           out_dir.resolve(), options, pure=False))
+                block = in_position[start:start + MAX_BLOCK]
+                tasks.append(client.submit(_run_task, student.name, work, block, pure=False))
 
         # a task that is taken off the queue is forgotten, so that no worker keeps its result
         try:
@@ -87,12 +85,11 @@ def _student_plugin(model: UNet) -> Any:
     return Student()
 
 
-def _segment_block(student: str, frames: Sequence[Frame], out_dir: Path,
-                   options: InferenceOptions) -> list[FrameResult]:
+def _run_task(student: str, work: Work, frames: Sequence[Frame]) -> list[Any]:
     """One task, on a worker."""
     from distributed import get_worker
     plugin: Any = get_worker().plugins[student]
-    return list(segment_frames(plugin.model, frames, out_dir, options))
+    return list(work(plugin.model, frames))
 
 
 def _unregister(client: Any, name: str) -> None:
