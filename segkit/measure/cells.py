@@ -37,9 +37,11 @@ def measure_cells(labels: np.ndarray, frame: Frame, pixel_size_um: float | None 
     measured = regionprops_table(labels, properties=("label", "area", "axis_major_length", "axis_minor_length",
                                                      "centroid", "bbox"))
     table = pd.DataFrame(measured).rename(columns=MEASURED)
+    # such cells are cut off: their sizes are too small
     height, width = labels.shape
     border = ((table["bbox-0"] == 0) | (table["bbox-1"] == 0)
               | (table["bbox-2"] == height) | (table["bbox-3"] == width))
+    # without a pixel size these columns are empty
     um = pixel_size_um or np.nan
     table = table.assign(experiment=frame.experiment, position=frame.position, frame=frame.frame,
                          touches_border=border, area_um2=table["area_px"] * um ** 2,

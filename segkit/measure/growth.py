@@ -273,7 +273,7 @@ def compare_growth(growth: pd.DataFrame, reference: str | Mapping[str, str] = "R
     check_columns("growth", growth, GROWTH_COLUMNS, "what segkit.growth_rates returns")
     names = growth["experiment"].unique()
     rows = []
-    for experiment in names:
+    for experiment in names:  # a reference has no row of its own
         chosen = find_reference(experiment, names, of_experiment(reference, experiment))
         if chosen:
             treated, untreated = (growth[growth["experiment"] == name] for name in (experiment, chosen))

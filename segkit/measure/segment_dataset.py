@@ -100,9 +100,11 @@ def segment_dataset(model: UNet, frames: Dataset | Iterable[Frame], out_dir: str
     same image.
     """
     out_dir, frames = Path(out_dir), frames_of(frames)
+    # a sample of the frames shows how wide the cells are
     width_of = frozenset(f.name for f in frames[::max(1, len(frames) // WIDTH_FRAMES)])
     options = InferenceOptions(pixel_size_um, scale, flips, width_of)
     with locked(out_dir), logging_to(out_dir / "run.log"):
+        # every process of a cluster writes into the same folder
         work = partial(segment_frames, out_dir=out_dir.resolve(), options=options)
         running = run_on_cluster(cluster, work, model, frames) if cluster else work(model, frames)
         results = _collect(running, frames, out_dir)
