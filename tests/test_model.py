@@ -47,7 +47,7 @@ def test_the_smaller_map_is_padded_with_zeros():
     torch.testing.assert_close(block.convolve_upsampled(x, weight), expected, atol=1e-5, rtol=1e-5)
 
 
-def test_a_bias_that_batch_norm_takes_off_again_needs_no_gradient():
+def test_a_bias_that_batch_norm_subtracts_needs_no_gradient():
     torch.manual_seed(0)
     model = UNet()
     still = [name for name, p in model.named_parameters() if not p.requires_grad]
@@ -144,7 +144,7 @@ def test_loading_runs_no_code(tmp_path):
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (7, 300), (16, 16), (33, 47), (128, 100)])
-def test_every_pixel_of_any_size_is_answered(shape):
+def test_every_pixel_of_any_size_is_predicted(shape):
     result = segment(UNet(), np.random.default_rng(0).random(shape))
     assert [a.shape for a in result] == [shape] * 3
     assert [a.dtype for a in result] == [np.float32, bool, np.int32]
@@ -192,12 +192,12 @@ def student_that_sees_cells_everywhere():
 
 
 @pytest.mark.parametrize("shape", [(3, 20, 20), (0, 5), (20,)])
-def test_what_is_no_picture_is_refused(shape):
+def test_what_is_no_image_is_refused(shape):
     with pytest.raises(SegkitError, match="height x width"):
         segment(UNet(), np.zeros(shape))
 
 
-def test_losses_are_smallest_for_the_right_answer():
+def test_losses_are_smallest_for_the_right_prediction():
     target = torch.zeros(1, 1, 8, 8)
     target[..., 2:6, 2:6] = 0.7
     right = torch.cat([torch.where(target > 0, 12.0, -12.0), target], 1)

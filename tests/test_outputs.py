@@ -32,7 +32,7 @@ def frames():
 
 @pytest.mark.parametrize("size", [1, 15, 16, 100, 1024, 1025, 1500, 3000])
 @pytest.mark.parametrize("align_corners", [False, True])
-def test_tiles_answer_every_pixel_once_and_see_beyond_what_they_answer(size, align_corners):
+def test_tiles_predict_every_pixel_once_and_read_more_than_they_predict(size, align_corners):
     spans = _spans(size, align_corners)
     assert spans[0][2] == 0
     assert spans[-1][3] == size
@@ -97,7 +97,7 @@ def test_flip_averaging_does_not_depend_on_which_way_the_image_lies(model):
     np.testing.assert_allclose(mirrored[::-1], straight, atol=2e-2)
 
 
-def test_it_goes_on_where_it_stopped_and_ends_the_same(model, frames, tmp_path, monkeypatch):
+def test_inference_continues_where_it_stopped_and_ends_the_same(model, frames, tmp_path, monkeypatch):
     whole = pd.read_csv(segment_dataset(model, frames, tmp_path / "whole"))
     calls = []
     real = inference_module.predict
@@ -130,7 +130,7 @@ def test_label_files_of_another_post_processing_are_made_again(model, frames, tm
     assert tifffile.TiffFile(path).pages.first.description != stamp
 
 
-def test_a_damaged_label_file_is_made_anew(model, frames, tmp_path):
+def test_a_damaged_label_file_is_made_again(model, frames, tmp_path):
     whole = pd.read_csv(segment_dataset(model, frames, tmp_path))
     path = masks_path_in(tmp_path / "masks", frames[0])
     with tifffile.TiffFile(path) as tif:
@@ -141,7 +141,7 @@ def test_a_damaged_label_file_is_made_anew(model, frames, tmp_path):
     assert path.read_bytes() == content
 
 
-def test_an_image_that_changed_is_segmented_anew(model, tmp_path):
+def test_an_image_that_changed_is_segmented_again(model, tmp_path):
     raw = tmp_path / "data" / "A_raw_data" / "Pos1"
     raw.mkdir(parents=True)
     rng = np.random.default_rng(0)
@@ -244,7 +244,7 @@ def test_an_output_folder_that_cannot_be_written_gives_a_sentence(model, frames,
         segment_dataset(model, frames[:1], tmp_path / "file" / "out")
 
 
-def test_cells_of_another_width_are_complained_of():
+def test_cells_of_another_width_give_a_warning():
     model = UNet(ModelInfo(cell_width=8.0))
     assert width_warning(model, np.full(9, 9.0)) == ""
     assert "try SCALE=0.50" in width_warning(model, np.full(9, 16.0))
@@ -252,7 +252,7 @@ def test_cells_of_another_width_are_complained_of():
     assert width_warning(model, np.zeros(0)) == ""
 
 
-def test_a_student_that_agrees_little_with_the_masks_is_complained_of():
+def test_a_low_dice_gives_a_warning():
     assert dice_warning([]) == dice_warning([{"dice": 0.9}, {"dice": 0.2}]) == ""
     assert "mean Dice 0.20 over 2 frame(s)" in dice_warning([{"dice": 0.3}, {"dice": 0.1}])
 
