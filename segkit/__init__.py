@@ -1,4 +1,4 @@
-"""Teach a small U-Net to outline bacteria, and measure how they grow. See segkit/README.md."""
+"""Train a small U-Net to segment bacteria in time-lapses, and measure their growth. See segkit/README.md."""
 
 from .data.dataset import Dataset, Frame, Problem, Split, split_by_position
 from .data.discovery import discover

@@ -6,7 +6,7 @@ import pytest
 from segkit import UNet
 from segkit.data.dataset import Frame
 from segkit.data.images import SPECK, intensity_range, normalise
-from segkit.measure import metrics as judge
+from segkit.measure import metrics
 from segkit.measure.metrics import match_instances
 from segkit.model.postprocess import label_cells, smallest_area, whole_areas
 from segkit.model.predict import Maps
@@ -143,7 +143,7 @@ def test_constant_and_empty_images_normalise_to_something_finite(image):
 def test_of_prominences_that_are_as_good_the_middle_one_is_chosen(monkeypatch):
     labels = squares((5, 5), (5, 15))
     maps = Maps((labels > 0).astype(np.float32), distance_target(labels)[0] / 255, labels.shape)
-    monkeypatch.setattr(judge, "read_pair", lambda frame: (labels, labels))
-    monkeypatch.setattr(judge, "predict", lambda model, images: [maps])
+    monkeypatch.setattr(metrics, "read_pair", lambda frame: (labels, labels))
+    monkeypatch.setattr(metrics, "predict", lambda model, images: [maps])
     frame = Frame(Path("a.tif"), Path("b.tif"), "REF", "Pos109", 0)
-    assert judge.tune_prominence(UNet(), [frame]).prominence == judge.PROMINENCES[3]
+    assert metrics.tune_prominence(UNet(), [frame]).prominence == metrics.PROMINENCES[3]
