@@ -59,6 +59,7 @@ def in_parts(forward: Callable[[Tensor], Tensor], batch: Tensor) -> Tensor:
         if len(batch) == 1:
             raise SegkitError(f"an image of {batch.shape[-2]} x {batch.shape[-1]} pixels does not fit into the GPU's "
                               "memory: set DEVICE=cpu") from None
+    # outside the handler, where the failed attempt's tensors are freed
     torch.cuda.empty_cache()
     return torch.cat([in_parts(forward, half) for half in batch.chunk(2)])
 

@@ -104,6 +104,7 @@ def check_lock(folder: Path) -> bool:
 
 def _remove_ended(path: Path, holder: dict[str, Any]) -> None:
     """Remove the lock of an ended process; one at a time, so that none removes the next one's."""
+    # whoever creates this file may remove the lock; the others look again
     removing = path.with_name(f".{LOCK}.removing")
     try:
         removing.touch(exist_ok=False)

@@ -45,10 +45,14 @@ def discover(dataset_path: str | Path, masks_path: str | Path | None = None) -> 
     masks_root = _folder("MASKS_PATH", masks_path, "*_masks") if masks_path else root
     raw_folders = [folder for folder in sorted(root.iterdir()) if folder.is_dir() and _is_raw(folder)]
     problems = Problems()
-    if raw_folders:  # then only the experiments count
+
+    # beside experiments, other folders do not count
+    if raw_folders:
         frames = _scan_experiments(raw_folders, masks_root, problems)
     else:
         frames = _scan_plain_folder(root, masks_root, problems)
+
+    # the order does not depend on the file system; the costliest problem comes first
     frames.sort(key=lambda f: (f.experiment, f.position, f.frame, f.page))
     problems.sort(key=lambda p: (-p.frames_lost, str(p.path), p.reason))
     if not frames:
@@ -99,6 +103,7 @@ def _scan_experiments(raw_folders: Sequence[Path], masks_root: Path, problems: P
     names: set[str] = set()
     used: set[Path | None] = set()  # masks folders of experiments and positions
     for raw in raw_folders:
+        # two folders of one experiment would mix their positions
         name = _experiment_name(raw)
         if name in names:
             lost = len(_images(_below(_images_by_folder(raw, Problems()), raw)))
@@ -107,6 +112,7 @@ def _scan_experiments(raw_folders: Sequence[Path], masks_root: Path, problems: P
             names.add(name)
             masks = _named(masks_folder_name(raw.name), masks_folders)
             frames += _scan_experiment(raw, masks, used, problems)
+    # masks folders of no experiment
     for folder in set(masks_folders) - used:
         expected = re.sub("masks", "raw_data", folder.name, flags=re.IGNORECASE)
         _note_unused(folder, expected, _images_by_folder(folder, problems), problems)
@@ -121,6 +127,7 @@ def _scan_experiment(raw: Path, masks: Path | None, used: set[Path | None], prob
     masks_positions = [folder for folder in masks_tree if folder.parent == masks]
     used.add(masks)
 
+    # pair position by position; images in other folders have no position
     folders = [folder for folder in tree if folder.parent == raw]
     for folder in folders:
         if _is_position(folder):
@@ -178,7 +185,8 @@ def _scan_plain_folder(folder: Path, masks_root: Path, problems: Problems) -> li
         source, _ = _pick(folder, _images_by_folder(folder, problems), IMAGE_FOLDERS, problems)
     elif _is_position(place.parent):
         experiment, position = _experiment_name(place.parent.parent), place.parent.name
-    _, files = next(walk(source, problems))  # of this folder alone
+    # this folder alone: what is below it may be anything
+    _, files = next(walk(source, problems))
     images, masks = _images(files), _masks(files)
     if masks_root != folder:
         masks_tree = _images_by_folder(masks_root, problems)
@@ -195,6 +203,7 @@ def _pick(folder: Path, tree: Tree, names: tuple[str, ...], problems: Problems) 
         problems.add(sub, f"{len(files)} file(s) in {sub.name} are not used: those in {found[0][0].name} are")
     if found:
         return found[0]
+    # a folder of another name may be what the user means
     expected = "aphase" if names is IMAGE_FOLDERS else "PreprocessedPhaseMasks"
     for name, sub in by_name.items():
         if name not in names and (files := _images(tree[sub])):

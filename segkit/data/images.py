@@ -101,6 +101,7 @@ def open_tiff(path: str | Path) -> Iterator[tifffile.TiffFile]:
     logger.addFilter(silence)
     try:
         with tifffile.TiffFile(path) as tif:
+            # a damaged size would be allocated before decoding fails
             page = tif.pages.first
             stored = sum(page.databytecounts)
             expansion = MAX_EXPANSION if page.compression > 1 else 8  # 8: a bit becomes a byte
@@ -349,6 +350,7 @@ def has_contrast(image: np.ndarray) -> bool:
         other = np.abs(image - usual) > 4 * np.spacing(np.abs(usual))
     if other.mean() > 0.5:
         return True
+    # few pixels differ: noise of single pixels is no cell
     pieces = ndimage.label(other, structure=EIGHT)[0]
     return bool(np.bincount(pieces.ravel())[1:].max(initial=0) >= SPECK)
 

@@ -91,6 +91,7 @@ def _contrast(scaled: np.ndarray, foreground: np.ndarray) -> float:
 
 def _best_shift(scaled: np.ndarray, foreground: np.ndarray) -> tuple[float, tuple[int, int]]:
     """The shift (y, x) of the mask at which the image is steepest along its boundary, and by which factor."""
+    # a mask in its place has its boundary on the image's edges
     steepness = ndimage.gaussian_gradient_magnitude(scaled, 1.0)
     rim = ndimage.binary_dilation(foreground) & ~ndimage.binary_erosion(foreground)
     found = {(y, x): float(steepness[np.roll(rim, (y, x), (0, 1))].mean()) for y in SHIFTS for x in SHIFTS}

@@ -52,6 +52,7 @@ def divide(rods: Rods, rng: np.random.Generator) -> Rods:
     mother = rods.centre[ready].copy()
     new = Rods(mother + along * step, rods.angle[ready] + rng.normal(0, 0.15, n), rods.area[ready] * (1 - share),
                rods.radius[ready], rng.uniform(330, 430, n), rods.label.max() + 1 + np.arange(n))
+    # the other half keeps the mother's place in the arrays
     rods.centre[ready] = mother - along * step
     rods.area[ready] *= share
     rods.divides_at[ready] = rng.uniform(330, 430, n)
@@ -122,6 +123,7 @@ def draw_labels(rods: Rods, shape: tuple[int, int]) -> np.ndarray:
         high = np.minimum(np.ceil(np.maximum(p, q) + radius + 2), shape).astype(int)
         if (high <= low).any():
             continue
+        # only the box around the rod: most pixels are far from it
         box = tuple(slice(a, b) for a, b in zip(low, high, strict=True))
         y, x = np.mgrid[box].astype(np.float32)
         along = q - p
