@@ -51,14 +51,14 @@ show_pictures([grey(image), overlay(image, labels, TEACHER), overlay(image, labe
 # %% [markdown]
 # ## 1. Is everything installed?
 #
-# PyTorch computes; torchvision must be the build that matches it.
+# If the first cell stopped with an error about `torchvision`, it is not the build that matches PyTorch.
 
 # %%
 check_installation()
 
 # %% [markdown]
-# A `False` above means that a package is missing, or that two do not fit together. One of these
-# commands repairs it, in a terminal, in this project's folder, with its environment active
+# A `False` above means that a package is missing or too old. One of these commands repairs it, as
+# well as a torchvision that does not match, in a terminal, in this project's folder, with its environment active
 # (`source .venv/bin/activate`, or `conda activate segkit`):
 #
 # | machine | command |

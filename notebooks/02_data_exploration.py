@@ -124,6 +124,8 @@ review = review_teacher(dataset)
 write_table(settings.run_dir / "review.csv", review)
 flagged = review[review["flags"] != ""]
 print(f"{len(flagged)} of {len(review)} pairs are flagged; EXCLUDE leaves frames out")
+for row in flagged.head(5).itertuples():
+    print(f"flagged: {row.experiment}/{row.position}/{row.frame}: {row.flags}")
 flagged[["experiment", "position", "frame", "cells", "flags"]] if len(flagged) else "no flags"
 
 # %%

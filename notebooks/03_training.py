@@ -153,7 +153,7 @@ saved = ("model.safetensors", "MODEL_CARD.md", "report.json", "history.csv", "la
 # All runs of this project, the newest first, to compare them:
 
 # %% tags=["nbval-ignore-output"]
-table_of_runs(settings.run_dir.parent).round(4)
+table_of_runs(settings.run_dir.parent)
 
 # %% [markdown]
 # ## Summary

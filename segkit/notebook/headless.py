@@ -115,10 +115,11 @@ def _execute(name: str, folder: Path, settings: Settings) -> None:
     from papermill.exceptions import PapermillExecutionError
 
     # the checkout's notebooks, else those that come with an installed package
-    sources = [parent / "notebooks" / f"{name}.ipynb" for parent in (settings.root, Path(__file__).parents[1])]
-    source = next((path for path in sources if path.is_file()), None)
-    if source is None:
-        raise SegkitError(f"no notebook {sources[0]}: run this in the project's folder, which holds notebooks/")
+    source = settings.root / "notebooks" / f"{name}.ipynb"
+    if not source.parent.is_dir():
+        source = Path(sys.prefix) / "share" / "segkit" / "notebooks" / source.name
+    if not source.is_file():
+        raise SegkitError(f"no notebook {source}: run this in the project's folder, which holds notebooks/")
     values = {name: "" if value is None else value for name, value in settings.as_dict().items()}  # None is "not set"
     stopped = None
     with replacing(folder / source.name) as part, warnings.catch_warnings(), _printing_cells():
@@ -141,13 +142,14 @@ def _execute(name: str, folder: Path, settings: Settings) -> None:
 
 @contextmanager
 def _printing_cells() -> Iterator[None]:
-    """Print what papermill logs of the cells' output while the block runs."""
-    def cell_text_only(record: logging.LogRecord) -> bool:
-        record.msg = str(record.msg).strip().replace("\r", "\n").replace("\n", "\n  ")
-        return record.funcName == "log_output_message" and not record.msg.startswith(("<Picture", "("))
+    """Print what the cells print, as papermill logs it, while the block runs."""
+    def printed_by_a_cell(record: logging.LogRecord) -> bool:
+        text = str(record.msg)
+        record.msg = "  " + text.strip().replace("\r", "\n").replace("\n", "\n  ")
+        # what a cell only shows, such as a figure or a table, is logged too, without an end of line
+        return record.funcName == "log_output_message" and (text.startswith("\r") or text.endswith("\n"))
     logger, handler = logging.getLogger("papermill"), logging.StreamHandler(sys.stdout)
-    handler.setFormatter(logging.Formatter("  %(message)s"))
-    handler.addFilter(cell_text_only)
+    handler.addFilter(printed_by_a_cell)
     level = logger.level
     logger.setLevel(logging.INFO)
     logger.addHandler(handler)

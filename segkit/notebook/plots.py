@@ -235,14 +235,13 @@ def show_split(dataset: Dataset, split: Split) -> Picture:
 
 def _panels(names: Sequence[str]) -> tuple[Picture, list[Axes]]:
     """A panel for each experiment, at most three side by side; of none, one that says that there is nothing."""
-    names = names or ["nothing to show"]
-    columns, rows = min(len(names), 3), -(-len(names) // 3)
-    figure, grid = new_figure(max(6.0, MAX_WIDTH / 3 * columns), 3.2 * rows, rows, columns)
+    columns, rows = min(len(names), 3) or 1, -(-len(names) // 3) or 1
+    figure, grid = new_figure(max(6.0, MAX_WIDTH / 3 * columns), 3.2 * rows if names else 0.5, rows, columns)
     for axes in grid.flat[len(names):]:
         axes.set_axis_off()
-    for axes, name in zip(grid.flat, names, strict=False):
+    for axes, name in zip(grid.flat, names or ["nothing to show"], strict=False):
         axes.set_title(name)
-    return figure, list(grid.flat[:len(names)])
+    return figure, list(grid.flat)
 
 
 def show_over_time(table: pd.DataFrame, value: str, ylabel: str,

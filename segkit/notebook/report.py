@@ -116,4 +116,5 @@ def table_of_runs(runs_dir: str | Path) -> pd.DataFrame:
                      settings.get("LEARNING_RATE"), settings.get("CROP"), report.get("val_dice"),
                      report.get("val_panoptic_quality"), report.get("seconds", 0) / 60, report.get("device"),
                      pd.Timestamp(file.stat().st_mtime, unit="s").round("min")))
-    return pd.DataFrame(rows, columns=list(RUN_COLUMNS)).sort_values("when", ascending=False, ignore_index=True)
+    table = pd.DataFrame(rows, columns=list(RUN_COLUMNS)).sort_values("when", ascending=False, ignore_index=True)
+    return table.round({"Dice": 4, "panoptic quality": 4, "minutes": 1})
