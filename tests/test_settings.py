@@ -222,6 +222,7 @@ def test_the_table_is_written_into_the_datasets_folder_at_the_press_of_a_button_
     assert (tiny / "experiments.csv").read_text() == "experiment,drug_frame\nREF,5\n"
     form.save()  # the same now: the form keeps no table of its own, so that the file may change
     with_conditions(tiny, "experiment,drug_frame\nREF,7\n")
+    SettingsForm(load_settings(root=tmp_path), save=True).save()
     assert load_settings(root=tmp_path).for_experiment("REF").drug_frame == 7
     table.cells["REF", "drug_frame"].value = "many"
     table.write()
@@ -233,6 +234,16 @@ def test_the_same_folder_written_otherwise_keeps_its_saved_values(tmp_path):
     assert load_settings({"DATASET_PATH": "/data/a/"}, tmp_path).validation == ("03",)
     save_form(parse_settings({"EXCLUDE": "REF/Pos101"}, Settings(root=tmp_path)))
     assert load_settings({"DATASET_PATH": Settings(root=tmp_path).dataset_path}, tmp_path).exclude == ("REF/Pos101",)
+
+
+def test_a_form_that_keeps_no_table_of_its_own_follows_the_file(tmp_path, tiny):
+    from segkit.notebook.forms import SettingsForm
+    with_conditions(tiny, "experiment,drug_frame\nREF,5\n")
+    form = SettingsForm(load_settings({"DATASET_PATH": tiny}, tmp_path), save=True)
+    with_conditions(tiny, "experiment,drug_frame\nREF,7\n")
+    form.save()
+    assert form.settings.for_experiment("REF").drug_frame == 7
+    assert load_settings(root=tmp_path).for_experiment("REF").drug_frame == 7
 
 
 def test_openvino_and_a_cluster_exclude_each_other():

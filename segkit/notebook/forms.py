@@ -60,10 +60,9 @@ class SettingsForm(w.VBox):
 
     def __init__(self, settings: Settings, groups: Mapping[str, Sequence[str]] | None = None, *,
                  verdict: Callable[[Settings, Dataset], str] = dataset_verdict, save: bool = False) -> None:
-        self._base, self._verdict = settings, verdict
-        self._table: str | None = None  # CONDITIONS as edited in the table of experiments
+        self._start_from(settings)
+        self._verdict, self._scans, self._filling = verdict, 0, False
         self._scanned: tuple[str, ...] | None = None  # the folders' fields as they were at that scan
-        self._scans, self._filling, self._followed = 0, False, ""  # the last: RUN as it follows from DATASET_PATH
         self._fields: dict[str, w.ValueWidget] = {}
         self.message, self.saved = w.HTML(), w.HTML()
         sections = [w.VBox([w.HTML(f"<b>{html.escape(title)}</b>"), *map(self._row, names)])
@@ -74,6 +73,14 @@ class SettingsForm(w.VBox):
         self._check()
 
     __repr__ = quiet_repr
+
+    def _start_from(self, settings: Settings) -> None:
+        """Take over the values that the fields show before any edit."""
+        self._base = settings
+        self._table: str | None = None  # CONDITIONS as edited in the table of experiments
+        self._followed = ""  # RUN as it follows from DATASET_PATH
+        of_file = Settings(root=settings.root, dataset_path=settings.dataset_path).conditions
+        self._unsaved = {"CONDITIONS": None} if settings.conditions == of_file else {}  # read the file each time
 
     def _row(self, name: str) -> w.Widget:
         """The widget of a setting, by its kind, beside its help."""
@@ -112,7 +119,7 @@ class SettingsForm(w.VBox):
 
     @property
     def settings(self) -> Settings:
-        settings = parse_settings(self._edited(), self._base)
+        settings = parse_settings({**self._unsaved, **self._edited()}, self._base)
         return settings if self._table is None else replace(settings, conditions=self._table)
 
     def _check(self, again: bool = False) -> None:
@@ -122,14 +129,16 @@ class SettingsForm(w.VBox):
         self._filling = True  # what is filled in below needs no check of its own
         if not again:
             self.saved.value = ""
+        # a table of experiments belongs to one dataset
         folders = tuple(self._fields[name].value for name in FOLDERS if name in self._fields)
         if folders != self._scanned:
-            self._table = None  # it was another dataset's
+            self._table = None
         try:
             # RUN follows DATASET_PATH until it is edited itself
             settings = self.settings
             if "RUN" in self._fields and "RUN" not in self._edited():
                 self._followed = self._fields["RUN"].value = settings.run
+            # a scan may take seconds, so it is done only where its result can be another
             if again or folders != self._scanned:
                 self._scanned, self._scans = None, self._scans + 1
                 self.dataset, self._scanned = discover(settings.dataset_path, settings.masks_path), folders
@@ -169,7 +178,7 @@ class SettingsForm(w.VBox):
     def reset(self) -> None:
         """Delete segkit.json, and show the defaults."""
         (self._base.root / FORM_FILE).unlink(missing_ok=True)
-        self._base, self._table, self._followed = load_settings(root=self._base.root), None, ""
+        self._start_from(load_settings(root=self._base.root))
         self._filling = True
         for name, field in self._fields.items():
             field.value = shown_value(self._base, name)

@@ -43,10 +43,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Returns 0, or 1 after printing the reason as the last line.
     """
+    # help goes before everything else on the line
     given = list(sys.argv[1:] if arguments is None else arguments)
     if {"-h", "--help", "help"}.intersection(given):
         print(HELP + "\n".join(f"  {f.name.upper():18} {f.metadata['help']}" for f in public_fields()))
         return 0
+    # a reason is one line, the last one, whatever happens in a notebook
     try:
         command = given.pop(0) if given and "=" not in given[0] else "run"
         if command not in COMMANDS:
@@ -83,10 +85,11 @@ def run_notebooks(names: Sequence[str], values: dict[str, str]) -> Settings:
     else:
         check_training(settings)
         discover_split(settings, dataset)
+    # from here on the run's folder is changed, by this process and the kernels that it starts
     folder = settings.run_dir / "notebooks"
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    with locked(settings.run_dir):  # the kernels, which this process starts, may write there, too
+    with locked(settings.run_dir):
         if names is MEASURE:
             record_settings(settings)
         print(f"run {settings.run}: {settings.dataset_path} -> {settings.run_dir}", flush=True)

@@ -3,13 +3,12 @@
 import io
 import textwrap
 from collections.abc import Mapping, Sequence
-from typing import cast
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 from matplotlib.axes import Axes
-from matplotlib.backend_bases import RendererBase
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.text import Text
@@ -45,10 +44,10 @@ class Picture(Figure):
         super().__init__(figsize=(width, height), dpi=DPI, layout="constrained", facecolor="white")
         self.canvas: FigureCanvasAgg = FigureCanvasAgg(self)
 
-    def draw(self, renderer: RendererBase) -> None:
+    def draw(self, renderer: Any) -> None:
         """Draw every text literally: a name between two dollar signs is no formula."""
         for text in self.findobj(Text):
-            cast(Text, text).set_parse_math(False)
+            text.set_parse_math(False)  # type: ignore[attr-defined]
         super().draw(renderer)
 
     def _repr_png_(self) -> bytes:
@@ -70,6 +69,7 @@ def new_figure(width: float, height: float, rows: int = 1, columns: int = 1) -> 
     grid = figure.subplots(rows, columns, squeeze=False)
     for axes in grid.flat:
         axes.spines[["top", "right"]].set_visible(False)
+        axes.set_prop_cycle(color=LINE_COLOURS)
     return figure, grid
 
 
@@ -250,15 +250,15 @@ def show_over_time(table: pd.DataFrame, value: str, ylabel: str,
 
     table: experiment, position, frame (or since_start) and the value's column.
     """
+    # an experiment without any value gets no empty panel
     names = sorted(table.loc[table[value].notna(), "experiment"].unique())
     figure, panels = _panels(names)
     for axes, name in zip(panels, names, strict=False):
-        lines = table[table["experiment"] == name].groupby("position")
-        for k, (position, line) in enumerate(lines):
-            line = line.sort_values("frame")
+        lines = table[table["experiment"] == name].sort_values("frame").groupby("position")
+        for position, line in lines:
             time = line.get("since_start", line["frame"] - line["frame"].min())
-            axes.plot(time, line[value], color=LINE_COLOURS[k % len(LINE_COLOURS)], lw=1.5, marker=".", ms=4,
-                      label=position)
+            axes.plot(time, line[value], lw=1.5, marker=".", ms=4, label=position)
+        # frames are whole numbers; more than 12 names would cover the lines
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set(xlabel="frames since the start", ylim=(ylim[0], ylim[1] or 1.05 * table[value].max() or None))
         if len(lines) <= 12:
@@ -314,6 +314,7 @@ def show_growth(curves: Mapping[str, pd.DataFrame], minutes_per_frame: Mapping[s
     curves: by source ("student", "teacher"): experiment, position, since_start (frames) and area.
     minutes_per_frame, drug_frame (negative: none): by experiment.
     """
+    # one table of all lines, so that all panels have the same range
     lines = pd.concat([table.assign(source=source) for source, table in curves.items()])
     names = sorted(lines["experiment"].unique())
     figure, panels = _panels(names)
@@ -326,6 +327,7 @@ def show_growth(curves: Mapping[str, pd.DataFrame], minutes_per_frame: Mapping[s
             _growth_line(axes, line, hours, styles[source], source)
         if 0 <= drug_frame[experiment] <= lines["since_start"].max():
             axes.axvline(drug_frame[experiment] * hours, color=GREY, ls="--", lw=1, label="DRUG_FRAME")
+        # few areas are powers of ten, so plain numbers mark the logarithmic axis
         axes.set(xlabel="time (h)", yscale="log", ylim=(lowest * 0.9, highest * 1.15))
         if highest < 4 * lowest:  # too little for the ticks of powers of ten
             axes.yaxis.set_major_locator(MaxNLocator(6))
@@ -333,6 +335,7 @@ def show_growth(curves: Mapping[str, pd.DataFrame], minutes_per_frame: Mapping[s
         axes.yaxis.set_major_formatter("{x:g}")
         axes.yaxis.set_minor_formatter("{x:g}")
     panels[0].set_ylabel(ylabel)
+    # every position has a line of the same label: one entry for all
     entries = dict(zip(*reversed(panels[0].get_legend_handles_labels()), strict=True))  # one of each label
     panels[0].legend(entries.values(), entries.keys(), frameon=False)
     return figure

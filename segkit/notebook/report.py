@@ -43,6 +43,7 @@ def write_report(run_dir: str | Path) -> Path:
     for cell in (cell for notebook in notebooks for cell in notebook.cells):
         if HANDS_ON.isdisjoint(cell.metadata.get("tags", ())) and _has_content(cell):
             cells.append(cell)
+    # a page that needs no other file and no network
     exporter = HTMLExporter(exclude_input=True, exclude_input_prompt=True, exclude_output_prompt=True,
                             mathjax_url="", require_js_url="")
     page = nbformat.v4.new_notebook(cells=cells)
@@ -75,6 +76,7 @@ def _summary(run_dir: Path, used: Mapping[str, Any]) -> str:
         trained = load_model(model.model_path, "cpu").info.settings
     except SegkitError:
         trained = {}
+    # what is always known, then what a training has left
     lines = [f"# Run {html.escape(run_dir.name)}", f"Written {datetime.date.today()}."]
     if report:
         lines.append(f"Trained for {report['epochs']} epochs (best: {report['best_epoch']}) on {report['device']}: "
@@ -83,6 +85,7 @@ def _summary(run_dir: Path, used: Mapping[str, Any]) -> str:
     if trained:
         lines.append(html.escape(f"The results are of the model of run {trained.get('RUN')}, trained on the dataset "
                                  f"{trained.get('DATASET_PATH')}."))
+    # all settings that are set, beside those of the training where they differ
     rows = []
     for name, value in settings.items():
         other = trained.get(name, value)
