@@ -1,4 +1,4 @@
-"""`python -m segkit run NAME=value ...` and `python -m segkit segment ...`: the command `segkit`, also uninstalled."""
+"""`python -m segkit run NAME=value ...`, segment and train: the command `segkit`, also where it is not installed."""
 
 import sys
 

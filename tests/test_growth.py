@@ -269,7 +269,7 @@ def test_the_reference_is_the_one_that_is_named_alike(experiment, names, found):
 
 
 def test_experiments_may_differ_in_time_and_reference(tmp_path):
-    settings = parse_settings({"EXPERIMENTS": "RIF.MINUTES_PER_FRAME=5,RIF.DRUG_FRAME=-1,RIF.REFERENCE=free",
+    settings = parse_settings({"CONDITIONS": "experiment,minutes_per_frame,drug_frame,reference\nRIF,5,-1,free\n",
                                "MINUTES_PER_FRAME": 10}, Settings(root=tmp_path))
     cells = pd.concat([cells_of("free", f"P{k}", exponential(0.6)) for k in range(3)]
                       + [cells_of("RIF", f"P{k}", exponential(0.6, minutes=5)) for k in range(3)])
