@@ -34,7 +34,7 @@ from .widgets import quiet_repr, say
 FORM_GROUPS = {
     "Data": ("DATASET_PATH", "MASKS_PATH", "RUN", "VALIDATION", "EXCLUDE"),
     "Training": ("EPOCHS", "BATCH_SIZE", "CROP", "CROPS_PER_EPOCH", "LEARNING_RATE", "SEED", "DEVICE", "PRECISION",
-                 "MEMORY_LIMIT", "PROCESSES", "RESUME", "START_FROM"),
+                 "RESUME", "START_FROM"),
     "Measuring": ("MODEL", "SCALE", "FLIPS", "OPENVINO", "CLUSTER", "ONNX", *BY_EXPERIMENT),
 }
 FOLDERS = ("DATASET_PATH", "MASKS_PATH")
