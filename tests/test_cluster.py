@@ -37,8 +37,8 @@ def start_two(settings):
     return subprocess.Popen(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "segkit", "train",
          *(f"{name}={int(value) if isinstance(value, bool) else value}" for name, value in values.items())],
-        cwd=settings.root, env=os.environ | {"PYTHONPATH": str(FIXTURE.parents[1]), "OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE, text=True)
+        cwd=settings.root, env=os.environ | {"PYTHONPATH": str(FIXTURE.parents[1]), "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
 
 
 @pytest.fixture(scope="module")
