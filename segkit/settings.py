@@ -133,9 +133,9 @@ class Settings:
         source = path if self.conditions is None and os.path.isfile(path) else self.conditions or ""
         table = read_conditions(source)
         self._set(conditions=conditions_text(table))
-        for experiment in table:
+        for experiment, row in table.items():
             try:
-                self.for_experiment(experiment)
+                self._with(row)
             except SegkitError as error:
                 place = source if isinstance(source, Path) else "CONDITIONS"
                 raise SegkitError(f"{place}, row {experiment}: {error}") from None
@@ -170,7 +170,9 @@ class Settings:
 
     def for_experiment(self, experiment: str) -> Settings:
         """The settings of one experiment: its row of the table before the values for all."""
-        row: Mapping[str, Any] = read_conditions(self.conditions or "").get(experiment, {})
+        return self._with(read_conditions(self.conditions or "").get(experiment, {}))
+
+    def _with(self, row: Mapping[str, Any]) -> Settings:
         return replace(self, conditions="", **row)
 
     def as_dict(self) -> dict[str, Any]:
@@ -260,7 +262,7 @@ def read_conditions(source: Path | str) -> dict[str, dict[str, str]]:
         table = pd.read_csv(file, dtype=str, keep_default_na=False, encoding="utf-8-sig")
     except (OSError, ValueError) as error:
         raise SegkitError(f"{place} cannot be read ({str(error).strip()}): a table with commas was needed") from None
-    table = table.rename(columns=lambda name: name.strip().lower()).map(str.strip)
+    table = table.rename(columns=lambda name: name.strip().lower()).fillna("").map(str.strip)
     known = [name.lower() for name in BY_EXPERIMENT]
     longer = table.index.dtype.kind != "i"  # rows of more cells than columns: pandas takes the first cell as an index
     if longer or "experiment" not in table or set(table) - {"experiment", *known}:

@@ -84,10 +84,11 @@ def test_what_the_cells_print_is_printed_in_the_terminal_and_figures_are_not(pro
     monkeypatch.chdir(project)
     monkeypatch.setattr("segkit.notebook.headless.write_report", lambda run_dir: None)
     cells = ["# parameters", "print('\\repoch 1/2', end='', flush=True)\nprint('\\repoch 2/2  100 % ', flush=True)",
-             "from segkit.notebook import show_pictures\nshow_pictures([])",
+             "from segkit.notebook import show_pictures\nshow_pictures([], [])",
              "from segkit import SegkitError\nif RUN == 'bad': raise SegkitError('EPOCHS is 0')"]
+    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells],
-                                        metadata={"kernelspec": {"name": "python3", "language": "python"}})
+                                        metadata={"kernelspec": kernel})
     notebook.cells[0].metadata["tags"] = ["parameters"]
     nbformat.write(notebook, project / "notebooks/04_inference.ipynb")
     shutil.copy(project / "notebooks/04_inference.ipynb", project / "notebooks/05_growth.ipynb")

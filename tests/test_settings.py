@@ -59,7 +59,7 @@ def test_values_come_as_text_or_typed():
     ("exclude", "REF/Pos1", ("REF/Pos1",)), ("validation", "09, 10", ("09", "10")), ("validation", ["09"], ("09",)),
     ("validation", (9, 10), ("9", "10")), ("crop", 128, "128"), ("dataset_path", "/data/a", Path("/data/a")),
     ("masks_path", "", None), ("model", Path("/runs/a"), "/runs/a"),
-    ("conditions", "Experiment, drug_frame\nA, 6\n,\n", "experiment,drug_frame\nA,6\n")])
+    ("conditions", "Experiment, drug_frame\nA, 6\n,\nB\n", "experiment,drug_frame\nA,6\n")])
 def test_python_callers_may_give_text_as_well_as_typed_values(name, value, meant):
     settings = Settings(**{name: value})
     assert getattr(settings, name) == meant
