@@ -37,12 +37,12 @@ def test_pre_commit_runs_what_make_lint_runs_and_downloads_nothing():
 
 def test_a_wheel_holds_the_notebooks_and_the_types(tmp_path):
     pytest.importorskip("setuptools", "77.0.3")
-    for name in ("segkit", "notebooks", "pyproject.toml", "setup.py", "README.md", "LICENSE"):
+    for name in ("segkit", "notebooks", "pyproject.toml", "README.md", "LICENSE"):
         (tmp_path / name).symlink_to(ROOT / name)  # the build writes beside what it reads
     build = "import setuptools.build_meta as backend; print(backend.build_wheel('dist'))"
     done = subprocess.run([sys.executable, "-c", build], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     wheel, = (tmp_path / "dist").glob("*.whl")
-    names = zipfile.ZipFile(wheel).namelist()
-    notebooks = {f"segkit/notebooks/{path.name}" for path in (ROOT / "notebooks").glob("0*.ipynb")}
+    names = [name.partition(".data/data/")[2] or name for name in zipfile.ZipFile(wheel).namelist()]
+    notebooks = {f"share/segkit/notebooks/{path.name}" for path in (ROOT / "notebooks").glob("0*.ipynb")}
     assert notebooks | {"segkit/py.typed", "segkit/training/trainer.py"} <= set(names)

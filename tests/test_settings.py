@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from segkit import SegkitError, Settings
-from segkit.notebook.machine import dataset_verdict
+from segkit.notebook.report import dataset_verdict
 from segkit.settings import load_settings, parse_settings, save_form
 
 

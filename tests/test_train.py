@@ -20,13 +20,13 @@ from segkit.measure.metrics import frame_parts
 from segkit.model.checkpoint import save_model
 from segkit.model.unet import ModelInfo
 from segkit.settings import DEMO, parse_settings
+from segkit.training import losses as losses_module
 from segkit.training import trainer as trainer_module
-from segkit.training import validation as validation_module
 from segkit.training.distributed import ProcessGroup
 from segkit.training.frames import build_store, prepare
+from segkit.training.losses import validate_frames
 from segkit.training.run_dir import RESTARTED, ROLLED_BACK, History, open_run, save_checkpoint
 from segkit.training.trainer import Trainer
-from segkit.training.validation import validate_frames
 from tests.helpers import squares, write
 
 
@@ -480,7 +480,7 @@ def test_each_frame_of_a_group_has_its_own_validation_loss(tiny, monkeypatch):
     trainer.initialise(0.3)
     model, device = trainer.ema_model.eval(), torch.device("cpu")
     alone = validate_frames(model, store, device)[0]
-    monkeypatch.setattr(validation_module, "_batches_of_one_size", lambda store, batch_size: [[0, 1, 2, 3]])  # on a GPU
+    monkeypatch.setattr(losses_module, "_batches_of_one_size", lambda store, batch_size: [[0, 1, 2, 3]])  # on a GPU
     assert validate_frames(model, store, device)[0] == pytest.approx(alone, rel=1e-5)
     assert len(set(alone)) == 2  # two positions with the same two frames
 

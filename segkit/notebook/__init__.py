@@ -14,7 +14,6 @@ from ..measure.segment_dataset import segmented_frames
 from ..model.checkpoint import with_openvino
 from ..settings import check_dataset, check_whose_run, load_settings, record_settings
 from .forms import *
-from .machine import *
 from .plots import *
 from .report import *
 from .widgets import *

@@ -28,7 +28,7 @@ from ..settings import (
     read_conditions,
     save_form,
 )
-from .machine import dataset_verdict, shown_value
+from .report import dataset_verdict, shown_value
 from .widgets import quiet_repr, say
 
 FORM_GROUPS = {

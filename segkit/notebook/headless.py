@@ -28,8 +28,7 @@ from ..settings import (
 )
 from ..training.run_dir import check_training
 from ..training.trainer import fit
-from .machine import assumed_conditions, check_conditions
-from .report import write_report
+from .report import assumed_conditions, check_conditions, write_report
 
 TRAIN_AND_MEASURE = ("01_setup", "02_data_exploration", "03_training", "04_inference", "05_growth")
 MEASURE = ("04_inference", "05_growth")

@@ -1,6 +1,6 @@
 """Training of the student: `fit` opens the run folder and prepares the data, `run_training` is the loop.
 
-The loss is in losses.py, augmentation in augment.py, validation in validation.py, the run folder in run_dir.py.
+Loss and validation are in losses.py, augmentation in augment.py, the run folder in run_dir.py.
 """
 
 import copy
@@ -29,7 +29,7 @@ from ..settings import Settings
 from .augment import gather_crops, sample_crops
 from .distributed import ProcessGroup
 from .frames import MIN_STEPS, TrainingData, prepare
-from .losses import batch_dice, loss_sums, student_loss
+from .losses import batch_dice, loss_sums, student_loss, validate
 from .run_dir import (
     RESTARTED,
     ROLLED_BACK,
@@ -41,7 +41,6 @@ from .run_dir import (
     open_run,
     save_checkpoint,
 )
-from .validation import validate
 
 WARM_UP = 0.2  # share of the training during which the learning rate rises
 WEIGHT_DECAY, MAX_GRADIENT_NORM = 1e-2, 1.0
