@@ -33,7 +33,7 @@ def lab(tmp_path_factory):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    environment = os.environ | SETTINGS | {"SEGKIT_EPOCHS": "6", "JUPYTER_CONFIG_DIR": str(folder / "config"),
+    environment = os.environ | SETTINGS | {"SEGKIT_EPOCHS": "4", "JUPYTER_CONFIG_DIR": str(folder / "config"),
                                            "JUPYTER_RUNTIME_DIR": str(folder / "runtime")}
     server = subprocess.Popen(
         [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ip=127.0.0.1", f"--port={port}",
@@ -226,10 +226,10 @@ def test_a_training_is_watched_interrupted_and_resumed(lab, page):
     run_cell(page, training)
     log = folder / "runs" / "demo" / "run.log"
     for _ in range(240):
-        if "finished: cut into cells, validation Dice" in log.read_text().split(f"resumed after epoch {saved}")[-1]:
+        if "finished: validation Dice" in log.read_text().split(f"resumed after epoch {saved}")[-1]:
             break
         page.wait_for_timeout(500)
     assert f"resumed after epoch {saved}" in log.read_text()
-    assert "finished: cut into cells, validation Dice" in log.read_text().split(f"resumed after epoch {saved}")[-1]
+    assert "finished: validation Dice" in log.read_text().split(f"resumed after epoch {saved}")[-1]
     page.wait_for_timeout(1000)
     assert page.locator(ERRORS).all_inner_texts() == []
