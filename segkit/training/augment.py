@@ -12,13 +12,12 @@ BLUR_RADIUS = 3  # pixels
 
 
 def sample_crops(store: Store, count: int, size: tuple[int, int], generator: torch.Generator) -> dict[str, Tensor]:
-    """Choose `count` crops of size (height, width) and how each is varied: small tensors on the CPU.
+    """Place `count` crops of size (height, width) and draw their augmentation: small tensors on the CPU.
 
-    Where cells are rare, up to half of the crops are centred near one, so that nearly empty frames teach too; where
-    they cover a tenth of the frames or more, crops lie anywhere, and teach the surroundings as well. All are turned
-    by quarters (by halves where they are not square) and mirrored; three quarters are also shifted by parts of a
-    pixel and zoomed by 0.84 to 1.18, and of these a quarter is turned by any angle and zoomed by 0.7 to 1.4
-    (measured: benchmarks/README.md).
+    Where cells are rare, up to half of the crops are centred near one, so that nearly empty frames are of use; where
+    cells cover a tenth of the frames or more, crops lie anywhere. All are mirrored and rotated by quarter turns (half
+    turns where they are not square); three quarters are also shifted by parts of a pixel and zoomed by 0.84 to 1.18,
+    and of these a quarter is rotated by any angle and zoomed by 0.7 to 1.4 (measured: benchmarks/README.md).
     """
     def uniform(low: float, high: float, n: int = count) -> Tensor:
         return torch.rand(n, generator=generator) * (high - low) + low
@@ -26,6 +25,7 @@ def sample_crops(store: Store, count: int, size: tuple[int, int], generator: tor
     def sometimes(share: float) -> Tensor:
         return torch.rand(count, generator=generator) < share
 
+    # Place: anywhere in the frame, or near a pixel of a cell; always inside the frame where the crop fits
     frame = torch.randint(len(store.frames), (count,), generator=generator)
     extent = torch.stack([store.height, store.width], 1)[frame].float()
     point = store.points[frame, torch.randint(store.points.shape[1], (count,), generator=generator)].float()
@@ -35,6 +35,7 @@ def sample_crops(store: Store, count: int, size: tuple[int, int], generator: tor
     seek = sometimes(max(0.0, 0.5 - store.foreground / 0.2)) & (point[:, 0] >= 0)
     centre = torch.where(seek[:, None], near, anywhere)
     centre = torch.minimum(torch.maximum(centre, half), (extent - half).clamp(min=0)).floor()
+    # Rotation, zoom and mirroring
     zoomed = sometimes(0.75)
     turned = zoomed & sometimes(0.25)
     quarter = torch.randint(4, (count,), generator=generator) * (math.pi / 2)
@@ -42,6 +43,7 @@ def sample_crops(store: Store, count: int, size: tuple[int, int], generator: tor
     zoom = torch.exp(uniform(math.log(0.7), math.log(1.4)) * torch.where(turned, 1.0, 0.5) * zoomed)
     centre = centre + torch.rand(count, 2, generator=generator) * zoomed[:, None]
     mirror = torch.where(sometimes(0.5), -1.0, 1.0)
+    # Brightness, blur and noise: each for some of the crops only
     one, zero = torch.ones(count), torch.zeros(count)
     return {
         "frame": frame, "centre": centre, "angle": angle, "zoom": zoom, "mirror": mirror,
@@ -81,17 +83,20 @@ def gather_crops(store: Store, plan: dict[str, Tensor], size: tuple[int, int]) -
 
 
 def augment_light(image: Tensor, plan: dict[str, Tensor]) -> Tensor:
-    """Contrast, offset, gamma, a slope of light, blur and noise, each image (B, 1, h, w) by its own amounts."""
+    """Augment contrast, offset, gamma, a slope of light, blur and noise of each image (B, 1, h, w)."""
     def per_image(name: str) -> Tensor:
         return plan[name].to(image.device, non_blocking=True)[:, None, None, None]
 
+    # Gamma between black and white only; contrast about the middle
     height, width = image.shape[-2:]
     inside = (image > 0) & (image < 1)
     image = torch.where(inside, image.clamp(1e-6, 1).pow(per_image("gamma")), image)
     image = (image - 0.5) * per_image("contrast") + 0.5 + per_image("offset")
+    # A slope of light over the crop
     ramp_y = torch.linspace(-0.5, 0.5, height, device=image.device)[:, None]
     ramp_x = torch.linspace(-0.5, 0.5, width, device=image.device)
     image = image + per_image("slope_y") * ramp_y + per_image("slope_x") * ramp_x
+    # Blur comes before noise, as in a microscope
     blurred = _blur(image, plan["blur"])
     noise_source = torch.Generator(image.device).manual_seed(int(plan["noise_seed"]))
     noise = torch.randn(image.shape, generator=noise_source, device=image.device)

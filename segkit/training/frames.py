@@ -115,17 +115,20 @@ def build_store(frames: Sequence[Frame], device: torch.device, cache_dir: Path) 
         _fill_cache(folder, frames)
     with np.load(folder / "index.npz") as archive:
         index = {name: archive[name] for name in archive.files}
+    # Frames that could not be decoded
     reasons = {int(i): reason for i, reason in json.loads(str(index["reasons"])).items()}
     problems = [Problem(frames[i].image, reason, 1) for i, reason in reasons.items()]
     if len(reasons) == len(frames):
         first = f": {problems[0].reason}" if problems else ""
         raise SegkitError(f"none of {len(frames)} pairs could be decoded{first}")
+    # The arrays stay in the file; a GPU that has room for them takes them whole
     pixels, targets = (torch.from_numpy(np.memmap(folder / name, kind, mode="c"))
                        for name, kind in (("pixels.f32", np.float32), ("targets.u8", np.uint8)))
     if device.type == "cuda" and 5 * len(pixels) <= torch.cuda.mem_get_info(device)[0] / 2:
         pixels, targets = pixels.to(device), targets.to(device)
     if reasons:  # a file that could not be read now, on a network drive say, is tried again by the next training
         (folder / "index.npz").unlink()
+    # Values of each frame, and of all cells
     height, width = (torch.from_numpy(index["shapes"][:, k]) for k in (0, 1))
     size = height * width
     store = Store(
@@ -171,6 +174,7 @@ def _decode_into(folder: Path, frames: Sequence[Frame]) -> None:
         except SegkitError as error:
             return str(error)
 
+    # Decode in parallel, and write in order
     reasons: dict[int, str] = {}
     kept: list[tuple] = []  # rows of the index: all but the large arrays
     workers = min(16, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
@@ -186,6 +190,7 @@ def _decode_into(folder: Path, frames: Sequence[Frame]) -> None:
                     targets.write(result.target.tobytes())
                     kept.append((result.image.shape, np.count_nonzero(result.target), *result[2:]))
                 bar.update()
+    # The index: a row for each decoded frame, widths and areas of all cells one after the other
     names = ("shapes", "foreground", "points", "widths", "areas", "hashes")
     columns = zip(*kept, strict=True) if kept else ([[]],) * len(names)
     index = {name: np.concatenate(column) if name in ("widths", "areas") else np.array(column)

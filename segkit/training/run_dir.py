@@ -94,6 +94,7 @@ def check_training(settings: Settings) -> bool:
     """
     run_dir, same_dataset = settings.run_dir, check_dataset(settings)
     check_lock(run_dir)
+    # To resume, a checkpoint is needed, and epochs that are left to train
     if settings.resume:
         if not os.path.isfile(run_dir / "last.pt"):
             raise SegkitError(f"RESUME is set and {run_dir} holds no last.pt: set RESUME=0, or RUN to an interrupted "
@@ -105,6 +106,7 @@ def check_training(settings: Settings) -> bool:
                               f"than EPOCHS={settings.epochs}: set EPOCHS to {epochs} to end with these, or higher to "
                               "train on")
         return False
+    # A new training needs a folder without one; only that of the bundled demo is replaced
     if not any(os.path.isfile(run_dir / name) for name in ("last.pt", "model.safetensors", "report.json")):
         return False
     bundled = same_dataset and settings.dataset_path == settings.root / DEMO  # a user's folder may be called demo too
@@ -180,6 +182,7 @@ def versions() -> dict[str, str]:
 
 def finish_run(model: UNet, scores: pd.DataFrame, history: History, settings: Settings, device: str) -> None:
     """Write the evaluated model, its card and report.json; scores: a row per validation frame."""
+    # Scores over the validation frames, and their mean for each position
     best = history.best or {}
     summary = {"val_dice": float(scores["dice"].mean()), "train_dice": best.get("train_dice"),
                "val_panoptic_quality": float(scores["panoptic_quality"].mean()),
@@ -203,11 +206,13 @@ def finish_run(model: UNet, scores: pd.DataFrame, history: History, settings: Se
 def model_card(model: UNet, report: dict[str, Any], frames: int) -> str:
     """Training data, validation scores, use and limits of the model, as Markdown."""
     info = model.info
+    # Whether the validation scores are those of data that the model was not trained on
     never = ", of positions that it was not trained on"
     if not info.fully_recorded:
         never = " (it is not known whether the weights that it started from were trained on these positions)"
     elif set().union(*info.trained_on.values()) & set().union(*info.validated_on.values()):
         never = " (some of their images are among the training images too, as copies)"
+    # The card
     positions = "\n".join(f"| {name} | {value:.4f} |" for name, value in report["val_dice_by_position"].items())
     return f"""# {info.settings['RUN']}: a segkit student
 
