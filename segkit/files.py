@@ -1,22 +1,22 @@
 """Write files whole or not at all; the lock of a folder; tables; the log of a run."""
 
+import fcntl
 import json
 import logging
 import os
-import secrets
 import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import pandas as pd
 
 from .errors import SegkitError
 
 LOCK = "run.lock"  # in a folder that one process writes into
-TOKEN = "SEGKIT_LOCK"  # environment variable by which the processes that it starts are known
+HELD = "SEGKIT_LOCK"  # environment variable: the folders whose locks this process or one that started it holds
 log = logging.getLogger("segkit")
 log.setLevel(logging.INFO)
 log.propagate = False
@@ -54,99 +54,55 @@ def replacing(path: str | Path) -> Iterator[Path]:
 def locked(folder: Path) -> Iterator[None]:
     """Keep other processes from writing into a folder while the block runs, except those that the block starts.
 
-    The lock is a file in the folder, made if it is not there, that names host and process. Raises SegkitError as
-    `check_lock`, and where the folder cannot be written.
+    The lock is `flock` on a file in the folder: the system releases it when the process ends, however it ends. Where a
+    file system has no such locks, there is none. Raises SegkitError where another process holds the lock, or the
+    folder cannot be written.
     """
-    path, inherited = folder / LOCK, os.environ.get(TOKEN)
-    token = inherited or secrets.token_hex(8)
-    own = {"host": socket.gethostname(), "process": os.getpid(), "started": _start_of(os.getpid()),
-           "since": time.strftime("%Y-%m-%d %H:%M:%S"), "token": token}
-    acquired = False
-    try:
-        # create the file only if it is not there, which also network file systems do in one step
-        with writing(path):
-            folder.mkdir(parents=True, exist_ok=True)
-            while not (acquired or check_lock(folder)):
-                with suppress(FileExistsError), open(path, "x", encoding="utf-8") as file:  # else: look at that lock
-                    acquired = True
-                    json.dump(own, file)
-        os.environ[TOKEN] = token
+    path, held = folder / LOCK, os.environ.get(HELD, "")
+    if _is_held(folder):
         yield
-    finally:
-        # remove no lock that another process has taken over
-        if acquired and _holder(path).get("token", token) == token:
-            path.unlink(missing_ok=True)
-        if inherited is None:
-            os.environ.pop(TOKEN, None)
-
-
-def check_lock(folder: Path) -> bool:
-    """Whether this process, or one that started it, holds the folder's lock; the lock of an ended one is removed.
-
-    Raises SegkitError where another process holds it, or one of another machine that may be running.
-    """
-    path = folder / LOCK
-    if not (holder := _holder(path)):
-        return False
-    host, process = holder.get("host", "?"), holder.get("process", "?")
-    is_local = host == socket.gethostname()
-    if (is_local and process == os.getpid()) or holder.get("token") == os.environ.get(TOKEN, ""):
-        return True
-
-    # a process number may be another process's by now: it is the holder if it started at the same time
-    started = _start_of(process) if is_local else "?"
-    if started == "?" or (started and holder["started"] in ("?", started)):
-        raise SegkitError(f"{folder} is in use by process {process} on {host} since {holder.get('since', '?')}: wait "
-                          f"until it ends, or choose another RUN or folder; if it is not running, remove {path}")
-    _remove_ended(path, holder)
-    return False
-
-
-def _remove_ended(path: Path, holder: dict[str, Any]) -> None:
-    """Remove the lock of an ended process; one at a time, so that none removes the next one's."""
-    # whoever creates this file may remove the lock; the others look again
-    removing = path.with_name(f".{LOCK}.removing")
-    try:
-        removing.touch(exist_ok=False)
-    except FileExistsError:
-        time.sleep(0.05)
-        with suppress(FileNotFoundError):
-            if time.time() - removing.stat().st_mtime > 10:  # its process was killed within this function
-                removing.unlink()
         return
-    try:
-        if _holder(path) == holder:
-            path.unlink(missing_ok=True)
-    finally:
-        removing.unlink(missing_ok=True)
-
-
-def _holder(path: Path) -> dict[str, Any]:
-    """The content of a lock; {} where there is none."""
-    for _ in range(20):
-        if not os.path.lexists(path):
-            return {}
-        with suppress(OSError, ValueError, TypeError, AttributeError):  # it is being written or removed, or damaged
-            holder = json.loads(path.read_text(encoding="utf-8"))
-            if isinstance(holder.get("process"), int) and {"host", "started", "token"} <= holder.keys():
-                return holder
-        time.sleep(0.1)
-    return {"process": "unknown"}
-
-
-def _start_of(process: int) -> str:
-    """When a process of this machine was started, by Linux; "" where it has ended, "?" where unknown."""
-    if os.name == "posix":
+    with writing(path):
+        folder.mkdir(parents=True, exist_ok=True)
+        file = open(path, "a+", encoding="utf-8")  # noqa: SIM115
+    with file:
+        _lock(file, path)
+        # the holder may have removed the file, between opening and locking it here
+        if not os.path.exists(path) or not os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
+            raise SegkitError(f"{folder} was in use until now: start this again")
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%Y-%m-%d %H:%M:%S')}")
+        file.flush()
+        os.environ[HELD] = os.pathsep.join(filter(None, (held, str(folder.resolve()))))
         try:
-            os.kill(process, 0)  # sends nothing
-        except ProcessLookupError:
-            return ""
-        except PermissionError:
-            pass  # another user's, and running
-    with suppress(OSError):
-        state, *fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
-        return "" if state in "ZX" else fields[18]
-    return "?"
+            yield
+        finally:
+            os.environ[HELD] = held
+            path.unlink(missing_ok=True)
+
+
+def check_lock(folder: Path) -> None:
+    """Raise SegkitError where another process holds the folder's lock."""
+    path = folder / LOCK
+    if path.is_file() and not _is_held(folder):
+        with writing(path), open(path, encoding="utf-8") as file:
+            _lock(file, path)
+
+
+def _is_held(folder: Path) -> bool:
+    """Whether this process, or one that started it, holds the folder's lock."""
+    return str(folder.resolve()) in os.environ.get(HELD, "").split(os.pathsep)
+
+
+def _lock(file: TextIO, path: Path) -> None:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.seek(0)
+        raise SegkitError(f"{path.parent} is in use by {file.read() or 'another process'}: wait until it ends, or "
+                          "choose another RUN or folder") from None
+    except OSError as error:
+        log.info("%s is not locked: its file system has no locks (%s)", path.parent, error.strerror)
 
 
 def read_table(path: str | Path) -> pd.DataFrame:

@@ -15,7 +15,7 @@ from typing import Any
 import pandas as pd
 
 from .errors import SegkitError
-from .files import TOKEN, locked, read_json, write_json
+from .files import HELD, locked, read_json, write_json
 
 DEMO = Path("tests") / "fixture"
 PRECISIONS = ("auto", "bf16", "float32")
@@ -319,7 +319,7 @@ def load_settings(parameters: Mapping[str, Any] | None = None, root: Path | None
         values = {name: value for name, value in values.items()
                   if name not in REMOVED or (name == "EXPERIMENTS" and value)}
     # the environment; reserved names are no settings: for tests, the folder that make was called in, a run's lock
-    reserved = {"SEGKIT_IGNORE_FORM", "SEGKIT_CALLER", TOKEN}
+    reserved = {"SEGKIT_IGNORE_FORM", "SEGKIT_CALLER", HELD}
     environment = {name.removeprefix("SEGKIT_"): value for name, value in os.environ.items()
                    if name.startswith("SEGKIT_") and name not in reserved}
     # parameters are the strongest: someone gave them for this very run
