@@ -252,6 +252,76 @@ class Trainer:
         self.model = model.to(self.device).to(memory_format=torch.channels_last)
         self.network = group.wrap(self.model)
 
+    def train_epoch(self, data: TrainingData, progress: Progress, on_step: Callable[[], object]
+                    ) -> tuple[float, float]:
+        """One epoch of augmented crops; returns the mean loss and Dice over all processes."""
+        # Crops depend on seed, epoch, tries and rank alone, so that a resumed run repeats them
+        seed = self.settings.seed * 1_000_003 + progress.epoch * 101 + progress.tries + self.group.rank * 15_485_863
+        generator = torch.Generator().manual_seed(seed % 2 ** 63)
+        recent: deque[Tensor] = deque(maxlen=min(max(data.steps // 8, BN_STATS_BATCHES[0]), BN_STATS_BATCHES[1]))
+        totals = torch.zeros(2, device=self.device)
+        self.model.train()
+        for step in range(data.steps):
+            share = (progress.epoch * data.steps + step) / (self.settings.epochs * data.steps)
+            self.learning_rate = progress.rate_scale * learning_rate_at(share, self.settings.learning_rate)
+            # Sample and augment a batch of crops: (B, 1, h, w) each
+            plan = sample_crops(data.train, self.batch_size, data.crop, generator)
+            images, targets = (t.to(self.device) for t in gather_crops(data.train, plan, data.crop))
+            totals += self.train_step(images, targets)
+            recent.append(images)
+            on_step()
+        recompute_bn_stats(self.ema_model, recent, self.group)
+        loss, dice = self.group.mean(totals / data.steps).tolist()
+        return loss, dice
+
+    def _train_step(self, images: Tensor, targets: Tensor) -> Tensor:
+        self.optimizer.zero_grad(set_to_none=True)
+        images = images.contiguous(memory_format=torch.channels_last)
+        parts = list(zip(images.split(self.part_size), targets.split(self.part_size), strict=True))
+        batch_sums, dices = self._batch_sums(parts) if len(parts) > 1 else None, []
+        for part, target in parts:
+            # Forward
+            output = self._predict(self.network, part)  # (b, 2, h, w)
+            # Loss
+            loss = student_loss(output, target, batch_sums)
+            # Backward
+            loss.backward()
+            dices.append(batch_dice(output[:, 0].detach(), target[:, 0] > 0))
+        # Clip the gradients, step
+        nn.utils.clip_grad_norm_(self.model.parameters(), MAX_GRADIENT_NORM)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate
+        self.optimizer.step()
+        # Update the EMA of the weights
+        self.ema.update_parameters(self.model)
+        return torch.stack([loss.detach(), torch.cat(dices).mean()])
+
+    def train_step(self, images: Tensor, targets: Tensor) -> Tensor:
+        """One step of the optimiser on images and targets (B, 1, h, w); returns loss and Dice, a tensor (2,).
+
+        Where the GPU's memory is short, a batch is computed in parts whose gradients add up to the batch's; only
+        BatchNorm then uses the statistics of each part.
+        """
+        try:
+            return self._train_step(images, targets)
+        except torch.OutOfMemoryError:
+            if self.part_size == 1 or self.group.size > 1:  # all processes must compute the same parts
+                what = "one crop" if self.part_size == 1 else f"{self.part_size} crops"
+                raise SegkitError(f"{what} of {images.shape[-2]} x {images.shape[-1]} do not fit into the GPU's "
+                                  "memory: set a smaller CROP or BATCH_SIZE") from None
+        self.part_size = -(-self.part_size // 2)
+        torch.cuda.empty_cache()
+        log.info("out of GPU memory: batches are now computed in parts of %d crops", self.part_size)
+        return self.train_step(images, targets)
+
+    @torch.no_grad()
+    def _batch_sums(self, parts: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+        return torch.stack([loss_sums(self._predict(self.model, part), target) for part, target in parts]).sum(0)
+
+    def _predict(self, network: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
+        with autocast(self.device, self.settings.precision):
+            return network(images)
+
     def initialise(self, foreground: float, tries: int = 0) -> ModelInfo | None:
         """Set initial weights, by SEED or those of START_FROM, with a new EMA and a new optimiser.
 
@@ -276,76 +346,6 @@ class Trainer:
     @property
     def ema_model(self) -> UNet:
         return cast(UNet, self.ema.module)
-
-    def train_epoch(self, data: TrainingData, progress: Progress, on_step: Callable[[], object]
-                    ) -> tuple[float, float]:
-        """One epoch of augmented crops; returns the mean loss and Dice over all processes."""
-        # Crops depend on seed, epoch, tries and rank alone, so that a resumed run repeats them
-        seed = self.settings.seed * 1_000_003 + progress.epoch * 101 + progress.tries + self.group.rank * 15_485_863
-        generator = torch.Generator().manual_seed(seed % 2 ** 63)
-        recent: deque[Tensor] = deque(maxlen=min(max(data.steps // 8, BN_STATS_BATCHES[0]), BN_STATS_BATCHES[1]))
-        totals = torch.zeros(2, device=self.device)
-        self.model.train()
-        for step in range(data.steps):
-            share = (progress.epoch * data.steps + step) / (self.settings.epochs * data.steps)
-            self.learning_rate = progress.rate_scale * learning_rate_at(share, self.settings.learning_rate)
-            # Sample and augment a batch of crops: (B, 1, h, w) each
-            plan = sample_crops(data.train, self.batch_size, data.crop, generator)
-            images, targets = (t.to(self.device) for t in gather_crops(data.train, plan, data.crop))
-            totals += self.train_step(images, targets)
-            recent.append(images)
-            on_step()
-        recompute_bn_stats(self.ema_model, recent, self.group)
-        loss, dice = self.group.mean(totals / data.steps).tolist()
-        return loss, dice
-
-    def train_step(self, images: Tensor, targets: Tensor) -> Tensor:
-        """One step of the optimiser on images and targets (B, 1, h, w); returns loss and Dice, a tensor (2,).
-
-        Where the GPU's memory is short, a batch is computed in parts whose gradients add up to the batch's; only
-        BatchNorm then uses the statistics of each part.
-        """
-        try:
-            return self._train_step(images, targets)
-        except torch.OutOfMemoryError:
-            if self.part_size == 1 or self.group.size > 1:  # all processes must compute the same parts
-                what = "one crop" if self.part_size == 1 else f"{self.part_size} crops"
-                raise SegkitError(f"{what} of {images.shape[-2]} x {images.shape[-1]} do not fit into the GPU's "
-                                  "memory: set a smaller CROP or BATCH_SIZE") from None
-        self.part_size = -(-self.part_size // 2)
-        torch.cuda.empty_cache()
-        log.info("out of GPU memory: batches are now computed in parts of %d crops", self.part_size)
-        return self.train_step(images, targets)
-
-    def _train_step(self, images: Tensor, targets: Tensor) -> Tensor:
-        self.optimizer.zero_grad(set_to_none=True)
-        images = images.contiguous(memory_format=torch.channels_last)
-        parts = list(zip(images.split(self.part_size), targets.split(self.part_size), strict=True))
-        batch_sums, dices = self._batch_sums(parts) if len(parts) > 1 else None, []
-        for part, target in parts:
-            # Forward
-            output = self._predict(self.network, part)  # (b, 2, h, w)
-            # Loss
-            loss = student_loss(output, target, batch_sums)
-            # Backward
-            loss.backward()
-            dices.append(batch_dice(output[:, 0].detach(), target[:, 0] > 0))
-        # Clip the gradients, step
-        nn.utils.clip_grad_norm_(self.model.parameters(), MAX_GRADIENT_NORM)
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.learning_rate
-        self.optimizer.step()
-        # Update the EMA of the weights
-        self.ema.update_parameters(self.model)
-        return torch.stack([loss.detach(), torch.cat(dices).mean()])
-
-    @torch.no_grad()
-    def _batch_sums(self, parts: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
-        return torch.stack([loss_sums(self._predict(self.model, part), target) for part, target in parts]).sum(0)
-
-    def _predict(self, network: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
-        with autocast(self.device, self.settings.precision):
-            return network(images)
 
     def state(self) -> dict[str, dict[str, Any]]:
         """Copies of the weights, the EMA and the optimiser's state."""
