@@ -3,7 +3,6 @@
 import ctypes
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext, suppress
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -81,12 +80,3 @@ def describe_device(device: torch.device, precision: str = "auto") -> str:
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     threads = f", {torch.get_num_threads()} threads" if device.type == "cpu" else ""
     return f"{name}{threads}, {'bf16' if computes_in_bf16(device, precision) else 'float32'}"
-
-
-def free_memory() -> int:
-    """Bytes of RAM that are free to use, by the system's own estimate; 8 GB where it gives none."""
-    with suppress(OSError):
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable"):
-                return int(line.split()[1]) * 1024
-    return 8 * 2**30

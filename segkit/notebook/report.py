@@ -21,7 +21,7 @@ from packaging.requirements import Requirement
 from ..data.dataset import Dataset, exclude, split_by_position
 from ..data.discovery import discover, discover_split
 from ..data.images import read_header
-from ..devices import describe_device, free_memory, pick_device
+from ..devices import describe_device, pick_device
 from ..errors import SegkitError
 from ..files import duration, read_json, read_table, write_text
 from ..model.checkpoint import load_model
@@ -68,12 +68,11 @@ def measure_speed(device: str, precision: str = "auto", crop: int = 64, batch: i
 
 
 def machine_report(settings: Settings) -> pd.DataFrame:
-    """Versions, device, free memory and measured speed, a row each."""
+    """Versions, device and measured speed, a row each."""
     device = pick_device(settings.device)
     crops = measure_speed(str(device), settings.precision) * 1e6 / 128**2
     rows = {"Python": platform.python_version(), "PyTorch": torch.__version__,
             "device": describe_device(device, settings.precision),
-            "free memory": f"{free_memory() / 1e9:.1f} GB",
             "speed": f"about {crops:.0f} crops of 128 x 128 pixels per second"}
     if device.type == "cuda":
         rows["free GPU memory"] = f"{torch.cuda.mem_get_info(device)[0] / 1e9:.1f} GB"
