@@ -107,8 +107,8 @@ def test_help_lists_commands_and_settings_and_an_unknown_command_is_one_sentence
     said = capsys.readouterr().out
     assert "segkit segment [NAME=value ...]" in said
     assert "EPOCHS             number of training epochs" in said
-    assert main(["train", "EPOCHS=2"]) == 1
-    assert "train is unknown: run or segment was needed" in last_line(capsys)
+    assert main(["measure", "EPOCHS=2"]) == 1
+    assert "measure is unknown: run, segment or train was needed" in last_line(capsys)
 
 
 @pytest.mark.parametrize("command", [[], ["segment", "MODEL=student"]])

@@ -34,8 +34,8 @@ def test_the_report_shows_results_without_code(tmp_path):
     assert "segment_dataset(model" not in page
     assert "On your own" not in page
     assert "What you will do" not in page
-    assert "5. What do the student" not in page
-    assert "What do the student's errors do" in page
+    assert "5. Effect of the student" not in page
+    assert "Effect of the student's errors on the rates" in page
     assert "Choose a position and a frame" not in page
     assert "run the notebook to see it" not in page
 
