@@ -24,20 +24,21 @@ REMOVE := remove() { for folder; do if test -e "$$folder/$(MADE)"; then rm -rf "
   elif test -n "$$(ls -A "$$folder" 2>/dev/null)"; then \
   echo "$$folder is left as it is: make has not made it (no $(MADE) in it)"; return 1; fi; done; }; remove
 
-.PHONY: help run segment test test-lowest lab notebooks bench bench-readme clean install lint pairs
+.PHONY: help run segment test test-lowest docs lab notebooks bench bench-readme clean install lint pairs
 
 help:
 	@echo "make run      train, segment and measure, on the demo or on DATASET_PATH=... EPOCHS=... RUN=..."
 	@echo "make segment  segment and measure with a student that is there: MODEL=runs/... DATASET_PATH=..."
 	@echo "make lab      the notebooks in JupyterLab"
+	@echo "make docs     the documentation as a website: site/index.html"
 	@echo "make test     every check; also: bench, bench-readme, notebooks, test-lowest, lint, clean (README.md)"
 
 run segment: export SEGKIT_CALLER := $(or $(value PWD),$(CURDIR))# which relative paths mean
 run: install
-	@"$$BIN"/python -m segkit.headless $(SETTINGS)
+	@"$$BIN"/python -m segkit run $(SETTINGS)
 
 segment: install
-	@"$$BIN"/python -m segkit.headless segment $(SETTINGS)
+	@"$$BIN"/python -m segkit segment $(SETTINGS)
 
 # where a CPU computes in bf16 by itself, the notebooks that train or use a student are compared in float32, too;
 # make test PRECISION=bf16 (or float32): everything in that precision alone
@@ -63,6 +64,14 @@ test-lowest: install
 lint: install
 	"$$BIN"/ruff check .
 	"$$BIN"/mypy
+	"$$BIN"/python -m tests.structure
+
+# the website of the documentation, in site/; any warning is an error
+docs: install
+	"$$BIN"/python -c 'import material, mkdocs_jupyter, mkdocstrings_handlers.python' 2>/dev/null \
+	  || "$$BIN"/python -m pip install --quiet -e '.[docs]'
+	NO_MKDOCS_2_WARNING=1 "$$BIN"/python -m mkdocs build --strict --quiet
+	@echo "open site/index.html"
 
 lab: install
 	"$$BIN"/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root,) notebooks
@@ -75,7 +84,7 @@ bench: install
 	"$$BIN"/python benchmarks/speed.py $(SETTINGS)
 	"$$BIN"/python benchmarks/convergence.py $(SETTINGS)
 
-# every figure of README.md, about two hours on 2 cores
+# every figure of docs/measurements.md, about two hours on 2 cores
 bench-readme: install
 	"$$BIN"/python benchmarks/readme.py "$$DATA"
 	"$$BIN"/python benchmarks/inference.py MODEL=runs/readme_demo_20
@@ -106,5 +115,5 @@ $(READY): pyproject.toml
 clean:
 	@$(REMOVE) "$$VENV" || true
 	@$(REMOVE) "$$LOWEST" || true
-	rm -rf build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis artefacts
+	rm -rf build site .cache *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis artefacts
 	find . -name __pycache__ -type d -not -path './runs/*' -prune -exec rm -rf {} +

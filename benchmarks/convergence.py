@@ -23,16 +23,14 @@ sys.path.insert(0, str(Path(__file__).parent))
 from plain_recipe import PlainTraining, apart, crop_of
 
 import segkit
-from segkit.data import Frame, read_pair
+from segkit.data.dataset import Frame, read_pair
+from segkit.data.discovery import discover_split
+from segkit.data.images import read_header
 from segkit.devices import describe_device, pick_device
-from segkit.discover import discover_split
-from segkit.figures import STUDENT, TEACHER, new_figure
-from segkit.images import read_header
-from segkit.judge import score_frames
-from segkit.layout import covering
-from segkit.scores import dice
-from segkit.settings import Settings, parse_settings
-from segkit.sources import load_settings
+from segkit.measure.metrics import dice, score_frames
+from segkit.notebook.plots import STUDENT, TEACHER, new_figure
+from segkit.settings import Settings, load_settings, parse_settings
+from segkit.training.frames import default_crops
 
 JUDGED = 12  # times that a training is judged within segkit's seconds
 PLAIN = "starting recipe"
@@ -96,7 +94,7 @@ def compare(arguments: list[str], others: Mapping[str, Maker]) -> segkit.UNet:
     device = pick_device(settings.device)
     split = discover_split(settings)
     crop, headers = crop_of(settings, split.train), [read_header(frame.image) for frame in split.train]
-    crops = settings.crops_per_epoch or covering(sum(h.height * h.width for h in headers), crop)
+    crops = settings.crops_per_epoch or default_crops(sum(h.height * h.width for h in headers), crop)
     settings = replace(settings, crops_per_epoch=crops)
     with tempfile.TemporaryDirectory() as folder, apart() as process:
         run = replace(settings, root=Path(folder), run="convergence")

@@ -14,12 +14,13 @@ import numpy as np
 from scipy import ndimage
 
 import segkit
-from segkit.data import exclude, read_pair
-from segkit.discover import discover
-from segkit.segmentation import predict
-from segkit.settings import parse_settings
-from segkit.sources import load_settings
-from segkit.targets import EIGHT, distance_target, label_cells
+from segkit.data.dataset import exclude, read_pair
+from segkit.data.discovery import discover
+from segkit.data.images import EIGHT
+from segkit.model.postprocess import label_cells
+from segkit.model.predict import predict
+from segkit.model.targets import distance_target
+from segkit.settings import load_settings, parse_settings
 
 PROMINENCES, FRAMES, NOISE = (0.2, 0.3, 0.4, 0.5), 20, 0.05
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 import segkit
-from segkit.data import Frame, Split
+from segkit.data.dataset import Frame, Split
 from segkit.devices import describe_device, pick_device
 from segkit.settings import parse_settings
 

@@ -18,11 +18,10 @@ import torch
 
 import segkit
 from segkit.devices import describe_device, pick_device
-from segkit.export import with_openvino
-from segkit.model import copy_on_cpu
-from segkit.segmentation import predict
-from segkit.settings import parse_settings
-from segkit.sources import load_settings
+from segkit.model.checkpoint import with_openvino
+from segkit.model.predict import predict
+from segkit.model.unet import copy_on_cpu
+from segkit.settings import load_settings, parse_settings
 
 ROUNDS, FRAMES = 6, 16
 

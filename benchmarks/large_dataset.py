@@ -18,7 +18,7 @@ import tifffile
 import torch
 
 import segkit
-from segkit import decode as decoding
+from segkit.training import frames as decoding
 
 POSITIONS, FRAMES = 40, 121
 CPU = torch.device("cpu")
@@ -92,15 +92,16 @@ def main(root: Path) -> None:
     print(f"| discover {len(dataset.pairs)} pairs of 819 x 682, 16-bit | {seconds:.1f} s |", flush=True)
     some = dataset.pairs[:3 * FRAMES]
     shutil.rmtree(root / "cache", ignore_errors=True)
-    _, two = timed(lambda: decoding.build_store(some, CPU, root / "cache", memory_limit=100))
+    _, two = timed(lambda: decoding.build_store(some, CPU, root / "cache"))
     _, one = timed(lambda: [decoding.decode(frame) for frame in some])
     print(f"| decode {len(some)} frames: one by one / in parallel | {one:.1f} s / {two:.1f} s, {one / two:.2f} times |")
+    shutil.rmtree(root / "cache")
     with PeakAnonymous() as memory:
-        _, first = timed(lambda: decoding.build_store(dataset.pairs, CPU, root / "cache", memory_limit=1))
-        (store, _), second = timed(lambda: decoding.build_store(dataset.pairs, CPU, root / "cache", memory_limit=1))
+        _, first = timed(lambda: decoding.build_store(dataset.pairs, CPU, root / "cache"))
+        (store, _), second = timed(lambda: decoding.build_store(dataset.pairs, CPU, root / "cache"))
         for k in range(0, len(dataset.pairs), 100):
             store.whole([k], 16)
-    print(f"| store with MEMORY_LIMIT=1: first start / second start | {first:.0f} s / {second:.1f} s |")
+    print(f"| store: first start / second start | {first:.0f} s / {second:.1f} s |")
     grown = (memory.peak - memory.start) / 1e9
     print(f"| anonymous memory above the start while it was built and read | {grown:.2f} GB |")
     for pairs in (12_500, 25_000, 50_000):

@@ -27,10 +27,10 @@ from inference import ROUNDS, seconds, synthetic_frames
 from plain_recipe import PlainTraining, plain_crop
 
 import segkit
-from segkit.data import Frame, read_pair
+from segkit.data.dataset import Frame, read_pair
+from segkit.data.images import normalise
 from segkit.devices import describe_device
-from segkit.model import WIDTHS, ModelInfo
-from segkit.targets import normalise
+from segkit.model.unet import WIDTHS, ModelInfo
 
 PACKAGES = ("segmentation-models-pytorch", "monai", "omnipose", "ncolor<2")
 HOME = Path(__file__).parents[1] / "artefacts" / "neighbours"

@@ -20,13 +20,12 @@ import torch.nn.functional as F
 from scipy import ndimage
 from torch import Tensor, nn
 
-import segkit
-from segkit.data import Frame, read_pair
+from segkit.data.dataset import Frame, read_pair
+from segkit.data.images import read_header
 from segkit.devices import pick_device
-from segkit.images import read_header
-from segkit.layout import choose_crop
-from segkit.model import ModelInfo
+from segkit.model.baseline import BASELINE, BaselineUNet
 from segkit.settings import Settings
+from segkit.training.frames import choose_crop
 
 
 def apart() -> ProcessPoolExecutor:
@@ -60,11 +59,11 @@ def plain_crop(image: np.ndarray, labels: np.ndarray, size: tuple[int, int], rng
     return np.ascontiguousarray(image), np.ascontiguousarray(mask)
 
 
-class PlainUNet(segkit.UNet):
+class PlainUNet(BaselineUNet):
     """The starting recipe's network: the same layers, corners aligned, skip connections joined by a copy."""
 
     def __init__(self) -> None:
-        super().__init__(ModelInfo(outputs=1, upsampling="corners aligned", normalisation="minmax", min_area=1))
+        super().__init__(BASELINE)
         self.requires_grad_()  # the biases too, as it had them
 
     def forward(self, x: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The README's table of trainings and the demo's growth: `python benchmarks/readme.py FOLDER`.
+"""The table of trainings in docs/measurements.md, and the demo's growth: `python benchmarks/readme.py FOLDER`.
 
 FOLDER holds delta, omnipose and sparse. Each row is a `make run` of its own, in runs/readme_...; what is finished there
 is not trained again.
@@ -16,7 +16,7 @@ FLIPPED = ("omnipose", 180)
 
 
 def run(*arguments: str) -> None:
-    subprocess.run([sys.executable, "-m", "segkit.headless", *arguments], check=True)
+    subprocess.run([sys.executable, "-m", "segkit", *arguments], check=True)
 
 
 def row(name: str, epochs: int, dataset: list[str]) -> str:

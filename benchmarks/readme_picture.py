@@ -1,8 +1,8 @@
-"""The README's picture: the trained demo student (run `make run` first) on a validation frame -> docs/result.png."""
+"""The README's figure: the trained demo student (run `make run` first) on a validation frame -> docs/result.png."""
 
 from segkit import Settings, discover, load_model, segment
-from segkit.data import read_pair
-from segkit.figures import TEACHER, grey, overlay, show_pictures, to_png
+from segkit.data.dataset import read_pair
+from segkit.notebook.plots import TEACHER, grey, overlay, show_pictures, to_png
 
 
 def main() -> None:

@@ -18,14 +18,13 @@ sys.path.insert(0, str(Path(__file__).parent))
 from plain_recipe import PlainTraining, apart, crop_of
 
 import segkit
-from segkit.crops import cut_crops, draw_crops
-from segkit.decode import build_store
+from segkit.data.discovery import discover_split
 from segkit.devices import describe_device, pick_device
-from segkit.discover import discover_split
-from segkit.learner import Learner
-from segkit.settings import Settings, parse_settings
-from segkit.sources import load_settings
-from segkit.team import Team
+from segkit.settings import Settings, load_settings, parse_settings
+from segkit.training.augment import gather_crops, sample_crops
+from segkit.training.distributed import ProcessGroup
+from segkit.training.frames import build_store
+from segkit.training.trainer import Trainer
 
 SECONDS, ROUNDS = 8.0, 3  # each of the three is timed so often, in turns: other work on the machine hits all alike
 PLAIN, SEGKIT, CEILING = "starting recipe", "segkit", "segkit, one fixed batch (ceiling)"
@@ -43,16 +42,17 @@ def student_steps(settings: Settings) -> dict[str, Callable[[], object]]:
     frames, device = discover_split(settings).train, pick_device(settings.device)
     with tempfile.TemporaryDirectory() as folder:
         store, _ = build_store(frames, device, Path(folder))
-    learner = Learner(segkit.UNet(), Team(settings.device), settings)
-    learner.start(store.foreground, 0)
+    trainer = Trainer(segkit.UNet(), settings, ProcessGroup(settings.device))
+    trainer.initialise(store.foreground)
+    trainer.learning_rate = settings.learning_rate
     crop, source = crop_of(settings, frames), torch.Generator().manual_seed(0)
 
     def cut() -> tuple[torch.Tensor, torch.Tensor]:
-        images, targets = cut_crops(store, draw_crops(store, settings.batch_size, crop, source), crop)
+        images, targets = gather_crops(store, sample_crops(store, settings.batch_size, crop, source), crop)
         return images.to(device), targets.to(device)
 
     fixed = cut()
-    return {SEGKIT: lambda: learner.step(*cut()).tolist(), CEILING: lambda: learner.step(*fixed).tolist()}
+    return {SEGKIT: lambda: trainer.train_step(*cut()).tolist(), CEILING: lambda: trainer.train_step(*fixed).tolist()}
 
 
 def crops_per_second(name: str, settings: Settings) -> tuple[float, float]:

@@ -18,9 +18,8 @@ import numpy as np
 import tifffile
 
 import segkit
-from segkit.discover import discover_split
-from segkit.settings import Settings, parse_settings
-from segkit.sources import load_settings
+from segkit.data.discovery import discover_split
+from segkit.settings import Settings, load_settings, parse_settings
 
 
 def with_hot_pixels(source: Path, target: Path) -> Path:

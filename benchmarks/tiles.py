@@ -11,11 +11,10 @@ import sys
 import numpy as np
 
 import segkit
-from segkit import segmentation
-from segkit.data import read_pair
-from segkit.discover import discover_split
-from segkit.settings import parse_settings
-from segkit.sources import load_settings
+from segkit.data.dataset import read_pair
+from segkit.data.discovery import discover_split
+from segkit.model import predict as segmentation
+from segkit.settings import load_settings, parse_settings
 
 SIDE = 1500  # pixels, at least
 

@@ -1,8 +1,8 @@
 """What the decoder's upsampling costs: `python benchmarks/upsampling.py [DEVICE=... CROP=128x128 BATCH_SIZE=16]`.
 
 A training step on one batch and a frame of 768 x 448 in use, in turns, for a student that upsamples before it convolves
-(version 1.0's), for one that does both at once (segkit.model.UpConv), and for that without the gradients of biases that
-batch norm takes off again (as it is now). The starting recipe's network takes a turn, too: its step without its
+(version 1.0's), for one that does both at once (segkit.model.unet.UpConv), and for that without the gradients of biases
+that batch norm takes off again (as it is now). The starting recipe's network takes a turn, too: its step without its
 pipeline, and its frame, in float32. Beside them, what a crop of 768 x 448 keeps for its gradients in bf16: on a GPU the
 most of what a training takes (counted on small crops: it is so much a pixel).
 """
@@ -22,37 +22,51 @@ from plain_recipe import PlainUNet
 
 import segkit
 from segkit.devices import autocast, describe_device, pick_device
-from segkit.learner import Learner
-from segkit.losses import student_loss
-from segkit.model import ModelInfo
+from segkit.model.unet import UpConv
 from segkit.settings import Settings, parse_settings
-from segkit.team import Team
+from segkit.training.distributed import ProcessGroup
+from segkit.training.losses import student_loss
+from segkit.training.trainer import Trainer
 
 ROUNDS = 9
 
 
-def student(settings: Settings, upsampling: str, biases: bool) -> tuple[Learner, Callable[[], object]]:
+class BilinearUpConv(UpConv):
+    """UpConv that upsamples bilinearly, then convolves."""
+
+    def convolve_upsampled(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        x = F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
+        return F.conv2d(x, weight, padding=1)
+
+
+class BilinearUNet(segkit.UNet):
+    """The network of version 1.0."""
+
+    up_block = BilinearUpConv
+
+
+def student(settings: Settings, network: type[segkit.UNet], biases: bool) -> tuple[Trainer, Callable[[], object]]:
     """A student in training, and a frame through it as `segment` asks for it."""
-    model = segkit.UNet(ModelInfo(upsampling=upsampling))
+    model = network()
     if biases:
         model.requires_grad_()
-    learner = Learner(model, Team(settings.device), settings)
-    learner.start(0.3, 0)
-    learner.model.train()
-    judged = learner.average.module.eval()
-    frame = torch.rand(1, 1, 768, 448).to(learner.device, memory_format=torch.channels_last)
+    trainer = Trainer(model, settings, ProcessGroup(settings.device))
+    trainer.initialise(0.3)
+    trainer.model.train()
+    judged = trainer.ema_model.eval()
+    frame = torch.rand(1, 1, 768, 448).to(trainer.device, memory_format=torch.channels_last)
 
     @torch.inference_mode()
     def answer() -> None:
-        with autocast(learner.device):
+        with autocast(trainer.device):
             judged(frame).cpu()
 
-    return learner, answer
+    return trainer, answer
 
 
-def kept(upsampling: str) -> float:
+def kept(network: type[segkit.UNet]) -> float:
     """MB that the forward pass of a crop of 768 x 448 keeps for the backward pass, in bf16."""
-    model = segkit.UNet(ModelInfo(upsampling=upsampling)).to(memory_format=torch.channels_last).train()
+    model = network().to(memory_format=torch.channels_last).train()
     own = {tensor.untyped_storage().data_ptr() for tensor in model.state_dict().values()}
     sums = []
     for width in (64, 128):
@@ -84,8 +98,8 @@ def main(arguments: list[str]) -> None:
         optimiser.step()
         next(plain.parameters()).sum().item()  # waits for the device
 
-    def taught(learner: Learner) -> None:
-        learner.step(images, targets).tolist()
+    def taught(trainer: Trainer) -> None:
+        trainer.train_step(images, targets).tolist()
 
     @torch.inference_mode()
     def plain_answer() -> None:
@@ -93,11 +107,11 @@ def main(arguments: list[str]) -> None:
 
     ways: dict[str, tuple[Callable[[], object], Callable[[], object]]] = {
         "the starting recipe's network": (plain_step, plain_answer)}
-    for name, upsampling, biases in (("upsampled, then convolved", "bilinear", True),
-                                     ("both at once", "smoothed", True),
-                                     ("both at once, fewer biases to learn", "smoothed", False)):
-        learner, answer = student(settings, upsampling, biases)
-        ways[name] = partial(taught, learner), answer
+    for name, network, biases in (("upsampled, then convolved", BilinearUNet, True),
+                                  ("both at once", segkit.UNet, True),
+                                  ("both at once, fewer biases to learn", segkit.UNet, False)):
+        trainer, answer = student(settings, network, biases)
+        ways[name] = partial(taught, trainer), answer
     for actions in ways.values():
         for action in actions:
             action()
@@ -111,7 +125,7 @@ def main(arguments: list[str]) -> None:
     print("| way | s a step | least | s a frame | least |\n| --- | --- | --- | --- | --- |")
     for name, (steps, frames) in times.items():
         print(f"| {name} | {median(steps):.3f} | {min(steps):.3f} | {median(frames):.3f} | {min(frames):.3f} |")
-    print("\nkept for a crop:", ", ".join(f"{kept(how):.0f} MB ({how})" for how in ("bilinear", "smoothed")))
+    print(f"\nkept for a crop: {kept(BilinearUNet):.0f} MB (bilinear), {kept(segkit.UNet):.0f} MB (smoothed)")
 
 
 if __name__ == "__main__":

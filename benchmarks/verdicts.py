@@ -18,7 +18,7 @@ import pandas as pd
 from scipy import stats
 
 from segkit import Frame, compare_growth, growth_rates
-from segkit.growth import slope_with_error
+from segkit.measure.growth import slope_with_error
 
 MINUTES, FRAMES, DRUG, CELLS, NOISE = 2.0, 90, 30, 20, 0.03
 CONDITIONS = tuple(product((60.0, 180.0), (0.0, 0.6), (0.05, 0.10)))  # doubling minutes, correlation, spread

@@ -12,22 +12,19 @@
 # ---
 
 # %% [markdown]
-# # Teach the student
+# # Train the student
 #
-# A U-Net learns to draw what the teacher drew, and you can watch it learn. A *U-Net* is a network that gives an answer
-# for every pixel; its 4.4 million *parameters* (or *weights*) are the numbers that training adjusts.
+# A U-Net is trained to predict the teacher's masks, and you can watch its predictions improve. A
+# *U-Net* is a network with a prediction for every pixel; its 4.4 million *parameters* (or *weights*)
+# are the numbers that training adjusts.
 
-# %% tags=["colab"]
-# In Colab, with this project in your Drive as the folder segkit: install it there. Elsewhere this cell does nothing.
-import os
-import sys
-
-if "google.colab" in sys.modules:
-    from google.colab import drive
-    drive.mount("/content/drive")
-    os.chdir("/content/drive/MyDrive/segkit/notebooks")
-    os.system(f"{sys.executable} -m pip install --quiet --editable ..")
-    sys.path.insert(0, "..")
+# %%
+from segkit import UNet, discover, fit, segment
+from segkit.notebook import (
+    LivePicture, SettingsForm, discover_split, display, example_crops, grey, load_settings,
+    read_valid, show_crops, show_pictures, show_previews, show_training, table_of_runs,
+    training_estimate,
+)
 
 # %% tags=["parameters"]
 DATASET_PATH = None  # None: what the form in 01_setup saved, else the bundled demo
@@ -35,137 +32,146 @@ RUN = None
 EPOCHS = None
 
 # %%
-from IPython.display import display
-
-from segkit import UNet, discover, fit, segment, split_by_position
-from segkit.data import exclude, read_sound
-from segkit.figures import grey, show_pictures
-from segkit.sources import load_settings
-
 settings = load_settings(globals())
 dataset = discover(settings.dataset_path, settings.masks_path)
-pairs, excluded = exclude(dataset.pairs, settings.exclude)
-split = split_by_position(pairs, settings.validation)
+split = discover_split(settings, dataset)
 model = UNet()
-print(f"{len(split.train)} pairs to learn from, {len(split.validation)} to judge by")
+print(f"{len(split.train)} training pairs, {len(split.validation)} validation pairs")
 print(f"{model.count_parameters():,} parameters")
 
 # %%
-for _, image, teacher in read_sound(split.validation, 1):
-    display(show_pictures([grey(image), segment(model, image).probability, (teacher > 0).astype(float)],
-                          ["a validation frame", "student, before it learns", "teacher"], settings.pixel_size_um))
+for _, image, labels in read_valid(split.validation, 1):
+    probability = segment(model, image).probability
+    display(show_pictures([grey(image), probability, (labels > 0).astype(float)],
+                          ["validation frame", "student, untrained", "teacher's mask"],
+                          settings.pixel_size_um))
 
 # %% [markdown]
-# The student starts from nothing (middle: even grey, it cannot tell cells yet), and shall see in such a frame what
-# its teacher drew (right).
+# The student starts from random weights (middle: even grey, no cells yet), and is trained to predict
+# the teacher's mask (right).
 #
-# **What you will do:** choose how long to train, watch, and keep the best student.
+# **What you will do:** look at the training data, choose the number of epochs, watch, and keep the
+# best student.
 #
-# **What you need:** a dataset with masks, chosen in `01_setup` (or the demo). The demo takes about a minute; for your
-# own data, the line in the form below says how long this device will take.
+# **What you need:** a dataset with masks, chosen in `01_setup` (or the demo). The demo takes about a
+# minute; for your own data, the line in the form below estimates the time on this device.
 #
-# Three words first. *Loss* is what the training makes small: how wrong the student is. *Dice* says how well two masks
-# overlap: twice the area that they share over the sum of their areas, 0 for not at all, 1 for exactly. *Validation*
-# frames are those that the student never learns from.
+# Three terms first. *Loss* is what the training minimises: how far the prediction is from the target.
+# *Dice* measures the overlap of two masks: twice their shared area over the sum of their areas, 0 for
+# none, 1 for identical masks. *Validation* frames are never trained on.
 
-# %% [markdown] tags=["hands-on"]
-# ## 1. How long?
+# %% [markdown]
+# ## 1. Training crops
 #
-# *Run All* trains with the values below. To change them, run the notebook down to this form, change them, and then run
-# the cells below it; running the form's own cell again resets it. If a training was interrupted, tick RESUME.
-#
-# EPOCHS is the number of rounds. In a training step the student looks at BATCH_SIZE crops (pieces of CROP pixels), and
-# LEARNING_RATE is how far it then moves. With fewer than 200 steps in all touching cells are seldom told apart; crowded
-# colonies take some 700. Start with that, and go on with RESUME as long as the validation loss falls.
+# In every step the student is shown BATCH_SIZE *crops* of the training frames, with *augmentation*:
+# each is turned, mirrored, zoomed, blurred and changed in brightness at random, so that no two are
+# the same.
 
 # %%
-from segkit.advice import training_estimate
-from segkit.forms import SettingsForm
+images, targets = example_crops(split, settings)
+show_crops(images, targets)
 
-form = SettingsForm(settings, {"Training": ("EPOCHS", "LEARNING_RATE", "BATCH_SIZE", "CROP", "RESUME")},
-                    verdict=training_estimate)
+# %% [markdown]
+# Top: augmented crops as the student is shown them. Bottom: their targets, the distance of each
+# pixel from its cell's edge (white in the middle of a cell, black outside), from which touching cells
+# are told apart. A target that does not match its crop would mean wrong masks.
+
+# %% [markdown] tags=["hands-on"]
+# ## 2. How long?
+#
+# *Run All* trains with the values below. To change them, run the notebook down to this form, change
+# them, and then run the cells below it; running the form's own cell again resets it. To continue an
+# interrupted training, tick RESUME.
+#
+# EPOCHS is the number of passes over the training data, and LEARNING_RATE is the peak learning rate.
+# With fewer than 200 steps in all, touching cells are seldom told apart; crowded colonies need some
+# 700. Start with that, and continue with RESUME as long as the validation loss falls.
+
+# %%
+form = SettingsForm(
+    settings, {"Training": ("EPOCHS", "LEARNING_RATE", "BATCH_SIZE", "CROP", "RESUME")},
+    verdict=training_estimate)
 form
 
 # %% [markdown] tags=["hands-on"]
-# ## 2. Train
+# ## 3. Train
 #
-# The picture is renewed after every epoch: the curves above, and below what the student now makes of the same
-# validation frames. A Dice near 0 is usual in the first epochs. The stop button interrupts; every finished epoch is
-# saved.
+# The figure is drawn again after every epoch: the curves above, and below the predictions for the
+# same validation frames. A Dice near 0 is usual in the first epochs. The stop button interrupts;
+# every finished epoch is saved.
 
-# %%
-from segkit.widgets import LivePicture
-
+# %% tags=["nbval-ignore-output"]
 settings = form.settings
-live = LivePicture()
+live = LivePicture(settings.epochs)
 display(live)
 history = fit(model, split, settings, on_epoch=live.update)
 
 # %% [markdown]
-# ## 3. How did it go?
+# ## 4. Was it successful?
 
 # %%
-from segkit.charts import show_training
-
-show_training(history.table(), history.previews)
+show_training(history.table())
 
 # %% [markdown]
-# Below the curves, what the student of the last epoch sees in two validation frames (of large ones, where most cells
-# are). Both losses should fall
-# and level off. The validation Dice (orange) is computed on whole frames, the training Dice (grey) on crops that are
-# turned, blurred and darkened to make them harder, so it may well be the lower one. A validation Dice that falls
-# while the training Dice rises means that the student learns the training frames by heart: more positions help, more
-# epochs do not. A dotted line marks an epoch that broke down and was rolled back.
+# Both losses should fall and level off. The validation Dice (orange) is computed on whole frames, the
+# training Dice (grey) on augmented crops, which are harder, so it may be the lower one. A validation
+# Dice that falls while the training Dice rises means that the student overfits: more positions help,
+# more epochs do not. A dotted line marks an epoch with a divergence, which was rolled back.
+
+# %%
+show_previews(history.previews)
+
+# %% [markdown]
+# Predictions of the last epoch for two validation frames (of large ones, the part with most cells).
+# The probability should be as sharp as the teacher's mask, and darker between touching cells.
 
 # %%
 best = history.best
 print("validation Dice above 0.90:", best["val_dice"] > 0.90)
 print("epochs that had to be repeated:", len(history.events))
 
-# %%
-from segkit.widgets import Facts
-
-Facts({"best epoch": f"{best['epoch']} of {settings.epochs}",
-       "validation Dice": f"{best['val_dice']:.4f}",
-       "training time": f"{history.table()['seconds'].sum():.0f} s"})
+# %% tags=["nbval-ignore-output"]
+print(f"best epoch: {best['epoch']} of {settings.epochs}")
+print(f"validation Dice: {best['val_dice']:.4f}")
+print(f"training time: {history.table()['seconds'].sum():.0f} s")
 
 # %% [markdown]
-# A `False` above: as long as the validation loss still falls at the last epoch, train on (tick RESUME, more EPOCHS). If
-# it does not, more frames to learn from help, and so does a look at the flagged ones in `02_data_exploration`.
+# A `False` above: if the validation loss still falls at the last epoch, continue the training (tick
+# RESUME, more EPOCHS). If it does not, more training frames help, and so does a look at the flagged
+# ones in `02_data_exploration`.
 #
-# *Best* is the epoch of the lowest validation loss, which weighs outlines and the separation of touching cells alike;
-# the Dice may be highest in another. Its student is saved, with everything needed to use it or to go on. (It is judged
-# once more when its mask has been cut into cells, without specks: that Dice, in `report.json` and in `04_inference`,
-# may differ a little.)
+# The *best* epoch is the one with the lowest validation loss, which includes the separation of
+# touching cells; the Dice may be highest in another. Its student is saved, with everything that is
+# needed to use it or to continue. (It is evaluated once more after instance segmentation, which
+# removes specks: that Dice, in `report.json` and in `04_inference`, may differ a little.)
 
 # %%
-kept = ("model.safetensors", "MODEL_CARD.md", "report.json", "history.csv", "last.pt", "run.log")
-{name: (settings.run_dir / name).is_file() for name in kept}
+saved = ("model.safetensors", "MODEL_CARD.md", "report.json", "history.csv", "last.pt", "run.log")
+{name: (settings.run_dir / name).is_file() for name in saved}
 
 # %% [markdown]
-# All runs of this project so far, the newest first, to compare them:
+# All runs of this project, the newest first, to compare them:
 
-# %%
-from segkit.report import table_of_runs
-
-Facts(table_of_runs(settings.run_dir.parent))
+# %% tags=["nbval-ignore-output"]
+table_of_runs(settings.run_dir.parent)
 
 # %% [markdown]
 # ## Summary
 #
-# In `runs/RUN/` (the demo: `runs/demo/`) `model.safetensors` is the student; `history.csv` holds the curves;
-# `last.pt` lets RESUME go on. Go on with `04_inference`.
+# In `runs/RUN/` (the demo: `runs/demo/`) `model.safetensors` is the student; `history.csv` contains
+# the curves; RESUME continues from `last.pt`. Continue with `04_inference`.
 #
 # **On your own**
 # - Tick RESUME, double EPOCHS and run the cells below the form. Does the Dice still rise?
-# - Set another RUN in `01_setup` and train with half the LEARNING_RATE. Whose `val_dice` in `history.csv` is higher
-#   after five epochs? (Set RUN back afterwards.)
+# - Set another RUN in `01_setup` and train with half the LEARNING_RATE. Whose `val_dice` in
+#   `history.csv` is higher after five epochs? (Set RUN back afterwards.)
 
 # %% [markdown] tags=["answers"]
 # <details><summary>Answers</summary>
 #
-# - A little, as a rule, while the learning rate falls once more. If the validation loss rises instead, the student
-#   learns by heart; the weights of the lowest validation loss are kept in any case.
-# - The one with the higher rate is usually ahead early; a lower rate catches up when the training is long enough.
+# - A little, as a rule, while the learning rate falls once more. If the validation loss rises
+#   instead, the student overfits; the weights of the lowest validation loss are kept in any case.
+# - The one with the higher rate is usually ahead early; a lower rate catches up when the training is
+#   long enough.
 #
 # </details>

@@ -12,21 +12,20 @@
 # ---
 
 # %% [markdown]
-# # Measure growth, and what the drug does to it
+# # Measure growth, and the effect of the drug
 #
-# From the cells that the student found to growth rates, doubling times, and a verdict for every treated experiment.
+# From the segmented cells to growth rates, doubling times, and a verdict for every treated
+# experiment.
 
-# %% tags=["colab"]
-# In Colab, with this project in your Drive as the folder segkit: install it there. Elsewhere this cell does nothing.
-import os
-import sys
+# %%
+import pandas as pd
 
-if "google.colab" in sys.modules:
-    from google.colab import drive
-    drive.mount("/content/drive")
-    os.chdir("/content/drive/MyDrive/segkit/notebooks")
-    os.system(f"{sys.executable} -m pip install --quiet --editable ..")
-    sys.path.insert(0, "..")
+from segkit import SegkitError, discover, growth_rates
+from segkit.notebook import (
+    STUDENT, areas_over_time, assumed_conditions, by_position, check_conditions, check_dataset,
+    conditions_table, display, film_strip, load_settings, measure_growth, read_scores, read_table,
+    segmented_frames, show_growth, show_over_time, show_rates, show_ratios, student_pairs,
+)
 
 # %% tags=["parameters"]
 DATASET_PATH = None  # None: what the form in 01_setup saved, else the bundled demo
@@ -34,124 +33,102 @@ RUN = None
 MODEL = None  # not used here: 04_inference has segmented with it
 
 # %%
-import pandas as pd
-
-from segkit import SegkitError, discover, read_image, read_labels
-from segkit.data import masks_path_in
-from segkit.figures import busiest, overlay, show_pictures
-from segkit.files import read_table
-from segkit.outputs import segmented_frames
-from segkit.sources import check_dataset, load_settings
-
 settings = load_settings(globals())
 check_dataset(settings)
 dataset = discover(settings.dataset_path, settings.masks_path)
+check_conditions(settings, dataset)
 frames = segmented_frames(dataset.frames, settings.run_dir)
 if not frames:
-    raise SegkitError(f"no frame of this dataset is segmented in runs/{settings.run}: run 04_inference first")
+    raise SegkitError(f"no frame of this dataset is segmented in runs/{settings.run}: "
+                      "run 04_inference first")
 cells = read_table(settings.run_dir / "cells.csv")
 
 # %%
-from IPython.display import display
-
-units = sorted({f.unit for f in frames})
-for unit in dict.fromkeys((units[0], units[-1])):
-    film = [f for f in frames if f.unit == unit]
-    strip = film[:: max(1, -(-len(film) // 6))]
-    labels = [read_labels(masks_path_in(settings.run_dir / "masks", f)) for f in strip]
-    part = busiest(labels[-1] > 0, 149)  # as wide as six pictures in a row are
-    pictures = [overlay(read_image(f.image, f.page), cells_of)[part] for f, cells_of in zip(strip, labels, strict=True)]
-    titles = [f"{f.experiment} {f.position}, frame {f.frame}" for f in strip]
-    um = settings.for_experiment(unit[0]).pixel_size_um
-    display(show_pictures(pictures, titles, um, columns=6))
+positions = by_position(student_pairs(frames, settings))
+for name in dict.fromkeys((min(positions), max(positions))):
+    display(film_strip(positions[name], settings, 6, STUDENT))
 
 # %% [markdown]
-# The first position and the last as film strips, with the student's outlines and the frames' numbers; of large frames,
-# the 149 x 149 pixels that hold most cells in the end.
+# The first position and the last as film strips, with the student's outlines and the frames' numbers;
+# of large frames, the part that contains most cells in the end.
 #
-# **What you will do:** see the area grow, read growth rates with their uncertainty, compare treated experiments with
-# their reference, and check what the student's errors do to the rates.
+# **What you will do:** see the area grow, read growth rates with their uncertainty, compare treated
+# experiments with their reference, and check the effect of the student's errors on the rates.
 #
-# **What you need:** a dataset that `04_inference` has segmented, and the right times: PIXEL_SIZE_UM, MINUTES_PER_FRAME,
-# DRUG_FRAME and REFERENCE in `01_setup`. It takes a few seconds.
+# **What you need:** a dataset that `04_inference` has segmented, and the right times: PIXEL_SIZE_UM,
+# MINUTES_PER_FRAME, DRUG_FRAME and REFERENCE in `01_setup`. It takes a few seconds.
 
 # %% [markdown]
-# ## 1. What is assumed about the experiments
+# ## 1. Conditions of the experiments
 #
-# DRUG_FRAME is counted from a position's first frame. Where a line is wrong, correct it in `01_setup` (or in an
-# `experiments.csv` in the dataset's folder) and run this notebook again; nothing needs to be segmented again. (Only
-# after a change of PIXEL_SIZE_UM run `04_inference`, too: it renews the sizes in `cells.csv` and keeps the masks.) A
-# plain folder of images counts as one position filmed over time, in the order of the names: if its pictures have
-# nothing to do with each other, the rates below have nothing to do with growth.
+# DRUG_FRAME is counted from a position's first frame. If a row is wrong, correct it in `01_setup` (or
+# in an `experiments.csv` in the dataset's folder) and run this notebook again; nothing needs to be
+# segmented again. (Only after a change of PIXEL_SIZE_UM run `04_inference`, too: it updates the sizes
+# in `cells.csv` and keeps the masks.) A plain folder of images counts as one position filmed over
+# time, in the order of the names: if its images are unrelated, the rates below are not growth.
 
 # %%
-from segkit.advice import assumed_conditions
-from segkit.settings import CONDITIONS
-
-experiments = sorted({f.experiment for f in frames})
-own = {name: settings.for_experiment(name) for name in experiments}
-given = {name: own[name].as_dict() for name in experiments}
-print("segkit's own assumptions, please check:", ", ".join(assumed_conditions(settings, experiments)) or "none")
-pd.DataFrame({name: {key: given[name][key] for key in CONDITIONS} for name in experiments}).T
+experiments = sorted({frame.experiment for frame in frames})
+assumed = assumed_conditions(settings, experiments)
+print("segkit's own assumptions, please check:", ", ".join(assumed) or "none")
+conditions = conditions_table(settings, experiments)
+conditions
 
 # %% [markdown]
 # ## 2. Area over time
 #
-# The total area of all cells in a frame is a steadier measure than their number, which jumps when cells divide. On this
-# scale (logarithmic) exponential growth is a straight line, and its slope is the growth rate.
+# The total area of all cells in a frame is a steadier measure than their number, which jumps when
+# cells divide. On a logarithmic scale exponential growth is a straight line, and its slope is the
+# growth rate.
 
 # %%
-from segkit.charts import show_growth
-from segkit.growth import areas_over_time
-
 areas = areas_over_time(cells, frames)
-um2 = {name: own[name].pixel_size_um ** 2 for name in experiments}
-curves = {"student": areas.assign(area=areas["area_px"] * areas["experiment"].map(um2))}
-scores_csv = settings.run_dir / "scores.csv"
-scores = read_table(scores_csv) if scores_csv.is_file() else pd.DataFrame()
+um2 = areas["experiment"].map(conditions["PIXEL_SIZE_UM"]).astype(float) ** 2
+curves = {"student": areas.assign(area=areas["area_px"] * um2)}
+scores = read_scores(settings.run_dir)
 if len(scores):
-    both = areas.merge(scores[["experiment", "position", "frame", "teacher_area_px", "teacher_cells"]])
-    curves["teacher"] = both.assign(area=both["teacher_area_px"] * both["experiment"].map(um2))
-minutes = {name: s.minutes_per_frame for name, s in own.items()}
-show_growth(curves, minutes, {name: s.drug_frame for name, s in own.items()})
+    teacher = scores[["experiment", "position", "frame", "teacher_area_px", "teacher_cells"]]
+    both = curves["student"].assign(um2=um2).merge(teacher)
+    curves["teacher"] = both.assign(area=both["teacher_area_px"] * both["um2"])
+show_growth(curves, conditions["MINUTES_PER_FRAME"], conditions["DRUG_FRAME"])
 
 # %% [markdown]
-# Orange is the student, dotted blue the teacher, where there is one; a line for each position. A student that lies
-# below its teacher all along draws cells too narrow, and needs more training (section 5 says what it does to rates). At
-# the dashed line, DRUG_FRAME, every position is cut into before and after, also the reference's, which gets no drug:
-# equal times are compared. A line that bends without a drug means that cells leave the field of view, or that the
-# chamber is full.
+# Orange is the student, dotted blue the teacher, where there is one; a line for each position. A
+# student that lies below its teacher everywhere predicts cells that are too narrow, and needs more
+# training (section 5 shows the effect on the rates). DRUG_FRAME, the dashed line, divides every
+# position into before and after, also the reference's, which gets no drug: equal times are compared.
+# A line that bends without a drug means that cells leave the field of view, or that the chamber is
+# full.
 #
 # ## 3. Growth rates
 #
-# Each rate is the slope of the natural logarithm of the area against time: the median over all pairs of frames, so
-# that one bad frame does not move it. The bar is its 95 % interval, wide where a phase has few frames. A phase in which
-# the cells died out has no rate. A rate of 0.69 (ln 2) per hour doubles the area in one hour.
+# Each rate is the slope of the natural logarithm of the area against time: the median over all pairs
+# of frames, so that one bad frame does not change it. The bar is its 95 % interval, wide where a phase
+# has few frames. A phase in which the cells died out has no rate. A rate of 0.69 (ln 2) per hour
+# doubles the area in one hour.
 
 # %%
-from segkit.charts import show_rates
-from segkit.growth import measure_growth
-
 growth, comparison = measure_growth(cells, frames, settings, settings.run_dir)
 show_rates(growth)
 
 # %%
 measured = growth["growth_per_hour"].notna()
-print(f"{len(units)} positions; phases with a growth rate: {measured.sum()} of {(growth['frames'] > 0).sum()}")
+phases = growth["frames"] > 0
+print(f"{len(positions)} positions; phases with a growth rate: {measured.sum()} of {phases.sum()}")
 print("growth.csv written:", (settings.run_dir / "growth.csv").is_file())
-too_late = growth[(growth["phase"] == "after") & (growth["frames"] == 0)]
+too_late = growth.loc[(growth["phase"] == "after") & ~phases, "experiment"]
 if len(too_late):
-    print("DRUG_FRAME lies beyond the last frame of", ", ".join(sorted(set(too_late["experiment"]))))
+    print("DRUG_FRAME lies beyond the last frame of", ", ".join(sorted(set(too_late))))
 
 # %% [markdown]
 # ## 4. Does the drug stop them?
 #
-# Each treated experiment is compared with its reference over the same phase. The 95 % interval comes from the spread
-# between positions, pooled over both experiments: three positions a side are few, ten are better, and one a side cannot
-# say anything. The verdicts:
+# Each treated experiment is compared with its reference over the same phase. The 95 % interval comes
+# from the spread between positions, pooled over both experiments: three positions a side are few, ten
+# are better, and with one a side nothing can be said. The verdicts:
 #
-# - *dying*: positions that began the phase with cells end without any (a cross in the curves above), or half of the
-#   cells and more vanish at once;
+# - *dying*: positions that began the phase with cells end without any (a cross in the curves above),
+#   or half of the cells and more vanish at once;
 # - *stopped*: the whole interval lies below a quarter of the reference's growth (the dotted line);
 # - *slowed*: the whole interval lies below the reference's growth;
 # - *grows*: no slowing is seen, and the interval begins above half of the reference's growth;
@@ -160,88 +137,90 @@ if len(too_late):
 # *Slower* positions are those that lie below where all treated positions would lie without an effect.
 
 # %%
-from segkit.charts import show_ratios
-
 if len(comparison):
     display(show_ratios(comparison))
 for row in comparison.itertuples():
     print(f"{row.experiment} against {row.reference}: {row.verdict} ({row.reason}); "
-          f"{row.positions_slowed} of {row.positions} positions slower, {row.positions_died_out} died out")
+          f"{row.positions_slowed} of {row.positions} positions slower, "
+          f"{row.positions_died_out} died out")
 if comparison.empty:
     print("no treated experiment with a reference here: see REFERENCE above")
 
 # %% [markdown]
-# ## 5. What do the student's errors do to the rates?
+# ## 5. Effect of the student's errors on the rates
 #
-# An outline that is always 2 % too wide changes no growth rate: only errors that change with time do. So the student's
-# area is divided by the teacher's, frame by frame, and the *drift* of that ratio is what would be added to a rate.
-# (Where hardly anything grows, 5 % of the fastest rate are next to nothing, and a `False` says little.)
+# Outlines that are always 2 % too wide change no growth rate: only errors that change with time do. So
+# the student's area is divided by the teacher's, frame by frame, and the *drift* of that ratio is what
+# would be added to a rate. (Where hardly anything grows, 5 % of the fastest rate are next to nothing,
+# and a `False` means little.)
 
 # %%
-from segkit.growth import growth_rates
+def rates_of(table):
+    minutes = dict(conditions["MINUTES_PER_FRAME"])
+    rates = growth_rates(table, minutes_per_frame=minutes, drug_frame=None)
+    return rates.loc[rates["phase"] == "all", "growth_per_hour"]
+
 
 if len(scores):
-    teacher = both.assign(area_px=both["teacher_area_px"])
-    rates = [growth_rates(table, minutes_per_frame=minutes, drug_frame=None).query("phase == 'all'")
-             for table in (both, teacher)]
-    drift = (rates[0]["growth_per_hour"] - rates[1]["growth_per_hour"]).abs()
-    usual = rates[1]["growth_per_hour"].abs().max()
+    student, teacher = rates_of(both), rates_of(both.assign(area_px=both["teacher_area_px"]))
+    drift = (student - teacher).abs()
     print(f"positions compared: {drift.notna().sum()}")
-    print("student's and teacher's rates agree to 5 % of the fastest:", bool(drift.max() < 0.05 * usual))
-else:
-    print("no teacher masks here: nothing to compare with")
+    print("student's and teacher's rates agree to 5 % of the fastest:",
+          bool(drift.max() < 0.05 * teacher.abs().max()))
 
 # %%
-from segkit.charts import show_over_time
-
 if len(scores):
     ratio = both["area_px"] / both["teacher_area_px"].clip(lower=1)
     limits = min(0.8, ratio.min()), max(1.2, ratio.max())
-    display(show_over_time(both.assign(ratio=ratio), "ratio", "student's area / teacher's area", limits))
+    display(show_over_time(both.assign(ratio=ratio), "ratio", "student's area / teacher's", limits))
+else:
+    print("no teacher masks here: nothing to compare with")
 
 # %% [markdown]
-# A level line is harmless. A line that falls as the frames get crowded would make growth look slower than it is. Other
-# things that no student can mend: cells that leave or enter the field of view, cells cut off at the border (marked in
-# `cells.csv`), drift out of focus, and a teacher who is wrong in the same way from the first frame to the last.
+# A level line is harmless. A line that falls as the frames get crowded would make growth look slower
+# than it is. Errors that no student can correct: cells that leave or enter the field of view, cells
+# cut off at the border (marked in `cells.csv`), focus drift, and a teacher with the same error from
+# the first frame to the last.
 #
 # The demo is synthetic: the growth that was put in is known, and the rates can be checked against it.
 
 # %%
-import json
-
 truth_file = settings.dataset_path / "truth.json"
-if truth_file.is_file():  # the synthetic demo knows the growth that was put in
-    truth = json.loads(truth_file.read_text())["positions"]
-    put_in = growth[growth["phase"] != "all"].assign(true=[
-        60 * truth[f"{r.experiment}/{r.position}"][f"growth_per_minute_{r.phase}"]
-        for r in growth[growth["phase"] != "all"].itertuples()])
-    reference = put_in.loc[put_in["phase"] == "before", "true"].mean()
-    off = (put_in["growth_per_hour"] - put_in["true"]).abs() / reference
-    print("measured and true rates differ by less than 8 % of the reference's rate:", bool((off < 0.08).all()))
+if truth_file.is_file():
+    truth = pd.read_json(truth_file, typ="series")["positions"]
+    phases = growth[growth["phase"] != "all"]
+    true = [60 * truth[f"{row.experiment}/{row.position}"][f"growth_per_minute_{row.phase}"]
+            for row in phases.itertuples()]
+    phases = phases.assign(true=true)
+    reference = phases.loc[phases["phase"] == "before", "true"].mean()
+    error = (phases["growth_per_hour"] - phases["true"]).abs() / reference
+    print("measured and true rates differ by less than 8 % of the reference's rate:",
+          bool((error < 0.08).all()))
 else:
     print("no truth.json: this is no synthetic dataset")
 
 # %% [markdown]
 # ## Summary
 #
-# In `runs/RUN/` (the demo: `runs/demo/`) `growth.csv` has a row per position and phase: growth rate, doubling time,
-# 95 % interval, and whether the cells died out. `comparison.csv` has a row per treated experiment: the ratio to its
-# reference, its interval, the verdict and its reason.
+# In `runs/RUN/` (the demo: `runs/demo/`) `growth.csv` has a row per position and phase: growth rate,
+# doubling time, 95 % interval, and whether the cells died out. `comparison.csv` has a row per treated
+# experiment: the ratio to its reference, its interval, the verdict and its reason.
 #
-# The interval of one position knows only the scatter between frames (and its correlation from frame to frame); trust
-# the spread between positions more. Cells are not followed through time: this is growth of all the cells in view
-# together.
+# The interval of one position includes only the scatter between frames (and its correlation from
+# frame to frame); the spread between positions is more reliable. Cells are not tracked: this is growth
+# of all the cells in view together.
 #
 # **On your own**
-# - In the table of experiments in `01_setup`, set DRUG_FRAME to 4 instead of 6 in both rows, and save. Which of RIF10's
-#   rates changes more, before or after, and why?
-# - Does the number of cells (`areas["cells"]`) tell the same story as their area?
+# - In the table of experiments in `01_setup`, set DRUG_FRAME to 4 instead of 6 in both rows, and save.
+#   Which of RIF10's rates changes more, before or after, and why?
+# - Does the number of cells (`areas["cells"]`) show the same growth as their area?
 
 # %% [markdown] tags=["answers"]
 # <details><summary>Answers</summary>
 #
-# - *After*: it now holds two steps of fast growth, and its rate nearly doubles, though it stays
+# - *After*: it now contains two steps of fast growth, and its rate nearly doubles, though it stays
 #   small. *Before* only loses frames.
-# - On average; but it goes up in steps, when several cells divide at once, and needs many cells to be smooth.
+# - On average; but it rises in steps, when several cells divide at once, and needs many cells to be
+#   smooth.
 #
 # </details>

@@ -1,22 +1,21 @@
-"""Teach a small U-Net to outline bacteria, and measure how they grow. See segkit/README.md."""
+"""Train a small U-Net to segment bacteria in time-lapses, and measure their growth. See segkit/README.md."""
 
-from .arrange import arrange
-from .data import Dataset, Frame, Problem, Split, split_by_position
-from .demo import make_demo_dataset
-from .discover import discover
+from .data.dataset import Dataset, Frame, Problem, Split, split_by_position
+from .data.discovery import discover
+from .data.downloads import arrange
+from .data.images import read_image, read_labels
+from .data.label_review import review_teacher
+from .data.synthetic import make_demo_dataset
 from .errors import SegkitError
-from .export import export_onnx
-from .growth import compare_growth, growth_rates
-from .history import History
-from .images import read_image, read_labels
-from .model import UNet
-from .model_file import load_model
-from .outputs import segment_dataset
-from .quality import review_teacher
-from .scores import dice, match_instances
-from .segmentation import Segmentation, segment
+from .measure.growth import compare_growth, growth_rates
+from .measure.metrics import dice, match_instances
+from .measure.segment_dataset import segment_dataset
+from .model.checkpoint import export_onnx, load_model
+from .model.predict import Segmentation, segment
+from .model.unet import UNet
 from .settings import Settings
-from .train import fit
+from .training.run_dir import History
+from .training.trainer import fit
 
 __all__ = [
     "Dataset", "Frame", "History", "Problem", "SegkitError", "Segmentation", "Settings", "Split", "UNet", "arrange",

@@ -1,10 +1,8 @@
-"""Which device computes, and in which precision."""
+"""Device and precision; memory."""
 
 import ctypes
-import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext, suppress
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -52,23 +50,24 @@ def autocast(device: torch.device, precision: str = "auto") -> AbstractContextMa
 def in_parts(forward: Callable[[Tensor], Tensor], batch: Tensor) -> Tensor:
     """forward(batch), in halves where the GPU's memory does not hold the whole (B, C, H, W).
 
-    Raises SegkitError where it does not hold one picture.
+    Raises SegkitError where it does not hold one image.
     """
     try:
         return forward(batch)
     except torch.OutOfMemoryError:
         if len(batch) == 1:
-            raise SegkitError(f"a picture of {batch.shape[-2]} x {batch.shape[-1]} pixels does not fit into the GPU's "
+            raise SegkitError(f"an image of {batch.shape[-2]} x {batch.shape[-1]} pixels does not fit into the GPU's "
                               "memory: set DEVICE=cpu") from None
+    # outside the handler, where the failed attempt's tensors are freed
     torch.cuda.empty_cache()
     return torch.cat([in_parts(forward, half) for half in batch.chunk(2)])
 
 
 def keep_memory() -> None:
-    """Let the C library keep large blocks of memory instead of asking the system for them anew in every step.
+    """Let the C library keep large blocks of memory instead of requesting them from the system in every step.
 
-    Each page so asked for is zeroed first: 60,000 of them in a training step of 16 crops of 128 x 128. Linux with
-    glibc; elsewhere nothing happens.
+    The system zeroes each page that it hands out: 60,000 of them in a training step of 16 crops of 128 x 128. Linux
+    with glibc; elsewhere nothing happens.
     """
     with suppress(OSError, AttributeError, TypeError):
         library = ctypes.CDLL(None)
@@ -81,29 +80,3 @@ def describe_device(device: torch.device, precision: str = "auto") -> str:
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     threads = f", {torch.get_num_threads()} threads" if device.type == "cpu" else ""
     return f"{name}{threads}, {'bf16' if computes_in_bf16(device, precision) else 'float32'}"
-
-
-def free_memory(proc: Path = Path("/proc"), groups: Path = Path("/sys/fs/cgroup")) -> int:
-    """Bytes of RAM that are free to use, as far as the system tells; in a container or job, what it may take."""
-    try:
-        for line in (proc / "meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable"):
-                return min(int(line.split()[1]) * 1024, *_left_in_groups(proc, groups))
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
-    except (OSError, ValueError, AttributeError):
-        return 8 * 2**30
-
-
-def _left_in_groups(proc: Path, groups: Path) -> list[int]:
-    """Bytes that this process's control groups (version 2: SLURM, Docker) leave it; 2 ** 62 where none limits it."""
-    left = [2 ** 62]
-    with suppress(OSError, ValueError):
-        place = groups / (proc / "self" / "cgroup").read_text().strip().rpartition("::/")[2]
-        for group in (place, *place.parents):
-            if not (group / "memory.max").is_file() or (limit := (group / "memory.max").read_text().strip()) == "max":
-                continue
-            stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
-            # what is kept of files, and not in use, is given back when it is needed
-            taken = int((group / "memory.current").read_text()) - int(stat["inactive_file"])
-            left.append(max(0, int(limit) - taken))
-    return left

@@ -1,10 +1,11 @@
-"""The one error that segkit raises for what a user can put right."""
+"""The one error that segkit raises for what a user can correct."""
 
-STOPPED = "segkit stopped: "  # what the last line of a command begins with that could not go on
+
+STOPPED = "segkit stopped: "  # begins the last line of a command that failed
 
 
 class SegkitError(Exception):
-    """What was found, what was needed and what to do, in one sentence.
+    """One sentence: what was found, what was needed and what to do.
 
     Jupyter shows the sentence alone: IPython asks an exception for `_render_traceback_` before it
     prints a traceback.

@@ -1,21 +1,25 @@
-"""Write files whole or not at all."""
+"""Write files whole or not at all; the lock of a folder; tables; the log of a run."""
 
+import fcntl
 import json
+import logging
 import os
-import secrets
 import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import pandas as pd
 
 from .errors import SegkitError
 
 LOCK = "run.lock"  # in a folder that one process writes into
-TOKEN = "SEGKIT_LOCK"  # environment variable by which the processes that it starts are known
+HELD = "SEGKIT_LOCK"  # environment variable: the folders whose locks this process or one that started it holds
+log = logging.getLogger("segkit")
+log.setLevel(logging.INFO)
+log.propagate = False
 
 
 @contextmanager
@@ -50,103 +54,59 @@ def replacing(path: str | Path) -> Iterator[Path]:
 def locked(folder: Path) -> Iterator[None]:
     """Keep other processes from writing into a folder while the block runs, except those that the block starts.
 
-    The lock is a file in the folder, made if it is not there, that names host and process. Raises SegkitError as
-    `check_lock`, and where the folder cannot be written.
+    The lock is `flock` on a file in the folder: the system releases it when the process ends, however it ends. Where a
+    file system has no such locks, there is none. Raises SegkitError where another process holds the lock, or the
+    folder cannot be written.
     """
-    path, inherited = folder / LOCK, os.environ.get(TOKEN)
-    token = inherited or secrets.token_hex(8)
-    mine = {"host": socket.gethostname(), "process": os.getpid(), "started": _start_of(os.getpid()),
-            "since": time.strftime("%Y-%m-%d %H:%M:%S"), "token": token}
-    held = False
-    try:
-        with writing(path):
-            folder.mkdir(parents=True, exist_ok=True)
-            while not (held or check_lock(folder)):
-                with suppress(FileExistsError):  # another process was faster: look at its lock
-                    file = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)  # on network file systems too
-                    held = True
-                    with os.fdopen(file, "w") as text:
-                        json.dump(mine, text)
-        os.environ[TOKEN] = token
+    path, held = folder / LOCK, os.environ.get(HELD, "")
+    if _is_held(folder):
         yield
-    finally:
-        if held and _holder(path).get("token", token) == token:
-            path.unlink(missing_ok=True)
-        if inherited is None:
-            os.environ.pop(TOKEN, None)
-
-
-def check_lock(folder: Path) -> bool:
-    """Whether this process, or one that started it, holds the folder's lock; the lock of an ended one is removed.
-
-    Raises SegkitError where another process holds it, or one of another machine that may be running.
-    """
-    path = folder / LOCK
-    if not (holder := _holder(path)):
-        return False
-    host, process = holder.get("host", "?"), holder.get("process", "?")
-    here = host == socket.gethostname()
-    if (here and process == os.getpid()) or holder.get("token") == os.environ.get(TOKEN, ""):
-        return True
-    starts = {_start_of(process), holder["started"]} if here else set()  # a number may be another process's now
-    if not here or ("" not in starts and ("?" in starts or len(starts) == 1)):
-        raise SegkitError(f"{folder} is in use by process {process} on {host} since {holder.get('since', '?')}: wait "
-                          f"until it ends, or choose another RUN or folder; if it is not running, remove {path}")
-    _remove_left(path, holder)
-    return False
-
-
-def _remove_left(path: Path, holder: dict[str, Any]) -> None:
-    """Remove the lock of an ended process; one at a time, so that none removes the next one's."""
-    removing = path.with_name(f".{LOCK}.removing")
-    try:
-        os.close(os.open(removing, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
-    except FileExistsError:
-        time.sleep(0.05)
-        with suppress(FileNotFoundError):
-            if time.time() - removing.stat().st_mtime > 10:  # its process was killed within this function
-                removing.unlink()
         return
-    try:
-        if _holder(path) == holder:
-            path.unlink(missing_ok=True)
-    finally:
-        removing.unlink(missing_ok=True)
-
-
-def _holder(path: Path) -> dict[str, Any]:
-    """What a lock's file contains; {} where there is none."""
-    for _ in range(20):
-        if not os.path.lexists(path):
-            return {}
+    with writing(path):
+        folder.mkdir(parents=True, exist_ok=True)
+        file = open(path, "a+", encoding="utf-8")  # noqa: SIM115
+    with file:
+        _lock(file, path)
+        # the holder may have removed the file, between opening and locking it here
+        if not os.path.exists(path) or not os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
+            raise SegkitError(f"{folder} was in use until now: start this again")
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%Y-%m-%d %H:%M:%S')}")
+        file.flush()
+        os.environ[HELD] = os.pathsep.join(filter(None, (held, str(folder.resolve()))))
         try:
-            holder = json.loads(path.read_text(encoding="utf-8"))
-            if isinstance(holder["process"], int) and {"host", "started", "token"} <= holder.keys():
-                return holder
-        except (OSError, ValueError, TypeError, KeyError, AttributeError):  # it is being written or removed, or damaged
-            pass
-        time.sleep(0.1)
-    return {"process": "unknown"}
+            yield
+        finally:
+            os.environ[HELD] = held
+            path.unlink(missing_ok=True)
 
 
-def _start_of(process: int) -> str:
-    """When a process of this machine was started, as Linux tells it; "" where it has ended, "?" where unknown."""
+def check_lock(folder: Path) -> None:
+    """Raise SegkitError where another process holds the folder's lock."""
+    path = folder / LOCK
+    if path.is_file() and not _is_held(folder):
+        with writing(path), open(path, encoding="utf-8") as file:
+            _lock(file, path)
+
+
+def _is_held(folder: Path) -> bool:
+    """Whether this process, or one that started it, holds the folder's lock."""
+    return str(folder.resolve()) in os.environ.get(HELD, "").split(os.pathsep)
+
+
+def _lock(file: TextIO, path: Path) -> None:
     try:
-        if os.name == "posix":
-            os.kill(process, 0)  # sends nothing
-    except ProcessLookupError:
-        return ""
-    except PermissionError:
-        pass  # another user's, and running
-    try:
-        state, *fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
-        return "" if state in "ZX" else fields[18]
-    except OSError:
-        return "?"
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.seek(0)
+        raise SegkitError(f"{path.parent} is in use by {file.read() or 'another process'}: wait until it ends, or "
+                          "choose another RUN or folder") from None
+    except OSError as error:
+        log.info("%s is not locked: its file system has no locks (%s)", path.parent, error.strerror)
 
 
 def read_table(path: str | Path) -> pd.DataFrame:
-    """A table of a run; experiments and positions stay text, also where they are called 001 or NA."""
+    """A table of a run; experiments and positions stay text, also where they are named 001 or NA."""
     try:
         return pd.read_csv(path, dtype={"experiment": str, "position": str}, keep_default_na=False, na_values=[""])
     except (OSError, ValueError) as error:
@@ -169,10 +129,30 @@ def read_json(path: str | Path, what: str) -> Any:
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise SegkitError(f"{what} {path} cannot be read ({error}): delete it or write it anew") from None
+        raise SegkitError(f"{what} {path} cannot be read ({error}): delete it or write it again") from None
 
 
 def write_table(path: str | Path, table: pd.DataFrame) -> None:
     """Replace a CSV file whole."""
     with replacing(path) as temporary:
         table.to_csv(temporary, index=False, float_format="%.6g")
+
+
+def duration(seconds: float) -> str:
+    """Seconds in words: 45 s, 12 min."""
+    return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"
+
+
+@contextmanager
+def logging_to(path: Path) -> Iterator[None]:
+    """Append everything logged through `log` to a file, with times, while the block runs."""
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s  %(message)s", "%Y-%m-%d %H:%M:%S"))
+    log.addHandler(handler)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        handler.close()

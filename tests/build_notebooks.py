@@ -20,7 +20,7 @@ def build(script: Path) -> None:
     target = script.with_suffix(".ipynb")
     subprocess.run([sys.executable, "-m", "jupytext", "--quiet", "--update", "--to", "ipynb", str(script)], check=True)
     notebook = nbformat.read(target, as_version=4)
-    NotebookClient(notebook, timeout=600, kernel_name="python3", store_widget_state=False,
+    NotebookClient(notebook, timeout=600, kernel_name="python3", store_widget_state=False, coalesce_streams=True,
                    resources={"metadata": {"path": str(NOTEBOOKS)}}).execute()
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)

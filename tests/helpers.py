@@ -26,7 +26,7 @@ def write(path, array, **options):
     return path
 
 
-def untaught_student():
+def untrained_student():
     """Deterministic: some pixels are cells, most are not."""
     torch.manual_seed(1)
     student = UNet()

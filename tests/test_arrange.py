@@ -1,14 +1,11 @@
-import errno
-import os
 import zipfile
-from unittest.mock import Mock
 
 import numpy as np
 import pytest
 
 from segkit import SegkitError, Settings, arrange, discover
-from segkit.arrange import plan_arrangement
-from segkit.forms import ArrangeForm
+from segkit.data.downloads import plan_arrangement
+from segkit.notebook.forms import ArrangeForm
 from tests.helpers import FIXTURE, write
 
 
@@ -47,19 +44,16 @@ def test_zips_nested_and_without_ending_become_the_layout(downloads, tiny, tmp_p
 
 def test_a_plan_changes_nothing(downloads, tmp_path):
     plan = plan_arrangement(downloads, tmp_path / "dataset")
-    assert len(plan.moves) == 8
+    assert len(plan.copies) == 8
     assert not (tmp_path / "dataset").exists()
 
 
-def test_unpacked_folders_are_copied_and_moved_only_when_asked(tmp_path):
+def test_unpacked_folders_are_copied_and_left_as_they_are(tmp_path):
     source = tmp_path / "in" / "REF_masks" / "REF_masks" / "Pos101" / "MASK_img_1.tif"
     write(source, np.zeros((4, 4), np.uint8))
     arrange(tmp_path / "in", tmp_path / "copied")
     assert source.exists()
-    arrange(tmp_path / "in", tmp_path / "moved", move=True)
-    assert not source.exists()
-    for place in ("copied", "moved"):
-        assert (tmp_path / place / "REF_masks" / "Pos101" / "MASK_img_1.tif").is_file()
+    assert (tmp_path / "copied" / "REF_masks" / "Pos101" / "MASK_img_1.tif").is_file()
 
 
 def test_several_archives_of_one_experiment_join(tiny, tmp_path):
@@ -109,22 +103,12 @@ def test_an_interrupted_call_can_be_repeated_and_overwrites_nothing(downloads, t
     assert [p.path for p in plan.problems] == [files[1]]
 
 
-@pytest.mark.parametrize("other_disk", [False, True])
-def test_what_is_moved_arrives_whole_and_is_gone_from_its_source(tiny, tmp_path_factory, monkeypatch, other_disk):
-    if other_disk:
-        monkeypatch.setattr(os, "rename", Mock(side_effect=OSError(errno.EXDEV, "another disk")))
-    dataset, count = tmp_path_factory.mktemp("out") / "dataset", len(discover(tiny).pairs)
-    arrange(tiny, dataset, move=True)
-    assert len(discover(dataset).pairs) == count
-    assert not list(tiny.rglob("*.tif*"))
-
-
-def test_moving_into_a_file_says_so_and_loses_nothing(tiny, tmp_path_factory):
+def test_copying_into_a_file_says_so_and_loses_nothing(tiny, tmp_path_factory):
     dataset, count = tmp_path_factory.mktemp("out"), len(list(tiny.rglob("*.tif*")))
     (dataset / "REF_masks").write_text("in the way")
     with pytest.raises(SegkitError, match="cannot write"):
-        arrange(tiny, dataset, move=True)
-    assert len([*tiny.rglob("*.tif*"), *dataset.rglob("*.tif*")]) == count
+        arrange(tiny, dataset)
+    assert len(list(tiny.rglob("*.tif*"))) == count
 
 
 @pytest.mark.parametrize("make", [lambda p: p / "nowhere", lambda p: p, lambda p: write(p / "a.tif", np.zeros((4, 4)))])
@@ -151,7 +135,7 @@ def test_the_fixture_survives_the_round_trip(tmp_path):
     assert names(discover(tmp_path / "dataset")) == names(discover(FIXTURE))
 
 
-def sound_zip(path, content=b"x" * 50, inside="REF_raw_data/Pos101/img_1.tif"):
+def valid_zip(path, content=b"x" * 50, inside="REF_raw_data/Pos101/img_1.tif"):
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr(inside, content)
     return path
@@ -164,15 +148,15 @@ def reasons(plan):
 def test_what_cannot_be_unpacked_or_placed_is_named(tmp_path):
     source = tmp_path / "in"
     source.mkdir()
-    sound_zip(source / "good.zip")
-    whole = sound_zip(source / "REF_masks", b"y" * 5000, "REF_masks/Pos101/MASK_img_1.tif").read_bytes()
+    valid_zip(source / "good.zip")
+    whole = valid_zip(source / "REF_masks", b"y" * 5000, "REF_masks/Pos101/MASK_img_1.tif").read_bytes()
     (source / "REF_masks").write_bytes(whole[:3000])  # cut short, and without its ending
     (source / "HR_masks").write_bytes(b"")
     (source / "B_masks.tar.gz").write_bytes(b"\x1f\x8b")
-    sound_zip(source / "TREAT raw.zip", inside="Pos1/img_1.tif")
-    sound_zip(source / "nested.zip", inside="REF_masks.zip")
+    valid_zip(source / "TREAT raw.zip", inside="Pos1/img_1.tif")
+    valid_zip(source / "nested.zip", inside="REF_masks.zip")
     said = reasons(arrange(source, tmp_path / "out"))
-    for name in ("REF_masks is no sound", "HR_masks is no sound", "B_masks.tar.gz is no zip", "TREAT raw.zip belong to",
+    for name in ("REF_masks is no valid", "HR_masks is no valid", "B_masks.tar.gz is no zip", "TREAT raw.zip belong to",
                  "nested.zip holds the archive"):
         assert name in said, name
 
@@ -180,14 +164,14 @@ def test_what_cannot_be_unpacked_or_placed_is_named(tmp_path):
 def test_two_files_of_one_size_for_one_place_are_compared(tmp_path):
     source = tmp_path / "in"
     source.mkdir()
-    sound_zip(source / "REF_raw_data.zip", b"a" * 50)
-    sound_zip(source / "REF_raw_data (1).zip", b"a" * 50)
+    valid_zip(source / "REF_raw_data.zip", b"a" * 50)
+    valid_zip(source / "REF_raw_data (1).zip", b"a" * 50)
     assert arrange(source, tmp_path / "same").problems == []
-    sound_zip(source / "REF_raw_data (1).zip", b"b" * 50)
+    valid_zip(source / "REF_raw_data (1).zip", b"b" * 50)
     assert "different files" in reasons(arrange(source, tmp_path / "different"))
     again = arrange(source / "REF_raw_data.zip", tmp_path / "same")
     assert (again.problems, again.there_already) == ([], 1)
-    other = arrange(sound_zip(tmp_path / "new.zip", b"c" * 50), tmp_path / "same")
+    other = arrange(valid_zip(tmp_path / "new.zip", b"c" * 50), tmp_path / "same")
     assert "another content" in reasons(other)
 
 
@@ -210,6 +194,6 @@ def test_of_two_entries_with_one_name_the_last_is_taken_and_said(tmp_path):
 def test_tails_that_browsers_and_drives_add_are_no_experiments_of_their_own(tmp_path, name):
     source = tmp_path / "in"
     source.mkdir()
-    sound_zip(source / name, inside="Position 3/MASK_img_1.tif")
+    valid_zip(source / name, inside="Position 3/MASK_img_1.tif")
     arrange(source, tmp_path / "out")
     assert (tmp_path / "out" / "HR_masks" / "Position 3" / "MASK_img_1.tif").is_file()

@@ -13,11 +13,10 @@ import pytest
 
 import segkit
 from segkit import SegkitError, UNet
-from segkit.headless import TRAIN_AND_MEASURE, run_notebooks
-from segkit.model_file import save_model
-from segkit.report import table_of_runs
-from segkit.settings import Settings
-from segkit.sources import load_settings
+from segkit.model.checkpoint import save_model
+from segkit.notebook.headless import TRAIN_AND_MEASURE, run_notebooks
+from segkit.notebook.report import table_of_runs
+from segkit.settings import Settings, load_settings
 from tests.helpers import FIXTURE
 
 NOBODY = 65534

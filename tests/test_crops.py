@@ -2,11 +2,12 @@ import numpy as np
 import pytest
 import torch
 
-from segkit import discover
-from segkit.crops import cut_crops, draw_crops
-from segkit.data import read_pair
-from segkit.decode import build_store
-from segkit.targets import normalise
+from segkit import SegkitError, discover
+from segkit.data.dataset import read_pair
+from segkit.data.images import normalise
+from segkit.training import frames as frames_module
+from segkit.training.augment import gather_crops, sample_crops
+from segkit.training.frames import build_store
 from tests.helpers import FIXTURE, squares, write
 
 CPU = torch.device("cpu")
@@ -49,69 +50,62 @@ def test_outliers_and_missing_pixels_are_as_segment_sees_them(tmp_path, kind):
 
 
 def test_an_unchanged_crop_is_cut_pixel_by_pixel(store):
-    images, targets = cut_crops(store, plain_plan(2), (32, 48))
+    images, targets = gather_crops(store, plain_plan(2), (32, 48))
     whole, target = store.whole([1], 16)
     np.testing.assert_allclose(images[1].numpy(), whole[0, :, 48:80, 40:88].numpy(), atol=1e-5)
     np.testing.assert_array_equal(targets[1].numpy(), target[0, :, 48:80, 40:88].numpy())
 
 
 def test_image_and_target_turn_together(store):
-    plain, target = cut_crops(store, plain_plan(1), (32, 32))
-    turned, turned_target = cut_crops(store, plain_plan(1, angle=np.pi / 2), (32, 32))
+    plain, target = gather_crops(store, plain_plan(1), (32, 32))
+    turned, turned_target = gather_crops(store, plain_plan(1, angle=np.pi / 2), (32, 32))
     np.testing.assert_allclose(turned[0, 0].numpy(), np.rot90(plain[0, 0].numpy(), -1), atol=1e-3)
     assert (turned_target[0, 0].numpy() == np.rot90(target[0, 0].numpy(), -1)).mean() > 0.99
 
 
 def test_zoom_enlarges_cells(store):
-    _, target = cut_crops(store, plain_plan(1), (96, 96))
-    _, zoomed = cut_crops(store, plain_plan(1, zoom=0.7), (96, 96))
+    _, target = gather_crops(store, plain_plan(1), (96, 96))
+    _, zoomed = gather_crops(store, plain_plan(1, zoom=0.7), (96, 96))
     assert (zoomed > 0).sum() < (target > 0).sum()
 
 
 def test_targets_are_never_interpolated(store):
-    plan = draw_crops(store, 8, (64, 64), torch.Generator().manual_seed(0))
-    _, targets = cut_crops(store, plan, (64, 64))
+    plan = sample_crops(store, 8, (64, 64), torch.Generator().manual_seed(0))
+    _, targets = gather_crops(store, plan, (64, 64))
     steps = targets * 255
     torch.testing.assert_close(steps, steps.round())
 
 
 def test_the_same_seed_cuts_the_same_crops(store):
-    a, b = (cut_crops(store, draw_crops(store, 4, (64, 64), torch.Generator().manual_seed(7)), (64, 64))
+    a, b = (gather_crops(store, sample_crops(store, 4, (64, 64), torch.Generator().manual_seed(7)), (64, 64))
             for _ in range(2))
     assert torch.equal(a[0], b[0])
     assert torch.equal(a[1], b[1])
 
 
 def test_a_crop_larger_than_its_frame_is_mirrored_not_broken(store):
-    images, _ = cut_crops(store, plain_plan(1), (320, 320))
+    images, _ = gather_crops(store, plain_plan(1), (320, 320))
     assert images.shape == (1, 1, 320, 320)
     assert torch.isfinite(images).all()
 
 
 def test_half_of_the_crops_look_at_cells(store):
-    plan = draw_crops(store, 64, (32, 32), torch.Generator().manual_seed(0))
-    _, targets = cut_crops(store, plan, (32, 32))
+    plan = sample_crops(store, 64, (32, 32), torch.Generator().manual_seed(0))
+    _, targets = gather_crops(store, plan, (32, 32))
     assert ((targets > 0).flatten(1).any(1)).float().mean() > 0.5
 
 
-def test_memory_and_disk_give_the_same_store(tmp_path, store):
-    mapped, problems = build_store(store.frames, CPU, tmp_path, memory_limit=1e-6)
-    assert problems == []
-    assert torch.equal(mapped.pixels, store.pixels)
-    assert torch.equal(mapped.targets, store.targets)
-    assert mapped.hashes == store.hashes
-    assert len(set(store.hashes)) == len(store.frames)
-    assert len(list(tmp_path.glob("*/index.npz"))) == 1
-
-
-def test_the_cache_on_disk_is_used_again_and_made_anew_for_changed_files(tmp_path, tiny):
+def test_the_cache_on_disk_is_used_again_and_made_again_for_changed_files(tmp_path, tiny):
     pairs = discover(tiny).pairs
-    build_store(pairs, CPU, tmp_path / "c", memory_limit=1e-6)
+    first, _ = build_store(pairs, CPU, tmp_path / "c")
     made = {p: p.stat().st_mtime_ns for p in (tmp_path / "c").glob("*/index.npz")}
-    build_store(pairs, CPU, tmp_path / "c", memory_limit=1e-6)
+    second, _ = build_store(pairs, CPU, tmp_path / "c")
     assert {p: p.stat().st_mtime_ns for p in (tmp_path / "c").glob("*/index.npz")} == made
+    assert torch.equal(first.pixels, second.pixels)
+    assert torch.equal(first.targets, second.targets)
+    assert first.hashes == second.hashes
     pairs[0].image.touch()
-    build_store(pairs, CPU, tmp_path / "c", memory_limit=1e-6)
+    build_store(pairs, CPU, tmp_path / "c")
     assert len(list((tmp_path / "c").glob("*/index.npz"))) == 2
 
 
@@ -122,3 +116,20 @@ def test_a_pair_that_cannot_be_decoded_is_a_problem_and_the_rest_goes_on(tmp_pat
     store, problems = build_store(pairs, CPU, tmp_path / "c")
     assert len(store.frames) == 3
     assert [p.path for p in problems] == [pairs[1].image]
+    pairs[1].image.write_bytes(content)
+    assert len(build_store(pairs, CPU, tmp_path / "c")[0].frames) == 4
+
+
+def test_a_pair_that_could_not_be_decoded_is_tried_again_by_the_next_training(tmp_path, tiny, monkeypatch):
+    pairs, real, failed = discover(tiny).pairs, frames_module.decode, []
+
+    def fail_once(frame):
+        if frame == pairs[1] and not failed:
+            failed.append(frame)
+            raise SegkitError("the network drive does not answer")
+        return real(frame)
+
+    monkeypatch.setattr(frames_module, "decode", fail_once)
+    store, problems = build_store(pairs, CPU, tmp_path / "c")
+    assert (len(store.frames), [p.reason for p in problems]) == (3, ["the network drive does not answer"])
+    assert len(build_store(pairs, CPU, tmp_path / "c")[0].frames) == 4

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from segkit import Settings, UNet, dice, discover, fit, load_model, read_image, segment, split_by_position
-from segkit.learner import Learner
-from segkit.team import Team
+from segkit.training.distributed import ProcessGroup
+from segkit.training.trainer import Trainer
 from tests.helpers import small_demo
 
 HERE = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
@@ -44,10 +44,10 @@ def test_the_same_seed_ends_alike_twice(tmp_path, device):
 def test_the_default_batch_takes_less_than_8_gb():
     torch.cuda.reset_peak_memory_stats()
     settings = Settings()
-    learner = Learner(UNet(), Team("cuda"), settings)
-    learner.start(0.2, 0)
+    trainer = Trainer(UNet(), settings, ProcessGroup("cuda"))
+    trainer.initialise(0.2)
     images = torch.rand(settings.batch_size, 1, 768, 448, device="cuda")
     for _ in range(2):
-        learner.step(images, (images > 0.8).float())
-    assert learner.part == settings.batch_size  # nothing was split
+        trainer.train_step(images, (images > 0.8).float())
+    assert trainer.part_size == settings.batch_size  # nothing was split
     assert torch.cuda.max_memory_allocated() < 8e9

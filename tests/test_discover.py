@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from segkit import SegkitError, discover, split_by_position
-from segkit.data import exclude, masks_path_in, read_pair, read_sound
-from segkit.names import name_key
+from segkit.data.dataset import exclude, masks_path_in, read_pair, read_valid
+from segkit.data.pairing import name_key
 from tests.helpers import FIXTURE, write
 
 
@@ -329,9 +329,17 @@ def test_one_position_alone_cannot_train(tiny):
 def test_frames_that_cannot_be_decoded_are_passed_over_and_named_with_their_position(tiny):
     pairs = discover(tiny).pairs
     pairs[0].masks.write_bytes(pairs[0].masks.read_bytes()[:-30])
-    assert [f.name for f, _, _ in read_sound(pairs, 2)] == [f.name for f in pairs[1:3]]
+    assert [f.name for f, _, _ in read_valid(pairs, 2)] == [f.name for f in pairs[1:3]]
     with pytest.raises(SegkitError, match=r"^REF/Pos101/0: MASK_img"):
         read_pair(pairs[0])
+
+
+def test_linked_folders_are_searched_and_a_link_upwards_leads_in_no_circle(tiny):
+    (tiny / "REF_raw_data/Pos101").rename(tiny / "elsewhere")
+    (tiny / "REF_raw_data/Pos101").symlink_to(tiny / "elsewhere")
+    (tiny / "REF_raw_data/Pos109/upwards").symlink_to(tiny)
+    dataset = discover(tiny)
+    assert (len(dataset.pairs), dataset.problems) == (4, ())
 
 
 def test_a_projection_beside_a_film_is_no_frame_of_it(tmp_path):

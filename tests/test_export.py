@@ -11,9 +11,8 @@ from scipy import ndimage
 from torch import nn
 
 from segkit import SegkitError, UNet, export_onnx, load_model, segment
-from segkit.export import with_openvino
-from segkit.model import ModelInfo
-from segkit.model_file import save_model
+from segkit.model.checkpoint import save_model, with_openvino
+from segkit.model.unet import ModelInfo
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +23,7 @@ def exported(tmp_path_factory):
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 64, 64), (2, 1, 96, 160), (3, 1, 128, 48)])
-def test_onnx_answers_as_torch_does_at_any_size(exported, shape):
+def test_onnx_predicts_as_torch_does_at_any_size(exported, shape):
     onnxruntime = pytest.importorskip("onnxruntime")
     model, path = exported
     x = np.random.default_rng(0).random(shape, np.float32)
@@ -35,7 +34,7 @@ def test_onnx_answers_as_torch_does_at_any_size(exported, shape):
     np.testing.assert_allclose(maps[:, 1], expected[:, 1], atol=1e-3)
 
 
-def test_onnx_says_how_it_is_used(exported):
+def test_onnx_holds_the_models_info(exported):
     import onnx
     properties = {p.key: p.value for p in onnx.load(exported[1]).metadata_props}
     assert json.loads(properties["segkit"])["prominence"] == 0.3
@@ -107,7 +106,7 @@ def test_the_starting_recipes_weights_segment_as_they_did(recipe, tmp_path, shap
     result = segment(model, image)
     np.testing.assert_allclose(result.probability[:rows, :columns], probability, atol=1e-5)
     assert result.labels.max() == ndimage.label(result.probability > 0.5, np.ones((3, 3)))[1]
-    save_model(model, tmp_path / "model.safetensors")  # converted once and for all
+    save_model(model, tmp_path / "model.safetensors")  # converted to a model file
     np.testing.assert_array_equal(segment(load_model(tmp_path, "cpu"), image).labels, result.labels)
 
 

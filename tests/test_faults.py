@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from segkit import discover, review_teacher, split_by_position
-from segkit.decode import build_store
+from segkit.training.frames import build_store
 from tests.faults import FAULTS, make
 
 

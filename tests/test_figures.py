@@ -5,11 +5,23 @@ import pandas as pd
 import pytest
 from matplotlib.text import Text
 
-from segkit import charts
-from segkit.charts import show_histograms, show_over_time, show_training
-from segkit.data import Dataset, Frame, Split
-from segkit.figures import busiest, cell_colours, grey, outlines, overlay, show_pictures, to_png
-from segkit.history import COLUMNS
+from segkit.data.dataset import Dataset, Frame, Split
+from segkit.notebook import plots as charts
+from segkit.notebook.plots import (
+    busiest,
+    cell_colours,
+    grey,
+    outlines,
+    overlay,
+    show_crops,
+    show_histograms,
+    show_over_time,
+    show_pictures,
+    show_previews,
+    show_training,
+    to_png,
+)
+from segkit.training.run_dir import COLUMNS
 from tests.helpers import squares
 
 
@@ -39,7 +51,7 @@ def test_neighbouring_numbers_get_different_colours():
 def test_every_figure_becomes_a_png_with_and_without_content():
     rows = [dict.fromkeys(COLUMNS, 0.5) | {"epoch": 1, "event": "rolled back"}]
     for table in (pd.DataFrame(rows), pd.DataFrame(columns=list(COLUMNS))):
-        for figure in (show_training(table), show_training(table, [(np.zeros((8, 8)),) * 3])):
+        for figure in (show_training(table), show_previews([(np.zeros((8, 8)),) * 3]), show_previews([])):
             assert to_png(figure).startswith(b"\x89PNG")
     line = pd.DataFrame({"experiment": ["A"], "position": ["P"], "frame": [0], "x": [1.0]})
     many = pd.concat(line.assign(experiment=name) for name in "ABCDE")
@@ -69,6 +81,13 @@ def test_a_name_with_dollar_signs_is_drawn_as_it_is_and_stops_no_figure(name):
     for figure in figures:
         assert to_png(figure).startswith(b"\x89PNG")
         assert any(name in text.get_text() and not text.get_parse_math() for text in figure.findobj(Text))
+
+
+def test_crops_are_shown_above_their_targets():
+    figure = show_crops(np.full((3, 8, 9), 1.5), np.zeros((3, 8, 9)))
+    shown = [axes.images[0].get_array() for axes in figure.axes]
+    assert [picture.shape for picture in shown] == [(8, 9)] * 6
+    assert [float(picture.max()) for picture in shown] == [1.0] * 3 + [0.0] * 3
 
 
 def test_a_picture_has_as_many_pixels_as_the_image_or_a_multiple_and_fits_the_sheet():

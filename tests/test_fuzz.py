@@ -19,11 +19,11 @@ from hypothesis.extra.numpy import array_shapes, arrays
 from PIL import Image
 
 from segkit import SegkitError, UNet, arrange, discover, match_instances, read_image, read_labels, segment
-from segkit.images import read_header
-from segkit.metadata import read_metadata
-from segkit.names import name_key
+from segkit.data.images import read_header, read_metadata
+from segkit.data.pairing import name_key
+from segkit.model.postprocess import label_cells
+from segkit.model.targets import distance_target
 from segkit.settings import Settings, parse_settings, public_fields
-from segkit.targets import distance_target, label_cells
 
 FEW = settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
 MANY = settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))

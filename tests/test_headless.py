@@ -10,22 +10,21 @@ import subprocess
 import sys
 from pathlib import Path
 
+import nbformat
 import numpy as np
-import pandas as pd
 import pytest
 from papermill.exceptions import PapermillExecutionError
 
 from segkit import SegkitError, UNet, discover, split_by_position
-from segkit.advice import dataset_verdict, settings_table, training_estimate
-from segkit.discover import discover_split
-from segkit.files import write_table
-from segkit.forms import ExperimentsForm, SettingsForm
-from segkit.headless import REVIEW, TRAIN_AND_MEASURE, main
-from segkit.model_file import save_model
-from segkit.run import open_run, save_checkpoint
-from segkit.settings import Settings, parse_settings
-from segkit.sources import check_whose_run, load_settings, record_settings
-from segkit.widgets import Browser
+from segkit.data.discovery import discover_split
+from segkit.model.checkpoint import save_model
+from segkit.notebook.forms import ExperimentsForm, SettingsForm
+from segkit.notebook.headless import TRAIN_AND_MEASURE, main
+from segkit.notebook.plots import show_pictures
+from segkit.notebook.report import dataset_verdict, settings_table, training_estimate
+from segkit.notebook.widgets import Browser, browser
+from segkit.settings import Settings, check_whose_run, load_settings, parse_settings, record_settings
+from segkit.training.run_dir import open_run, save_checkpoint
 from tests.helpers import FIXTURE, write
 from tests.notebook_settings import SETTINGS
 
@@ -58,13 +57,9 @@ def test_a_students_results_are_not_replaced_by_another_students(tmp_path, monke
 
 @pytest.fixture
 def project(tiny, monkeypatch):
-    """A project's folder with a dataset, whose notebooks run to their end at once; 02 flags a frame."""
+    """A project's folder with a dataset, whose notebooks run to their end at once."""
     def execute(source, target, **options):
         Path(str(target).format()).write_text(json.dumps(options["parameters"]))  # papermill formats paths, too
-        if Path(source).stem == REVIEW:
-            review = pd.DataFrame({"experiment": "REF", "position": "Pos101", "frame": [0, 1],
-                                   "flags": ["clipped", ""]})
-            write_table(tiny / "runs" / options["parameters"]["RUN"] / "review.csv", review)
     for folder in ("data", "notebooks"):
         (tiny / folder).mkdir()
     for name in ("01_setup.py", *(f"{name}.ipynb" for name in TRAIN_AND_MEASURE)):
@@ -73,17 +68,47 @@ def project(tiny, monkeypatch):
         folder.rename(tiny / "data" / folder.name)
     monkeypatch.chdir(tiny)
     monkeypatch.setattr("papermill.execute_notebook", execute)
-    monkeypatch.setattr("segkit.headless.write_report", lambda run_dir: None)
+    monkeypatch.setattr("segkit.notebook.headless.write_report", lambda run_dir: None)
     return tiny
 
 
-def test_make_run_says_what_is_assumed_and_what_is_flagged(project, capsys):
+def test_make_run_names_what_is_assumed(project, capsys):
     assert main(["DATASET_PATH=data", "DRUG_FRAME=7"]) == 0
     said = capsys.readouterr().out
     assert "assumed, please check: PIXEL_SIZE_UM=0.0733, MINUTES_PER_FRAME=2.0, REFERENCE=REF\n" in said
-    assert "flagged: REF/Pos101/0: clipped\n" in said
-    assert "1 of 2 pairs are flagged" in said
     assert not (project / "runs/data/settings.json").exists()  # the training writes it
+
+
+def test_what_the_cells_print_is_printed_in_the_terminal_and_figures_are_not(project, monkeypatch, capsys):
+    monkeypatch.undo()
+    monkeypatch.chdir(project)
+    monkeypatch.setattr("segkit.notebook.headless.write_report", lambda run_dir: None)
+    cells = ["# parameters", "print('\\repoch 1/2', end='', flush=True)\nprint('\\repoch 2/2  100 % ', flush=True)",
+             "from segkit.notebook import show_pictures\nshow_pictures([], [])",
+             "from segkit import SegkitError\nif RUN == 'bad': raise SegkitError('EPOCHS is 0')"]
+    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells],
+                                        metadata={"kernelspec": kernel})
+    notebook.cells[0].metadata["tags"] = ["parameters"]
+    nbformat.write(notebook, project / "notebooks/04_inference.ipynb")
+    shutil.copy(project / "notebooks/04_inference.ipynb", project / "notebooks/05_growth.ipynb")
+    save_model(UNet(), project / "runs/student/model.safetensors")
+    assert main(["segment", "DATASET_PATH=data", "MODEL=student"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1].startswith("assumed, please check")
+    assert lines[2:5] == ["04_inference ...", "  epoch 1/2", "  epoch 2/2  100 %"]
+    assert lines[5].startswith("04_inference done in")
+    assert main(["segment", "DATASET_PATH=data", "MODEL=student", "RUN=bad"]) == 1
+    assert last_line(capsys) == "segkit stopped: 04_inference: EPOCHS is 0"
+
+
+def test_help_lists_commands_and_settings_and_an_unknown_command_is_one_sentence(capsys):
+    assert main(["--help"]) == 0
+    said = capsys.readouterr().out
+    assert "segkit segment [NAME=value ...]" in said
+    assert "EPOCHS             number of training epochs" in said
+    assert main(["measure", "EPOCHS=2"]) == 1
+    assert "measure is unknown: run, segment or train was needed" in last_line(capsys)
 
 
 @pytest.mark.parametrize("command", [[], ["segment", "MODEL=student"]])
@@ -153,7 +178,7 @@ def test_a_training_that_is_there_stops_a_second_before_anything_is_replaced(pro
     (project / "runs/data/last.pt").touch()
     assert main(["DATASET_PATH=data"]) == 1
     reason = last_line(capsys)
-    assert "runs/data holds a training already: RESUME=1 goes on with it, if it is not running still" in reason
+    assert "runs/data holds a training already: RESUME=1 continues it, if it is not running still" in reason
     (project / "runs/data/last.pt").unlink()
     assert main(["DATASET_PATH=data", "RESUME=1"]) == 1
     assert "holds no last.pt" in last_line(capsys)
@@ -248,7 +273,7 @@ def test_make_hands_values_and_the_callers_folder_on_as_they_are(tmp_path, name)
     (tmp_path / name).mkdir()
     code, said = make(tmp_path, "-o", "install", "segment", f"BIN={tmp_path}/bin", f"DATASET_PATH={tmp_path / name}",
                       "EPOCHS=3", caller=tmp_path / name)
-    assert said == [f"caller={tmp_path / name}", "-m", "segkit.headless", "segment",
+    assert said == [f"caller={tmp_path / name}", "-m", "segkit", "segment",
                     *sorted([f"DATASET_PATH={tmp_path / name}", "EPOCHS=3"], key=said.index)]
     assert code == 0
     assert not list(tmp_path.rglob("touched"))
@@ -280,7 +305,7 @@ def test_make_removes_the_environment_that_it_has_made_also_where_that_was_inter
 
 
 def test_a_wrong_dataset_path_ends_make_run_with_the_reason(tmp_path):
-    done = subprocess.run([sys.executable, "-m", "segkit.headless", "DATASET_PATH=nowhere", "RUN=demo"],
+    done = subprocess.run([sys.executable, "-m", "segkit", "DATASET_PATH=nowhere", "RUN=demo"],
                           env=os.environ | SETTINGS | {"SEGKIT_CALLER": str(tmp_path)}, capture_output=True, text=True)
     assert done.returncode == 1
     reason = done.stderr.strip().splitlines()[-1]
@@ -336,10 +361,10 @@ def test_the_form_changes_saves_and_resets(tmp_path, tiny, monkeypatch):
     assert "4 images" in form.message.value
     assert form._fields["RUN"].value == form.settings.run == tiny.name
     form._fields["EPOCHS"].value = 7
-    form._save(None)
+    form.save()
     saved = load_settings(root=tmp_path / "root")
     assert (saved.dataset_path, saved.epochs) == (tiny, 7)
-    form._reset(None)
+    form.reset()
     assert not (tmp_path / "root" / "segkit.json").exists()
     assert form._fields["EPOCHS"].value == 20
 
@@ -348,7 +373,7 @@ def test_the_form_changes_saves_and_resets(tmp_path, tiny, monkeypatch):
 def scans(monkeypatch):
     """Every scan of a dataset by the forms and their sentences."""
     seen = []
-    for module in ("segkit.forms", "segkit.advice"):
+    for module in ("segkit.notebook.forms", "segkit.notebook.report"):
         monkeypatch.setattr(f"{module}.discover", lambda *folders: seen.append(folders) or discover(*folders))
     return seen
 
@@ -365,10 +390,10 @@ def test_the_forms_scan_a_dataset_once_for_what_changed(tmp_path, tiny, scans):
     assert len(scans) == 1
     assert [change("EPOCHS", 7), change("VALIDATION", "109"), change("DRUG_FRAME", 5)] == [0, 0, 0]
     assert change("DATASET_PATH", "data") == 1  # the form, its sentence and the table together
-    assert {place.partition(".")[0] for place in table.cells} == {"REF"}
+    assert {experiment for experiment, _ in table.cells} == {"REF"}
     assert change("MASKS_PATH", str(tiny)) == 1
     scans.clear()
-    form._reset(None)
+    form.reset()
     assert len(scans) == 1
     assert "not there" in form.message.value  # this root holds no demo
     assert "appears when" in table.children[0].value
@@ -391,7 +416,7 @@ def test_a_folder_that_was_repaired_is_seen_at_enter_at_save_and_in_a_new_form(t
     if look == "Enter":
         form.field("DATASET_PATH")._handle_custom_msg({"event": "submit"}, [])
     elif look == "Save":
-        form._save(None)
+        form.save()
         assert "are saved" in form.saved.value
     else:
         form = new_form()
@@ -400,7 +425,7 @@ def test_a_folder_that_was_repaired_is_seen_at_enter_at_save_and_in_a_new_form(t
 
 def test_enter_after_a_changed_path_scans_once(tmp_path, tiny, scans, monkeypatch):
     """A browser says first that Enter was pressed, then that the value is another."""
-    monkeypatch.setattr("segkit.forms.ENTER_SECONDS", 0.05)
+    monkeypatch.setattr("segkit.notebook.forms.ENTER_SECONDS", 0.05)
 
     async def press(form, value):
         scans.clear()
@@ -423,16 +448,29 @@ def test_widgets_store_no_machine_in_a_notebook(tiny):
 
 
 def test_the_browser_follows_its_controls(tiny):
-    from segkit.widgets import browser
     seen = []
-    box = browser(discover(tiny), lambda frame: seen.append(frame.name) or b"png")
-    assert isinstance(box, Browser)
+    box = Browser(discover(tiny), lambda *shown: seen.append((shown[0].name, *shown[1:])) or show_pictures([], []))
     position, frame = box.children[0].children
+    teacher, contrast = box.children[1].children
     frame.index = 1
-    position.value = ("REF", "Pos109")
-    assert seen[0] == "REF/Pos101/0"
-    assert seen[1] == "REF/Pos101/1"
-    assert seen[-1].startswith("REF/Pos109")
+    teacher.value = False
+    contrast.value = 2.0
+    position.value = "REF Pos109"
+    assert seen[:4] == [("REF/Pos101/0", True, 1.0), ("REF/Pos101/1", True, 1.0), ("REF/Pos101/1", False, 1.0),
+                        ("REF/Pos101/1", False, 2.0)]
+    assert seen[-1][0].startswith("REF/Pos109")
+
+
+def test_the_browser_shows_teacher_and_student_and_names_what_cannot_be_read(tiny):
+    settings = Settings(root=tiny, dataset_path=tiny)
+    box = browser(discover(tiny), settings)
+    assert bytes(box.children[2].value).startswith(b"\x89PNG")
+    box = browser(discover(tiny), settings, student=True)  # nothing is segmented yet
+    assert bytes(box.children[2].value) == b""
+    assert "REF/Pos101/0" in box.children[3].value
+    shutil.copytree(tiny / "REF_masks", settings.run_dir / "masks" / "REF_masks")
+    box.children[0].children[1].index = 1
+    assert bytes(box.children[2].value).startswith(b"\x89PNG")
 
 
 def test_a_segkit_error_shows_one_sentence_in_a_notebook(tiny):

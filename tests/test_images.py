@@ -4,8 +4,7 @@ import tifffile
 from PIL import Image
 
 from segkit import SegkitError, read_image, read_labels
-from segkit.images import read_header
-from segkit.metadata import read_metadata
+from segkit.data.images import read_header, read_metadata
 from tests.helpers import squares
 
 RAMP = np.arange(20 * 24, dtype=np.uint16).reshape(20, 24) * 100
@@ -122,7 +121,7 @@ def test_what_imagej_marks_white_is_zero_and_labels_are_never_inverted(tmp_path)
     np.testing.assert_array_equal(read_image(tmp_path / "plain.tif"), 255 - labels)
 
 
-def test_numbers_far_beyond_the_cells_are_numbered_anew(tmp_path):
+def test_numbers_far_beyond_the_cells_are_renumbered(tmp_path):
     labels = squares((5, 5), (5, 25))
     tifffile.imwrite(tmp_path / "a.tif", (labels * 10 ** 9).astype(np.uint32))
     np.testing.assert_array_equal(read_labels(tmp_path / "a.tif"), labels)
@@ -176,6 +175,22 @@ def test_a_size_far_beyond_what_is_stored_is_said_before_memory_is_taken(tmp_pat
     for reader in (read_header, read_image, read_labels):
         with pytest.raises(SegkitError, match="is damaged"):
             reader(path)
+
+
+def test_what_tifffile_logs_of_a_damaged_file_is_dropped_while_segkit_reads_it_and_only_then(tmp_path, caplog):
+    path = tmp_path / "img_1.tif"
+    tifffile.imwrite(path, RAMP, metadata=None)
+    with tifffile.TiffFile(path) as tif:
+        end = tif.pages[0].offset + 2 + 12 * len(tif.pages[0].tags)
+    content = bytearray(path.read_bytes())
+    content[end:end + 4] = (10 ** 8).to_bytes(4, "little")  # the next page is beyond the end of the file
+    path.write_bytes(content)
+    np.testing.assert_array_equal(read_image(path), RAMP)
+    assert read_header(path).pages == 1
+    assert not caplog.records
+    with tifffile.TiffFile(path) as tif:
+        assert len(tif.pages) == 1
+    assert "invalid page offset" in caplog.text
 
 
 def test_a_file_cut_short_is_noticed_without_decoding(tmp_path):

@@ -1,5 +1,6 @@
 """The notebooks are paired, executed, small, and their stored outputs are compared with."""
 
+import ast
 import os
 import subprocess
 import sys
@@ -54,11 +55,30 @@ def test_it_is_light_and_names_no_machine(script):
 @pytest.mark.parametrize("script", SCRIPTS, ids=NAMES)
 def test_cells_are_short_and_the_parameters_are_tagged(script):
     cells = stored(script).cells
-    assert max(c.source.count("\n") + 1 for c in cells if c.cell_type == "code") <= 18
+    code = [c.source for c in cells if c.cell_type == "code"]
+    assert max(source.count("\n") + 1 for source in code) <= 15
+    assert max(len(line) for source in code for line in source.splitlines()) <= 100
     assert sum("parameters" in c.metadata.get("tags", []) for c in cells) == 1
     assert cells[0].source.startswith("# ")
     assert "On your own" in cells[-2].source
     assert cells[-1].metadata["tags"] == ["answers"]
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=NAMES)
+def test_one_cell_imports_and_segkit_offers_all_that_a_notebook_needs(script):
+    cells = [ast.parse(c.source) for c in jupytext.read(script).cells if c.cell_type == "code"]
+    imports = [[node for node in ast.walk(cell) if isinstance(node, ast.Import | ast.ImportFrom)] for cell in cells]
+    assert imports[0]
+    assert not any(imports[1:])
+    modules = {node.module if isinstance(node, ast.ImportFrom) else node.names[0].name for node in imports[0]}
+    assert modules <= {"segkit", "segkit.notebook", "numpy", "pandas", "pathlib"}
+
+
+def test_outputs_of_this_machine_are_shown_and_not_compared():
+    shown = {c.source: c for script in SCRIPTS for c in jupytext.read(script).cells
+             if "nbval-ignore-output" in c.metadata.get("tags", [])}
+    for start in ("machine_report(", "settings_table(", "settings = form.settings", "table_of_runs("):
+        assert any(source.startswith(start) for source in shown), start
 
 
 def nbval(notebook, folder):

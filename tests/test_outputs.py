@@ -9,20 +9,20 @@ import tifffile
 import torch
 
 from segkit import SegkitError, UNet, dice, discover, match_instances, read_image, read_labels, segment, segment_dataset
-from segkit import pipeline as pipeline_module
-from segkit import segmentation as segmentation_module
-from segkit.data import Dataset, Frame, masks_path_in, read_pair
-from segkit.metadata import read_metadata
-from segkit.model import ModelInfo, copy_on_cpu
-from segkit.outputs import dice_complaint, segmented_frames, width_complaint
-from segkit.segmentation import Maps, _spans, label, predict
-from segkit.targets import distance_target
-from tests.helpers import FIXTURE, squares, untaught_student, write
+from segkit.data.dataset import Dataset, Frame, masks_path_in, read_pair
+from segkit.data.images import read_metadata
+from segkit.measure import segment_dataset as inference_module
+from segkit.measure.segment_dataset import dice_warning, segmented_frames, width_warning
+from segkit.model import predict as predict_module
+from segkit.model.predict import Maps, _spans, label, predict
+from segkit.model.targets import distance_target
+from segkit.model.unet import ModelInfo, copy_on_cpu
+from tests.helpers import FIXTURE, squares, untrained_student, write
 
 
 @pytest.fixture(scope="module")
 def model():
-    return untaught_student()
+    return untrained_student()
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +32,7 @@ def frames():
 
 @pytest.mark.parametrize("size", [1, 15, 16, 100, 1024, 1025, 1500, 3000])
 @pytest.mark.parametrize("align_corners", [False, True])
-def test_tiles_answer_every_pixel_once_and_see_beyond_what_they_answer(size, align_corners):
+def test_tiles_predict_every_pixel_once_and_read_more_than_they_predict(size, align_corners):
     spans = _spans(size, align_corners)
     assert spans[0][2] == 0
     assert spans[-1][3] == size
@@ -52,8 +52,8 @@ def test_maps_predicted_in_tiles_are_the_whole_images(model, monkeypatch):
     model.precision = "float32"
     image = np.random.default_rng(0).random((427, 333))
     whole = predict(model, [image])[0]
-    monkeypatch.setattr(segmentation_module, "TILE", 320)
-    monkeypatch.setattr(segmentation_module, "MARGIN", 112)
+    monkeypatch.setattr(predict_module, "TILE", 320)
+    monkeypatch.setattr(predict_module, "MARGIN", 112)
     tiled = predict(model, [image])[0]
     np.testing.assert_allclose(tiled.probability, whole.probability, atol=1e-4)
     np.testing.assert_allclose(tiled.distance, whole.distance, atol=1e-4)
@@ -63,7 +63,7 @@ def test_cells_are_found_at_the_models_scale_and_their_labels_resized(monkeypatc
     """At the image's scale these cells are below min_area, and the peaks of touching ones are smoothed away."""
     labels = squares((10, 10), (10, 26), (40, 60), shape=(80, 96), side=16)  # (h, w) of the network
     maps = torch.from_numpy(np.stack([labels > 0, distance_target(labels)[0] / 255]).astype(np.float32))[None]
-    monkeypatch.setattr(segmentation_module, "_tiled", lambda model, x: maps)
+    monkeypatch.setattr(predict_module, "_predict_tiles", lambda model, x: maps)
     image = np.random.default_rng(0).random((40, 48))
     found = segment(UNet(ModelInfo(min_area=150)), image, scale=2)
     assert match_instances(found.labels, labels[1::2, 1::2])[:3] == (3, 0, 0)
@@ -75,7 +75,7 @@ def test_cells_are_found_at_the_models_scale_and_their_labels_resized(monkeypatc
 @pytest.mark.parametrize(("size", "scale", "scaled"), [(90, 1 / 0.7, 128), (205, 1 / 1.6, 128), (64, 2, 128),
                                                        (30, 0.5, 15), (100, 0.666, 67), (3, 0.1, 1)])
 def test_a_scaled_image_has_the_nearest_size_or_one_beside_it_that_needs_no_padding(size, scale, scaled):
-    assert segmentation_module._scaled(size, scale) == scaled
+    assert predict_module._scaled(size, scale) == scaled
 
 
 def test_cells_too_small_for_the_images_pixels_leave_no_gap_in_the_numbers():
@@ -97,10 +97,10 @@ def test_flip_averaging_does_not_depend_on_which_way_the_image_lies(model):
     np.testing.assert_allclose(mirrored[::-1], straight, atol=2e-2)
 
 
-def test_it_goes_on_where_it_stopped_and_ends_the_same(model, frames, tmp_path, monkeypatch):
+def test_inference_continues_where_it_stopped_and_ends_the_same(model, frames, tmp_path, monkeypatch):
     whole = pd.read_csv(segment_dataset(model, frames, tmp_path / "whole"))
     calls = []
-    real = pipeline_module.predict
+    real = inference_module.predict
 
     def interrupted(*arguments, **options):
         calls.append(1)
@@ -108,8 +108,8 @@ def test_it_goes_on_where_it_stopped_and_ends_the_same(model, frames, tmp_path, 
             raise KeyboardInterrupt
         return real(*arguments, **options)
 
-    monkeypatch.setattr(pipeline_module, "predict", interrupted)
-    with pytest.raises(SegkitError, match="run this again to go on"):
+    monkeypatch.setattr(inference_module, "predict", interrupted)
+    with pytest.raises(SegkitError, match="run this again to continue"):
         segment_dataset(model, frames, tmp_path / "parts")
     calls[:] = [1] * 10
     resumed = pd.read_csv(segment_dataset(model, frames, tmp_path / "parts"))
@@ -125,12 +125,12 @@ def test_label_files_of_another_post_processing_are_made_again(model, frames, tm
     segment_dataset(model, frames[:1], tmp_path)
     path = masks_path_in(tmp_path / "masks", frames[0])
     stamp = tifffile.TiffFile(path).pages.first.description
-    monkeypatch.setattr(pipeline_module, "POSTPROCESSING", pipeline_module.POSTPROCESSING + 1)
+    monkeypatch.setattr(inference_module, "POSTPROCESSING", inference_module.POSTPROCESSING + 1)
     segment_dataset(model, frames[:1], tmp_path)
     assert tifffile.TiffFile(path).pages.first.description != stamp
 
 
-def test_a_damaged_label_file_is_made_anew(model, frames, tmp_path):
+def test_a_damaged_label_file_is_made_again(model, frames, tmp_path):
     whole = pd.read_csv(segment_dataset(model, frames, tmp_path))
     path = masks_path_in(tmp_path / "masks", frames[0])
     with tifffile.TiffFile(path) as tif:
@@ -141,7 +141,7 @@ def test_a_damaged_label_file_is_made_anew(model, frames, tmp_path):
     assert path.read_bytes() == content
 
 
-def test_an_image_that_changed_is_segmented_anew(model, tmp_path):
+def test_an_image_that_changed_is_segmented_again(model, tmp_path):
     raw = tmp_path / "data" / "A_raw_data" / "Pos1"
     raw.mkdir(parents=True)
     rng = np.random.default_rng(0)
@@ -244,17 +244,17 @@ def test_an_output_folder_that_cannot_be_written_gives_a_sentence(model, frames,
         segment_dataset(model, frames[:1], tmp_path / "file" / "out")
 
 
-def test_cells_of_another_width_are_complained_of():
+def test_cells_of_another_width_give_a_warning():
     model = UNet(ModelInfo(cell_width=8.0))
-    assert width_complaint(model, np.full(9, 9.0)) == ""
-    assert "try SCALE=0.50" in width_complaint(model, np.full(9, 16.0))
-    assert width_complaint(model, np.full(9, 16.0), scale=0.5) == ""
-    assert width_complaint(model, np.zeros(0)) == ""
+    assert width_warning(model, np.full(9, 9.0)) == ""
+    assert "try SCALE=0.50" in width_warning(model, np.full(9, 16.0))
+    assert width_warning(model, np.full(9, 16.0), scale=0.5) == ""
+    assert width_warning(model, np.zeros(0)) == ""
 
 
-def test_a_student_that_agrees_little_with_the_masks_is_complained_of():
-    assert dice_complaint([]) == dice_complaint([{"dice": 0.9}, {"dice": 0.2}]) == ""
-    assert "mean Dice 0.20 over 2 frame(s)" in dice_complaint([{"dice": 0.3}, {"dice": 0.1}])
+def test_a_low_dice_gives_a_warning():
+    assert dice_warning([]) == dice_warning([{"dice": 0.9}, {"dice": 0.2}]) == ""
+    assert "mean Dice 0.20 over 2 frame(s)" in dice_warning([{"dice": 0.3}, {"dice": 0.1}])
 
 
 def test_growth_counts_the_frames_that_the_last_tables_cover(tiny, tmp_path, model):
@@ -284,7 +284,7 @@ def test_a_constant_frame_is_skipped_and_no_frame_without_cells(tiny, tmp_path, 
 def test_another_pixel_size_is_written_into_labels_that_are_kept(tiny, tmp_path, model, monkeypatch):
     frames, out = discover(tiny).frames[:1], tmp_path / "out"
     segment_dataset(model, frames, out, pixel_size_um=0.1)
-    monkeypatch.setattr(pipeline_module, "predict", None)  # nothing is segmented again
+    monkeypatch.setattr(inference_module, "predict", None)  # nothing is segmented again
     segment_dataset(model, frames, out, pixel_size_um=0.2)
     assert read_metadata(masks_path_in(out / "masks", frames[0]))["PIXEL_SIZE_UM"] == pytest.approx(0.2)
 

@@ -6,11 +6,11 @@ import torch
 
 from segkit import SegkitError, Settings, UNet, load_model, segment
 from segkit.devices import describe_device
-from segkit.learner import Learner
-from segkit.model import copy_on_cpu
-from segkit.model_file import save_model
-from segkit.team import Team
-from tests.helpers import untaught_student
+from segkit.model.checkpoint import save_model
+from segkit.model.unet import copy_on_cpu
+from segkit.training.distributed import ProcessGroup
+from segkit.training.trainer import Trainer
+from tests.helpers import untrained_student
 
 
 def output_types(network, monkeypatch, action):
@@ -29,15 +29,15 @@ def output_types(network, monkeypatch, action):
 
 @pytest.mark.parametrize(("precision", "kind"), [("bf16", torch.bfloat16), ("float32", torch.float32)])
 def test_inference_and_training_compute_in_the_precision_that_is_set(tmp_path, monkeypatch, precision, kind):
-    save_model(untaught_student(), tmp_path / "model.safetensors")
+    save_model(untrained_student(), tmp_path / "model.safetensors")
     model = load_model(tmp_path, "cpu", precision)
     assert copy_on_cpu(model).precision == precision
     image = np.random.default_rng(0).random((32, 32))
     assert output_types(model, monkeypatch, lambda: segment(model, image)) == {kind}
-    learner = Learner(UNet(), Team("cpu"), Settings(precision=precision, batch_size=2))
-    learner.start(0.2, 0)
+    trainer = Trainer(UNet(), Settings(precision=precision, batch_size=2), ProcessGroup("cpu"))
+    trainer.initialise(0.2)
     crops = torch.rand(2, 1, 32, 32)
-    assert output_types(learner.model, monkeypatch, lambda: learner.step(crops, (crops > 0.8).float())) == {kind}
+    assert output_types(trainer.model, monkeypatch, lambda: trainer.train_step(crops, (crops > 0.8).float())) == {kind}
     assert precision in describe_device(torch.device("cpu"), precision)
 
 

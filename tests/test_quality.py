@@ -1,4 +1,4 @@
-"""Each fault is put into a sound time-lapse of squares, and must be the one that is flagged."""
+"""Each fault is put into a valid time-lapse of squares, and must be the one that is flagged."""
 
 import numpy as np
 import pytest
@@ -17,7 +17,7 @@ def picture(labels, rng):
 
 @pytest.fixture
 def lapse(tmp_path, rng):
-    """Seven sound frames of five squares; returns a function that spoils frame 3 and reviews."""
+    """Seven valid frames of five squares; returns a function that spoils frame 3 and reviews."""
     for k in range(7):
         labels = squares(*CORNERS, shape=(88, 72))
         write(tmp_path / f"A_raw_data/Pos101/img_{k}.tif", picture(labels, rng))
@@ -37,7 +37,7 @@ def flagged(table):
     return {row.frame: row.flags for row in table.itertuples() if row.flags}
 
 
-def test_a_sound_time_lapse_is_measured_and_not_flagged(lapse):
+def test_a_valid_time_lapse_is_measured_and_not_flagged(lapse):
     table = lapse()
     assert flagged(table) == {}
     assert table["cells"].tolist() == [5] * 7
@@ -66,7 +66,7 @@ def test_specks_and_merged_cells_are_flagged(lapse):
     assert "merged cells" in flagged(lapse(labels=labels))[3]
 
 
-def test_images_that_teach_nothing_are_flagged(lapse, rng):
+def test_images_of_no_use_for_training_are_flagged(lapse, rng):
     labels = squares(*CORNERS, shape=(88, 72))
     assert "constant image" in flagged(lapse(image=np.zeros((88, 72), np.uint8)))[3]
     bright = np.minimum(picture(labels, rng).astype(int) + 90, 255).astype(np.uint8)

@@ -11,8 +11,8 @@ from nbclient import NotebookClient
 
 from segkit import SegkitError, UNet
 from segkit.files import write_json
-from segkit.model_file import save_model
-from segkit.report import table_of_runs, write_report
+from segkit.model.checkpoint import save_model
+from segkit.notebook.report import table_of_runs, write_report
 
 NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
 
@@ -34,8 +34,8 @@ def test_the_report_shows_results_without_code(tmp_path):
     assert "segment_dataset(model" not in page
     assert "On your own" not in page
     assert "What you will do" not in page
-    assert "5. What do the student" not in page
-    assert "What do the student's errors do" in page
+    assert "5. Effect of the student" not in page
+    assert "Effect of the student's errors on the rates" in page
     assert "Choose a position and a frame" not in page
     assert "run the notebook to see it" not in page
 
@@ -61,14 +61,14 @@ def test_the_report_shows_the_settings_of_its_results_and_names_the_models_train
     assert ("<td>DATASET_PATH</td><td>/data/a&lt;b</td><td></td>" in page) != other
 
 
-def test_facts_of_a_run_are_in_its_report(tmp_path):
+def test_what_cells_print_and_their_tables_are_in_the_report_and_no_widget(tmp_path):
     (tmp_path / "notebooks").mkdir()
-    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(
-        "from segkit.widgets import Facts\nFacts({'validation Dice': '0.1234'})")])
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(text) for text in (
+        "print('validation Dice: 0.1234')", "from segkit.notebook import LivePicture\nLivePicture(2)")])
     NotebookClient(notebook, kernel_name="python3").execute()
     nbformat.write(notebook, tmp_path / "notebooks" / "03_training.ipynb")
     page = write_report(tmp_path).read_text(encoding="utf-8")
-    assert "<b>validation Dice</b>: 0.1234" in page
+    assert "validation Dice: 0.1234" in page
     assert "run the notebook to see it" not in page
 
 

@@ -3,9 +3,8 @@ from pathlib import Path
 import pytest
 
 from segkit import SegkitError, Settings
-from segkit.advice import dataset_verdict
-from segkit.settings import parse_settings
-from segkit.sources import load_settings, save_form
+from segkit.notebook.report import dataset_verdict
+from segkit.settings import load_settings, parse_settings, save_form
 
 
 @pytest.fixture(autouse=True)
@@ -59,8 +58,8 @@ def test_values_come_as_text_or_typed():
     ("epochs", "50", 50), ("epochs", 50.0, 50), ("learning_rate", "1e-3", 1e-3), ("resume", "yes", True),
     ("exclude", "REF/Pos1", ("REF/Pos1",)), ("validation", "09, 10", ("09", "10")), ("validation", ["09"], ("09",)),
     ("validation", (9, 10), ("9", "10")), ("crop", 128, "128"), ("dataset_path", "/data/a", Path("/data/a")),
-    ("masks_path", "", None), ("model", Path("/runs/a"), "/runs/a"), ("experiments", "A.DRUG_FRAME=6",
-                                                                     ("A.DRUG_FRAME=6",))])
+    ("masks_path", "", None), ("model", Path("/runs/a"), "/runs/a"),
+    ("conditions", "Experiment, drug_frame\nA, 6\n,\nB\n", "experiment,drug_frame\nA,6\n")])
 def test_python_callers_may_give_text_as_well_as_typed_values(name, value, meant):
     settings = Settings(**{name: value})
     assert getattr(settings, name) == meant
@@ -122,74 +121,112 @@ def with_conditions(folder, text="experiment,drug_frame,minutes_per_frame\nREF,6
     return folder
 
 
-def test_what_a_dataset_says_of_itself_yields_to_what_is_set(tmp_path):
+def test_a_value_for_one_experiment_goes_before_a_value_for_all_and_the_forms_table_before_the_file(tmp_path):
     data = with_conditions(tmp_path / "data")
     settings = load_settings({"DATASET_PATH": data}, tmp_path)
     assert [settings.for_experiment(e).drug_frame for e in ("REF", "RIF", "other")] == [6, 7, 30]
     assert [settings.for_experiment(e).minutes_per_frame for e in ("REF", "RIF")] == [10, 2]
-    settings = load_settings({"DATASET_PATH": data, "DRUG_FRAME": 4}, tmp_path)
-    assert [settings.for_experiment(e).drug_frame for e in ("REF", "RIF")] == [4, 4]
-    assert settings.for_experiment("REF").minutes_per_frame == 10
-    settings = load_settings({"DATASET_PATH": data, "EXPERIMENTS": "RIF.DRUG_FRAME=9"}, tmp_path)
+    settings = load_settings({"DATASET_PATH": data, "DRUG_FRAME": 4, "MINUTES_PER_FRAME": 3}, tmp_path)
+    assert [settings.for_experiment(e).drug_frame for e in ("REF", "RIF", "other")] == [6, 7, 4]
+    assert [settings.for_experiment(e).minutes_per_frame for e in ("REF", "RIF")] == [10, 3]
+    save_form(parse_settings({"DATASET_PATH": data, "CONDITIONS": "experiment,drug_frame\nRIF,9\n"},
+                             Settings(root=tmp_path)))
+    settings = load_settings(root=tmp_path)
     assert [settings.for_experiment(e).drug_frame for e in ("REF", "RIF")] == [30, 9]
+    assert parse_settings(settings.as_dict(), Settings(root=tmp_path)) == settings  # as settings.json records it
 
 
 def test_a_cleared_table_stays_cleared_and_another_dataset_does_not_inherit_it(tmp_path):
     data = with_conditions(tmp_path / "data")
-    save_form(parse_settings({"DATASET_PATH": data, "EXPERIMENTS": "", "EXCLUDE": "A/Pos1", "EPOCHS": 3},
+    save_form(parse_settings({"DATASET_PATH": data, "CONDITIONS": "", "EXCLUDE": "A/Pos1", "EPOCHS": 3},
                              Settings(root=tmp_path)))
-    assert load_settings(root=tmp_path).experiments == ()
+    assert load_settings(root=tmp_path).conditions == ""
     other = load_settings({"DATASET_PATH": tmp_path / "other"}, tmp_path)
     assert (other.exclude, other.epochs) == ((), 3)
 
 
 @pytest.mark.parametrize(("text", "words"), [("a,b\n1,2\n", "experiment and any of"),
                                              ("experiment,speed\nA,3\n", "speed"),
-                                             ("experiment,drug_frame\n,3\n", "a name in every row"),
-                                             ("experiment,drug_frame\nA,many\n", "a whole number")])
-def test_a_conditions_table_that_cannot_be_meant_is_named(tmp_path, text, words):
-    with pytest.raises(SegkitError, match=words):
+                                             ("experiment,drug_frame\nA,6,7\n", "longer rows"),
+                                             ("experiment,drug_frame\nA,6\nB,6,7\n", "cannot be read .*line 3"),
+                                             ("experiment,drug_frame\n,3\n", "row 2: a name in every row"),
+                                             ("experiment,drug_frame\nA,3\nA,4\n", "row 3: a name in every row"),
+                                             ("experiment,drug_frame\nA,many\n", "row A: DRUG_FRAME.*a whole number"),
+                                             ("experiment,drug_frame\nA,-2\n", "row A: DRUG_FRAME.*from -1"),
+                                             ("", "a table with commas")])
+def test_a_table_of_experiments_that_cannot_be_read_is_named_with_the_row(tmp_path, text, words):
+    with pytest.raises(SegkitError, match=rf"data/experiments\.csv.*{words}"):
         load_settings({"DATASET_PATH": with_conditions(tmp_path / "data", text)}, tmp_path)
 
 
-@pytest.mark.parametrize("text", ["RIF", "RIF.EPOCHS=3", "DRUG_FRAME=3", "RIF.DRUG_FRAME"])
-def test_experiments_names_an_experiment_and_a_setting_that_may_differ(text):
-    with pytest.raises(SegkitError, match="EXPERIMENTS holds"):
-        parse_settings({"EXPERIMENTS": text})
+@pytest.mark.parametrize("text", ["RIF", "RIF.DRUG_FRAME=3"])
+def test_the_setting_of_version_1_1_names_what_replaced_it(tmp_path, monkeypatch, text):
+    for make in (lambda: parse_settings({"EXPERIMENTS": text}), lambda: load_settings({"EXPERIMENTS": text}, tmp_path)):
+        with pytest.raises(SegkitError, match=r"EXPERIMENTS is no longer a setting: .* experiments\.csv"):
+            make()
+    monkeypatch.setenv("SEGKIT_EXPERIMENTS", text)
+    with pytest.raises(SegkitError, match="no longer a setting"):
+        load_settings(root=tmp_path)
+
+
+def test_an_experiment_that_the_dataset_lacks_is_named(tiny):
+    settings = load_settings({"DATASET_PATH": with_conditions(tiny)}, tiny)
+    with pytest.raises(SegkitError, match=r"experiments\.csv.*row RIF: the dataset has no such .*one of REF was"):
+        dataset_verdict(settings)
 
 
 def test_the_table_of_experiments_writes_into_the_form(tmp_path):
-    from segkit.forms import ExperimentsForm, SettingsForm
+    from segkit.notebook.forms import ExperimentsForm, SettingsForm
     from tests.helpers import FIXTURE
     form = SettingsForm(load_settings({"DATASET_PATH": FIXTURE}, tmp_path))
     table = ExperimentsForm(form)
-    assert table.cells["RIF10.DRUG_FRAME"].value == "6"  # the fixture's own experiments.csv
-    table.cells["RIF10.DRUG_FRAME"].value = "8"
+    assert table.cells["RIF10", "drug_frame"].value == "6"  # the fixture's own experiments.csv
+    table.cells["RIF10", "drug_frame"].value = "8"
     assert form.settings.for_experiment("RIF10").drug_frame == 8
     assert form.settings.for_experiment("REF").drug_frame == 6
-    table.cells["RIF10.DRUG_FRAME"].value = "many"
+    table.cells["RIF10", "drug_frame"].value = "many"
     assert "a whole number was needed" in form.message.value
     form.field("DATASET_PATH").value = "/nowhere"
     assert "appears when DATASET_PATH" in table.children[0].value
 
 
-def test_what_was_said_of_one_datasets_experiments_is_not_said_of_anothers(tmp_path, tiny):
-    from segkit.forms import SettingsForm
+def test_the_table_of_one_dataset_does_not_hold_for_another(tmp_path, tiny):
+    from segkit.notebook.forms import ExperimentsForm, SettingsForm
     from tests.helpers import FIXTURE
     form = SettingsForm(load_settings({"DATASET_PATH": FIXTURE}, tmp_path), save=True)
-    said = form.field("EXPERIMENTS").value
-    assert "RIF10.DRUG_FRAME=6" in said
+    table = ExperimentsForm(form)
+    assert "RIF10,10,6" in form.settings.conditions
+    table.cells["RIF10", "drug_frame"].value = "4"
     form.field("DATASET_PATH").value = str(tiny)
-    assert (form.settings.experiments, form.field("EXPERIMENTS").value) == ((), "")
-    form._save(None)
-    assert load_settings(root=tmp_path).experiments == ()
+    assert form.settings.conditions == ""
+    assert {experiment for experiment, _ in table.cells} == {"REF"}
+    form.save()
+    assert load_settings(root=tmp_path).conditions == ""
     form.field("DATASET_PATH").value = str(FIXTURE)
-    assert form.field("EXPERIMENTS").value == said
-    form.field("DRUG_FRAME").value = 4  # what is set goes before what the dataset says of itself
-    form._save(None)
+    table.cells["RIF10", "drug_frame"].value = "4"
+    form.save()
     for settings in (form.settings, load_settings(root=tmp_path)):
-        assert [settings.for_experiment(e).drug_frame for e in ("REF", "RIF10")] == [4, 4]
+        assert [settings.for_experiment(e).drug_frame for e in ("REF", "RIF10")] == [6, 4]
         assert settings.for_experiment("RIF10").minutes_per_frame == 10
+
+
+def test_the_table_is_written_into_the_datasets_folder_at_the_press_of_a_button_only(tmp_path, tiny):
+    from segkit.notebook.forms import ExperimentsForm, SettingsForm
+    form = SettingsForm(load_settings({"DATASET_PATH": tiny}, tmp_path), save=True)
+    table = ExperimentsForm(form)
+    table.cells["REF", "drug_frame"].value = "5"
+    form.save()
+    assert not (tiny / "experiments.csv").exists()
+    assert load_settings(root=tmp_path).for_experiment("REF").drug_frame == 5
+    table.write()
+    assert (tiny / "experiments.csv").read_text() == "experiment,drug_frame\nREF,5\n"
+    form.save()  # the same now: the form keeps no table of its own, so that the file may change
+    with_conditions(tiny, "experiment,drug_frame\nREF,7\n")
+    SettingsForm(load_settings(root=tmp_path), save=True).save()
+    assert load_settings(root=tmp_path).for_experiment("REF").drug_frame == 7
+    table.cells["REF", "drug_frame"].value = "many"
+    table.write()
+    assert "not written: CONDITIONS, row REF: DRUG_FRAME is many" in table._message.value
 
 
 def test_the_same_folder_written_otherwise_keeps_its_saved_values(tmp_path):
@@ -197,6 +234,16 @@ def test_the_same_folder_written_otherwise_keeps_its_saved_values(tmp_path):
     assert load_settings({"DATASET_PATH": "/data/a/"}, tmp_path).validation == ("03",)
     save_form(parse_settings({"EXCLUDE": "REF/Pos101"}, Settings(root=tmp_path)))
     assert load_settings({"DATASET_PATH": Settings(root=tmp_path).dataset_path}, tmp_path).exclude == ("REF/Pos101",)
+
+
+def test_a_form_that_keeps_no_table_of_its_own_follows_the_file(tmp_path, tiny):
+    from segkit.notebook.forms import SettingsForm
+    with_conditions(tiny, "experiment,drug_frame\nREF,5\n")
+    form = SettingsForm(load_settings({"DATASET_PATH": tiny}, tmp_path), save=True)
+    with_conditions(tiny, "experiment,drug_frame\nREF,7\n")
+    form.save()
+    assert form.settings.for_experiment("REF").drug_frame == 7
+    assert load_settings(root=tmp_path).for_experiment("REF").drug_frame == 7
 
 
 def test_openvino_and_a_cluster_exclude_each_other():

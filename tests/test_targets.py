@@ -3,11 +3,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from segkit import UNet, judge
-from segkit.data import Frame
-from segkit.scores import match_instances
-from segkit.segmentation import Maps
-from segkit.targets import SPECK, distance_target, intensity_range, label_cells, normalise, smallest_area, whole_areas
+from segkit import UNet
+from segkit.data.dataset import Frame
+from segkit.data.images import SPECK, intensity_range, normalise
+from segkit.measure import metrics
+from segkit.measure.metrics import match_instances
+from segkit.model.postprocess import label_cells, smallest_area, whole_areas
+from segkit.model.predict import Maps
+from segkit.model.targets import distance_target
 from tests.helpers import squares
 
 
@@ -140,7 +143,7 @@ def test_constant_and_empty_images_normalise_to_something_finite(image):
 def test_of_prominences_that_are_as_good_the_middle_one_is_chosen(monkeypatch):
     labels = squares((5, 5), (5, 15))
     maps = Maps((labels > 0).astype(np.float32), distance_target(labels)[0] / 255, labels.shape)
-    monkeypatch.setattr(judge, "read_pair", lambda frame: (labels, labels))
-    monkeypatch.setattr(judge, "predict", lambda model, images: [maps])
+    monkeypatch.setattr(metrics, "read_pair", lambda frame: (labels, labels))
+    monkeypatch.setattr(metrics, "predict", lambda model, images: [maps])
     frame = Frame(Path("a.tif"), Path("b.tif"), "REF", "Pos109", 0)
-    assert judge.choose_prominence(UNet(), [frame]).prominence == judge.PROMINENCES[3]
+    assert metrics.tune_prominence(UNet(), [frame]).prominence == metrics.PROMINENCES[3]

@@ -3,7 +3,6 @@
 import json
 import math
 import resource
-import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,21 +13,20 @@ import tifffile
 import torch
 
 from segkit import SegkitError, Settings, UNet, discover, fit, load_model, segment_dataset, split_by_position
-from segkit import learner as learner_module
-from segkit import train as train_module
-from segkit.data import Frame, Split
-from segkit.decode import build_store
+from segkit.data.dataset import Frame, Split
+from segkit.data.discovery import discover_split
 from segkit.devices import in_parts
-from segkit.discover import discover_split
-from segkit.history import ANEW, BACK, History
-from segkit.judge import frame_parts
-from segkit.learner import Learner
-from segkit.material import prepare
-from segkit.model import ModelInfo
-from segkit.model_file import save_model
-from segkit.run import open_run, save_checkpoint
+from segkit.measure.metrics import frame_parts
+from segkit.model.checkpoint import save_model
+from segkit.model.unet import ModelInfo
 from segkit.settings import DEMO, parse_settings
-from segkit.team import Team
+from segkit.training import losses as losses_module
+from segkit.training import trainer as trainer_module
+from segkit.training.distributed import ProcessGroup
+from segkit.training.frames import build_store, prepare
+from segkit.training.losses import validate_frames
+from segkit.training.run_dir import RESTARTED, ROLLED_BACK, History, open_run, save_checkpoint
+from segkit.training.trainer import Trainer
 from tests.helpers import squares, write
 
 
@@ -122,8 +120,8 @@ def test_a_history_that_was_changed_by_hand_is_named_and_written_again_once_dele
 
 
 @pytest.mark.parametrize(("rows", "trained"), [
-    ([], 0), ([(1, ""), (2, "")], 2), ([(1, ""), (2, f"loss is nan: {ANEW}")], 0),
-    ([(1, ""), (2, ""), (3, ""), (4, f"validation Dice fell: {BACK} 2")], 2)])
+    ([], 0), ([(1, ""), (2, "")], 2), ([(1, ""), (2, f"loss is nan: {RESTARTED}")], 0),
+    ([(1, ""), (2, ""), (3, ""), (4, f"validation Dice fell: {ROLLED_BACK} 2")], 2)])
 def test_epochs_that_were_rolled_back_are_not_counted(rows, trained):
     assert History([{"epoch": epoch, "event": event} for epoch, event in rows]).trained == trained
 
@@ -150,7 +148,7 @@ def test_a_resumed_run_is_judged_by_the_same_frames_as_before(tmp_path):
     open_run(split_of("AD", "C"), resumed)  # more to learn from is fine, and so is less
     before = (settings.run_dir / "split.json").read_text()
     for other in ("CA", "CB", "CD", "CF", "F"):
-        with pytest.raises(SegkitError, match=r"other validation frames, REF/[ABCDF]/0 .*START_FROM to this run"):
+        with pytest.raises(SegkitError, match=r"validated on other frames, REF/[ABCDF]/0 .*START_FROM to this run"):
             open_run(split_of("E", other), resumed)
     assert (settings.run_dir / "split.json").read_text() == before
 
@@ -167,7 +165,7 @@ def test_only_the_bundled_demos_training_is_renewed(tmp_path):
     assert not last.exists()
     for before, after, words in ((bundled, users, "of another dataset, .*set RUN"),
                                  (users, bundled, "of another dataset, .*set RUN"),
-                                 (users, users, "RESUME=1 goes on.*another RUN")):
+                                 (users, users, "RESUME=1 continues.*another RUN")):
         open_run(split, before)
         last.touch()
         with pytest.raises(SegkitError, match=words):
@@ -227,7 +225,7 @@ def test_a_model_file_names_the_images_that_it_was_trained_and_validated_on(four
     assert list(info.validated_on) == ["REF/Pos109"]
     assert len({h for record in (info.trained_on, info.validated_on) for hs in record.values() for h in hs}) == 8
     assert info.fully_recorded
-    assert "of positions that it never learnt from" in card
+    assert "of positions that it was not trained on" in card
 
 
 def test_start_from_a_model_trained_on_validation_positions_is_refused(four):
@@ -237,7 +235,7 @@ def test_start_from_a_model_trained_on_validation_positions_is_refused(four):
     assert not (four / "runs/b/last.pt").exists()
     info, card = train_on(four, RUN="c", START_FROM="r", VALIDATION="103", EXCLUDE="REF/Pos101,REF/Pos102")
     assert list(info.trained_on) == ["REF/Pos101", "REF/Pos102", "REF/Pos109"]  # what it started from was
-    assert "of positions that it never learnt from" in card
+    assert "of positions that it was not trained on" in card
     with pytest.raises(SegkitError, match=r"\(REF/Pos101\)"):  # over two generations
         train_on(four, RUN="d", START_FROM="c", VALIDATION="101")
 
@@ -286,23 +284,23 @@ def test_what_a_file_of_version_1_1_was_trained_on_is_judged_by_name_or_said_to_
         log = (four / f"runs/{name}/run.log").read_text()
         assert log.count("was trained on is not known") == 1
         assert not info.fully_recorded
-        assert "never learnt" not in card
+        assert "was not trained on" not in card
         assert "it is not known whether" in card
-    assert "never learnt" not in train_on(four, RUN="e", START_FROM="d", DATASET_PATH=other)[1]
+    assert "was not trained on" not in train_on(four, RUN="e", START_FROM="d", DATASET_PATH=other)[1]
 
 
 def test_a_resumed_run_records_what_it_was_trained_on(four):
     train_on(four, EXCLUDE="REF/Pos101")
     info, card = train_on(four, EXCLUDE="REF/Pos102", RESUME=1, EPOCHS=2)
     assert list(info.trained_on) == ["REF/Pos101", "REF/Pos102", "REF/Pos103"]
-    assert "never learnt" in card
+    assert "was not trained on" in card
     path = four / "runs/r/last.pt"
     checkpoint = torch.load(path, weights_only=True)
     del checkpoint["state"]["record"]  # as version 1.1 wrote it
     save_checkpoint(checkpoint, path.parent)
     info, card = train_on(four, RESUME=1, EPOCHS=3)
     assert not info.fully_recorded
-    assert "never learnt" not in card
+    assert "was not trained on" not in card
     assert "what this run was trained on before is not known" in (path.parent / "run.log").read_text()
 
 
@@ -340,7 +338,7 @@ def test_frames_that_exclude_names_are_excluded_unless_the_model_was_trained_on_
 def test_copies_of_training_images_among_the_validations_are_said(tiny):
     *_, settings = train(tiny)  # its two positions are the same
     assert "REF/Pos109: images of these validation positions" in (settings.run_dir / "run.log").read_text()
-    assert "never learnt" not in (settings.run_dir / "MODEL_CARD.md").read_text()
+    assert "was not trained on" not in (settings.run_dir / "MODEL_CARD.md").read_text()
 
 
 def test_start_from_begins_with_another_runs_weights(tiny, rng):
@@ -352,14 +350,14 @@ def test_start_from_begins_with_another_runs_weights(tiny, rng):
 
 
 def test_a_loss_without_value_is_rolled_back_and_said(tiny, monkeypatch):
-    real, calls = learner_module.student_loss, []
+    real, calls = trainer_module.student_loss, []
 
-    def sometimes_nan(output, target):
+    def sometimes_nan(output, target, batch_sums):
         calls.append(output.requires_grad)
         loss = real(output, target)
         return loss * float("nan") if sum(calls) == 3 and output.requires_grad else loss
 
-    monkeypatch.setattr(learner_module, "student_loss", sometimes_nan)
+    monkeypatch.setattr(trainer_module, "student_loss", sometimes_nan)
     _, history, settings = train(tiny, EPOCHS=3)
     assert sum(row["event"] == "" for row in history.rows) == 3
     assert len(history.events) == 1
@@ -368,15 +366,15 @@ def test_a_loss_without_value_is_rolled_back_and_said(tiny, monkeypatch):
     assert np.isfinite([float(v.sum()) for v in load_model(settings.run_dir, "cpu").state_dict().values()]).all()
 
 
-def test_a_breakdown_right_after_resuming_goes_back_to_what_was_resumed(tiny, monkeypatch):
+def test_a_divergence_right_after_resuming_goes_back_to_what_was_resumed(tiny, monkeypatch):
     train(tiny, EPOCHS=2)
-    real, calls = learner_module.student_loss, []
+    real, calls = trainer_module.student_loss, []
 
-    def first_nan(output, target):
+    def first_nan(output, target, batch_sums):
         calls.append(output)
         return real(output, target) * (math.nan if len(calls) == 1 else 1)
 
-    monkeypatch.setattr(learner_module, "student_loss", first_nan)
+    monkeypatch.setattr(trainer_module, "student_loss", first_nan)
     _, history, _ = train(tiny, EPOCHS=3, RESUME=1)
     assert [event[-24:] for event in history.events] == [": rolled back to epoch 2"]
     assert [row["epoch"] for row in history.rows if not row["event"]] == [1, 2, 3]
@@ -386,14 +384,14 @@ def test_a_breakdown_right_after_resuming_goes_back_to_what_was_resumed(tiny, mo
     ([(1.0, 0.4), (0.5, 0.1), (math.nan, 0.1), (0.8, 0.4), (0.7, 0.4), (0.6, 0.4), (0.6, 0.4)], "rolled back",
      [1.0, 0.5]),
     ([(0.2, 0.0), (0.1, 0.0), (0.1, 0.0), (0.1, 0.0), (0.1, 0.0), (0.6, 0.4), (0.5, 0.4), (0.7, 0.4), (0.7, 0.4),
-      (0.7, 0.4)], "started anew", [0.2, 0.1, 0.6, 0.5])])
+      (0.7, 0.4)], "restarted", [0.2, 0.1, 0.6, 0.5])])
 def test_the_best_epoch_is_the_one_whose_weights_were_kept_last(tiny, monkeypatch, course, event, kept):
     left, saved = iter(course), []
-    monkeypatch.setattr(train_module._Training, "_train_epoch", lambda self, bar: (1.0, 0.5))
-    monkeypatch.setattr(train_module._Training, "_validate", lambda self: next(left))
-    keep = train_module._Training._keep_best
-    monkeypatch.setattr(train_module._Training, "_keep_best",
-                        lambda self, val_dice: (saved.append(self.least_loss), keep(self, val_dice)))
+    monkeypatch.setattr(Trainer, "train_epoch", lambda self, data, progress, on_step: (1.0, 0.5))
+    monkeypatch.setattr(trainer_module, "validate", lambda model, store, group: (*next(left), []))
+    real = trainer_module._save_best
+    monkeypatch.setattr(trainer_module, "_save_best", lambda trainer, data, record, scores: (
+        saved.append(scores["val_loss"]), real(trainer, data, record, scores)))
     _, history, _ = train(tiny, EPOCHS=5, CROPS_PER_EPOCH=100)  # 50 steps an epoch
     assert [event in said for said in history.events] == [True]
     assert saved == kept
@@ -401,8 +399,8 @@ def test_the_best_epoch_is_the_one_whose_weights_were_kept_last(tiny, monkeypatc
 
 
 def test_a_training_that_never_works_stops_after_three_tries(tiny, monkeypatch):
-    monkeypatch.setattr(learner_module, "student_loss", lambda output, target: output.sum() * float("nan"))
-    with pytest.raises(SegkitError, match="broke down 4 times"):
+    monkeypatch.setattr(trainer_module, "student_loss", lambda output, target, batch_sums: output.sum() * float("nan"))
+    with pytest.raises(SegkitError, match="diverged 4 times"):
         train(tiny)
 
 
@@ -458,16 +456,6 @@ def test_a_validation_frame_that_cannot_be_decoded_is_left_out_and_the_others_ju
     fit(UNet(), split, settings_for(tiny, RESUME=1, EPOCHS=3))  # judged by the same frames as before
 
 
-def test_a_memory_limit_holds_for_both_sides_together(tiny):
-    split = split_by_position(discover(tiny).pairs)
-    one_side = 3e-9 * 2 * 40 * 48  # GB
-    for limit, mapped in ((2.1 * one_side, 0), (1.5 * one_side, 1), (0.5 * one_side, 2)):
-        settings = settings_for(tiny, MEMORY_LIMIT=limit, RUN=f"limit{mapped}")
-        shutil.rmtree(settings.run_dir.parent, ignore_errors=True)
-        prepare(split, settings, Team("cpu"))
-        assert len(list(settings.run_dir.parent.rglob("pixels.u16"))) == mapped
-
-
 def test_a_damaged_page_costs_its_own_frame_only(tiny):
     raw, masks = tiny / "REF_raw_data/Pos109/aphase", tiny / "REF_masks/Pos109/PreprocessedPhaseMasks"
     for path in (*raw.iterdir(), *masks.iterdir()):
@@ -481,18 +469,19 @@ def test_a_damaged_page_costs_its_own_frame_only(tiny):
     content[start:start + 400] = bytes(400)
     stack.write_bytes(content)
     split = split_by_position(discover(tiny).pairs)
-    material = prepare(split, settings_for(tiny), Team("cpu"))
-    assert [frame.name for frame in material.validation_frames] == ["REF/Pos109/0", "REF/Pos109/2"]
-    assert material.validation_frames == list(material.validation.frames)
+    training_data = prepare(split, settings_for(tiny), ProcessGroup("cpu"))
+    assert [frame.name for frame in training_data.validation_frames] == ["REF/Pos109/0", "REF/Pos109/2"]
+    assert training_data.validation_frames == list(training_data.validation.frames)
 
 
 def test_each_frame_of_a_group_has_its_own_validation_loss(tiny, monkeypatch):
     store, _ = build_store(discover(tiny).pairs, torch.device("cpu"), tiny)
-    learner = Learner(UNet(), Team("cpu"), settings_for(tiny))
-    learner.start(0.3, 0)
-    alone = learner.validate(store).losses
-    monkeypatch.setattr(learner_module, "_same_size", lambda store, at_most: [[0, 1, 2, 3]])  # as on a GPU
-    assert learner.validate(store).losses == pytest.approx(alone, rel=1e-5)
+    trainer = Trainer(UNet(), settings_for(tiny), ProcessGroup("cpu"))
+    trainer.initialise(0.3)
+    model, device = trainer.ema_model.eval(), torch.device("cpu")
+    alone = validate_frames(model, store, device)[0]
+    monkeypatch.setattr(losses_module, "_batches_of_one_size", lambda store, batch_size: [[0, 1, 2, 3]])  # on a GPU
+    assert validate_frames(model, store, device)[0] == pytest.approx(alone, rel=1e-5)
     assert len(set(alone)) == 2  # two positions with the same two frames
 
 
@@ -515,18 +504,18 @@ def test_a_batch_beyond_the_gpus_memory_is_taken_in_parts_and_gives_the_same(tin
     targets = (torch.rand(4, 1, 32, 32) < share).float()  # from nearly empty to nearly full
     gradients, scores = [], []
     for pictures in (4, 1):
-        learner = Learner(UNet(), Team("cpu"), settings_for(tiny, BATCH_SIZE=4))
-        learner.start(0.3, 0)
-        learner.model.eval()  # batch norm measures each part for itself otherwise
-        learner.forward = SmallMemory(learner.model, pictures)
-        scores.append(learner.step(images, targets))
-        assert learner.forward.seen == [pictures] * (4 // pictures)
-        gradients.append(torch.cat([p.grad.flatten() for p in learner.model.parameters() if p.requires_grad]))
+        trainer = Trainer(UNet(), settings_for(tiny, BATCH_SIZE=4), ProcessGroup("cpu"))
+        trainer.initialise(0.3)
+        trainer.model.eval()  # batch norm measures each part for itself otherwise
+        trainer.network = SmallMemory(trainer.model, pictures)
+        scores.append(trainer.train_step(images, targets))
+        assert trainer.network.seen == [pictures] * (4 // pictures)
+        gradients.append(torch.cat([p.grad.flatten() for p in trainer.model.parameters() if p.requires_grad]))
     torch.testing.assert_close(*scores)
     assert torch.nn.functional.cosine_similarity(*gradients, dim=0) > 0.999
-    learner.forward = SmallMemory(learner.model, 0)
+    trainer.network = SmallMemory(trainer.model, 0)
     with pytest.raises(SegkitError, match="set a smaller CROP"):
-        learner.step(images, targets)
+        trainer.train_step(images, targets)
 
 
 def test_pictures_beyond_the_gpus_memory_are_answered_in_parts():

@@ -1,0 +1,1 @@
+"""Datasets: images, labels, frames; found, arranged, reviewed, made."""

@@ -1,0 +1,265 @@
+"""Downloads (zip archives, folders) into the layout that `discover` reads."""
+
+import os
+import re
+import shutil
+import struct
+import unicodedata
+import zipfile
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import NamedTuple
+
+import pandas as pd
+from tqdm.auto import tqdm
+
+from ..errors import SegkitError
+from ..files import replacing
+from .dataset import JUNK, Problems, table_of_problems, walk
+from .images import IMAGE_SUFFIXES
+
+PACKED = (".zip", ".tar", ".gz", ".tgz", ".7z", ".rar", ".bz2", ".xz", ".part", ".crdownload", ".download")
+DAMAGED_ZIP = (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, ValueError, LookupError, ArithmeticError,
+               struct.error)  # what zipfile raises for one; NotImplementedError is a RuntimeError
+EXPERIMENT = re.compile(r"(?!preprocessedphasemasks$).*(raw_data|masks)", re.IGNORECASE | re.DOTALL)
+POSITION = re.compile(r"pos(ition)?[_ ]?\d", re.IGNORECASE)
+COPY = re.compile(r"( \(\d+\)|\.zip| - copy| copy( \d+)?|-\d{8}T\d{6}Z(-\d+)*(-\d{3})?)+$", re.IGNORECASE)
+
+
+class Entry(NamedTuple):
+    """An image file in a folder or an archive."""
+
+    name: str  # path as seen from outside
+    archive: Path | None
+    source: str  # path, or name inside the archive
+    size: int  # bytes
+    packed_crc: int | None = None  # of the content, as an archive records it
+
+    @property
+    def where(self) -> str:
+        """The archive or the folder of the file."""
+        return self.archive.name if self.archive else str(Path(self.source).parent)
+
+    @property
+    def crc(self) -> int:
+        """CRC-32 of the content; a file outside an archive is read for it."""
+        return file_crc(self.source) if self.packed_crc is None else self.packed_crc
+
+
+def file_crc(path: str | Path) -> int:
+    """CRC-32 of a file."""
+    crc = 0
+    with open(path, "rb") as file:
+        while part := file.read(1 << 20):
+            crc = zlib.crc32(part, crc)
+    return crc
+
+
+def list_images(source: Path, leave_out: Path, problems: Problems) -> Iterator[Entry]:
+    """Every image in an archive, a folder, or a folder of archives and folders; what cannot be read is a problem.
+
+    leave_out: a folder that is not searched.
+    """
+    if source.is_file():
+        yield from _archive_entries(source, problems)
+        return
+
+    # a folder that is named as an experiment keeps its name in the paths
+    base = source.parent if EXPERIMENT.match(source.name) else source
+    skip = leave_out.resolve()
+    for folder, files in walk(source, problems, follow=False):
+        if folder.resolve().is_relative_to(skip) and not source.resolve().is_relative_to(skip):
+            continue
+        for path in files:
+            if path.suffix.lower() in IMAGE_SUFFIXES:
+                yield Entry(path.relative_to(base).as_posix(), None, str(path), path.stat().st_size)
+            elif _begins_as_archive(path) or path.suffix.lower() in PACKED:
+                yield from _archive_entries(path, problems)
+
+
+def _begins_as_archive(path: Path) -> bool:
+    """Whether a file begins as zip archives do (also one whose end is missing), or is empty and has no suffix."""
+    try:
+        with open(path, "rb") as file:
+            begin = file.read(4)
+    except OSError:
+        return False
+    return begin[:2] == b"PK" or (not begin and not path.suffix)
+
+
+def _archive_entries(path: Path, problems: Problems) -> Iterator[Entry]:
+    """The images in an archive; what cannot be unpacked, or not safely, is a problem."""
+    is_zip = path.suffix.lower() == ".zip"
+    if path.suffix.lower() in PACKED and not is_zip and not _begins_as_archive(path):
+        problems.add(path, f"{path.name} is no zip archive: unpack it by hand, then arrange the folder")
+        return
+    try:
+        with zipfile.ZipFile(path) as archive:
+            infos = archive.infolist()
+    except (*DAMAGED_ZIP, OSError) as error:
+        problems.add(path, f"{path.name} is no valid zip archive ({error}): download it again")
+        return
+
+    for info in infos:
+        inside = PureWindowsPath(info.filename)  # / and \ both separate folders
+        suffix, parts = inside.suffix.lower(), inside.parts
+        if info.is_dir() or any(JUNK.match(part) for part in parts if part != ".."):
+            continue
+        used = archive.getinfo(info.filename)  # of entries with one name the last is what zipfile opens
+        if ".." in parts or inside.anchor:
+            problems.add(path, f"{path.name} holds {info.filename}, which would land outside the dataset: left out")
+        elif suffix in IMAGE_SUFFIXES and used is info:
+            # without a folder named as an experiment, the archive's own name is that of the experiment
+            stem = () if any(map(EXPERIMENT.match, parts[:-1])) else (path.stem if is_zip else path.name,)
+            yield Entry("/".join((*stem, *parts)), path, info.filename, info.file_size, info.CRC)
+        elif suffix in IMAGE_SUFFIXES and (used.file_size, used.CRC) != (info.file_size, info.CRC):
+            problems.add(path, f"{path.name} holds two different files named {info.filename}: the last is used; look "
+                               "whether it is the right one", 1)
+        elif suffix in PACKED:
+            problems.add(path, f"{path.name} holds the archive {info.filename}: unpack it by hand")
+
+
+@dataclass
+class Plan:
+    """What `arrange` copies and where to; shown as a table before anything is done."""
+
+    dataset_path: Path
+    copies: dict[Path, Entry] = field(default_factory=dict)  # by their place in the layout
+    problems: Problems = field(default_factory=Problems)
+    there_already: int = 0  # files that `arrange` found in their place
+
+    def table(self) -> pd.DataFrame:
+        """One row per source and target folder: files and megabytes."""
+        rows = [(entry.where, str(target.parent.relative_to(self.dataset_path)), entry.size / 1e6)
+                for target, entry in self.copies.items()]
+        table = pd.DataFrame(rows, columns=["from", "to", "MB"])
+        return table.groupby(["from", "to"], as_index=False).agg(files=("MB", "size"), MB=("MB", "sum")).round(1)
+
+    def _repr_html_(self) -> str:
+        shown = table_of_problems(self.problems, self.dataset_path)
+        with pd.option_context("display.max_colwidth", None, "display.max_rows", None):
+            problems = f"<b>{len(self.problems)} problem(s)</b>{shown.to_html(index=False)}" if self.problems else ""
+            return problems + self.table().to_html(index=False)
+
+
+def plan_arrangement(source: str | Path, dataset_path: str | Path) -> Plan:
+    """Plan what `arrange` would do, and do nothing.
+
+    source: an archive, an unpacked folder, or a folder of such. Raises SegkitError where it is not there or holds
+    nothing that belongs to an experiment.
+    """
+    source, plan = Path(source).expanduser(), Plan(Path(dataset_path).expanduser())
+    if not source.exists():
+        raise SegkitError(f"{source} is not there: give the folder of downloads, or one archive")
+
+    # one file for each place: of two different ones the first is used, and the other is a problem
+    unplaced: Counter[str] = Counter()
+    for entry in list_images(source, plan.dataset_path, plan.problems):
+        place = _place(entry.name)
+        if place is None:
+            unplaced[entry.where] += 1
+            continue
+        first = plan.copies.setdefault(plan.dataset_path / place, entry)
+        if (first.size, first.crc) != (entry.size, entry.crc):
+            plan.problems.add(Path(entry.name), f"{entry.where} and {first.where} hold different files for {place}: "
+                                                f"that of {first.where} is used; look which one is right", 1)
+    for where, count in unplaced.items():
+        plan.problems.add(Path(where), f"{count} image(s) of {where} belong to no experiment and position: expected "
+                                       "HR_REF_raw_data/Pos101/... in their path; rename the folders", count)
+    if not plan.copies:
+        why = f"; the first problem: {plan.problems[0].reason}" if plan.problems else ""
+        raise SegkitError(f"{source} holds nothing to arrange: expected archives or folders named like HR_REF_raw_data "
+                          f"and HR_REF_masks, with PosXXX folders in them{why}")
+    return plan
+
+
+def arrange(source: str | Path, dataset_path: str | Path) -> Plan:
+    """Copy or extract downloads into the layout that `discover` reads.
+
+    Parameters
+    ----------
+    source : str or Path
+        An archive, an unpacked folder, or a folder of such. It is left as it is.
+    dataset_path : str or Path
+        The folder of the dataset; made if it is not there.
+
+    Returns
+    -------
+    Plan
+        What was copied, as a table when displayed, and the problems: damaged archives, entries that would land
+        outside the dataset, and files in the dataset with another content, which are not overwritten.
+
+    Raises
+    ------
+    SegkitError
+        Where nothing can be arranged or the disk is too full.
+
+    Notes
+    -----
+    What is there already with the same content is kept, so that an interrupted call can be repeated.
+    """
+    plan = plan_arrangement(source, dataset_path)
+
+    # what is there already is kept, whatever its content
+    todo = {}
+    for target, entry in plan.copies.items():
+        if not target.exists():
+            todo[target] = entry
+        elif target.stat().st_size == entry.size and file_crc(target) == entry.crc:
+            plan.there_already += 1
+        else:
+            plan.problems.add(target, f"is there already, {entry.where} holds another content, and it was left as it "
+                                      "is: remove it and arrange again if the new one is right", 1)
+
+    _check_space(plan.dataset_path, sum(entry.size for entry in todo.values()))
+
+    # each archive is opened once; a damaged file costs no other
+    with ExitStack() as stack:
+        open_archive = cache(lambda path: stack.enter_context(zipfile.ZipFile(path)))
+        for target, entry in tqdm(todo.items(), desc="arranging", unit="file", leave=False):
+            if wrong := _copy(entry, target, open_archive):
+                plan.problems.add(Path(entry.source), f"{entry.where}: {entry.source} {wrong}", 1)
+    return plan
+
+
+def _check_space(folder: Path, needed: int) -> None:
+    """Raise SegkitError where the disk has less than so many bytes free, before anything is written."""
+    existing = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    free = shutil.disk_usage(existing).free
+    if needed * 1.02 > free:
+        raise SegkitError(f"{needed / 1e9:.1f} GB are needed in {folder}, {free / 1e9:.1f} GB are free: free some "
+                          "space or choose another disk")
+
+
+def _copy(entry: Entry, target: Path, open_archive: Callable[[Path], zipfile.ZipFile]) -> str:
+    """Copy or extract one file; returns what is wrong with it, "" if nothing is."""
+    if entry.archive is None and not os.access(entry.source, os.R_OK):
+        return "may not be read: change its permissions"
+    try:
+        with replacing(target) as temporary:
+            if entry.archive is None:
+                shutil.copy2(entry.source, temporary)
+            else:
+                with open_archive(entry.archive).open(entry.source) as packed, open(temporary, "wb") as file:
+                    shutil.copyfileobj(packed, file, 1 << 20)
+    except DAMAGED_ZIP as error:
+        locked = "password" in str(error)
+        return "is locked with a password: unpack it by hand" if locked else (
+            f"is damaged ({error}): download the archive again")
+    return ""
+
+
+def _place(name: str) -> str | None:
+    """Where a file belongs: experiment folder/PosXXX/.../file, or None for what is in no experiment."""
+    parts = PurePosixPath(name).parts
+    position = next((i for i, part in enumerate(parts[:-1]) if POSITION.match(part)), 0)
+    experiments = [part for part in parts[:position] if EXPERIMENT.match(part)]
+    if not experiments:
+        return None
+    experiment = COPY.sub("", experiments[-1])  # "REF_masks (1)", "REF_masks-20241122T101112Z-001": as REF_masks
+    return unicodedata.normalize("NFC", "/".join((experiment, *parts[position:])))

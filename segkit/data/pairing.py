@@ -1,0 +1,268 @@
+"""Pair the images and masks files of one position by their names, and read frame numbers from them."""
+
+import re
+import unicodedata
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from itertools import accumulate, pairwise
+from pathlib import Path
+from statistics import median_low
+from typing import NamedTuple
+
+from ..errors import SegkitError
+from .dataset import Frame, Problem, Problems, labels_stem
+from .images import Header, check_sizes, read_header
+
+MASK_NAME = re.compile(r"^mask_(?P<a>.+)$|^(?P<b>.+?)_(?:cp_)?masks?$|^(?P<c>.+?)_labels$", re.IGNORECASE)
+MIN_STAMP, MIN_STAMP_STEP = 10_000, 50  # larger numbers with larger steps are time stamps and no frame numbers
+BY_ORDER = "are numbered by the order of their names, as if equally spaced in time"
+UNTOLD = f"{BY_ORDER}: their names do not tell the time"
+
+
+class Key(NamedTuple):
+    """A file name in parts: its words (upper and lower case are the same), and the numbers between them."""
+
+    words: tuple[str, ...]  # one more than numbers; what stands before, between and after them
+    numbers: tuple[int, ...]
+
+    def natural(self) -> tuple[str | int, ...]:
+        """To sort by: words as text and numbers by value, so that t2 comes before t10."""
+        return tuple(part for pair in zip(self.words, (*self.numbers, -1), strict=True) for part in pair)
+
+
+def name_key(stem: str) -> Key:
+    """Read the key of an image's or masks file's stem: `MASK_img_007`, `img_7` and `img_7_cp_masks` have one key."""
+    match = MASK_NAME.match(stem)
+    stem = next(filter(None, match.groups())) if match else stem
+    parts = re.split(r"(\d+)", plain_name(stem))
+    return Key(tuple(parts[::2]), tuple(map(int, parts[1::2])))
+
+
+def plain_name(name: str) -> str:
+    """A name to compare by: upper and lower case, and both ways to write an accent, are the same."""
+    return unicodedata.normalize("NFC", name).casefold()
+
+
+def frame_numbers(keys: Iterable[Key]) -> tuple[dict[Key, int], str]:
+    """Read frame numbers from the names of one position's images: the number that differs between them and counts up.
+
+    Where no number does so, or it is a time stamp, frames are numbered in natural order. A name that does not fit
+    a time series beside it (`average` among `img_1`, `img_2`, ...) gets no number.
+    Returns numbers by name, in natural order, and why they may not be the time ("" where nothing speaks against it).
+    """
+    keys = sorted(keys, key=Key.natural)
+    if len(keys) < 2:
+        return {key: key.numbers[-1] if key.numbers else 0 for key in keys}, ""
+
+    # the time series: most of the names, with the same words and a number that counts up
+    series = max(_by_words(keys), key=len)
+    slot = time_slot(series) if 2 * len(series) > len(keys) else None
+    if slot is None:
+        return {key: k for k, key in enumerate(keys)}, UNTOLD
+    numbers = [key.numbers[slot] for key in series]
+    steps = _steps(numbers)
+    usual = median_low(steps)
+
+    # a time stamp tells the order, and whether the steps are even, but no frame number
+    if numbers[-1] >= MIN_STAMP and usual >= MIN_STAMP_STEP:
+        doubt = f"{BY_ORDER}: {numbers[0]} is a time stamp and no frame number"
+        seconds = _steps(_seconds(numbers))
+        if max(abs(step - median_low(seconds)) for step in seconds) > 0.2 * median_low(seconds):
+            doubt += ", and the steps between the stamps are uneven"
+        return {key: k for k, key in enumerate(series)}, doubt
+
+    # larger steps may be minutes; with a step of 1, what is larger is a gap, and time is kept
+    doubt = ""
+    if len(steps) > 1 and usual > 1:
+        rise = f"{min(steps)} to {max(steps)}, unevenly" if min(steps) < max(steps) else f"{steps[0]}"
+        doubt = (f"have numbers that rise by {rise}: they are taken for frame numbers, MINUTES_PER_FRAME apart; number "
+                 "the files 0, 1, 2, ... if they are minutes or seconds")
+    return dict(zip(series, numbers, strict=True)), doubt
+
+
+def time_slot(series: Sequence[Key]) -> int | None:
+    """Which number tells the time of names with the same words, in natural order; None where it cannot be told.
+
+    It differs in every name. Of several such, it is the one that rises by the smallest steps (the last, if equal).
+    In natural order it must rise: else two orders are possible, or a day or an hour stands before it.
+    """
+    columns = list(zip(*(key.numbers for key in series), strict=True))
+    steps = {slot: median_low(_steps(sorted(column))) for slot, column in enumerate(columns)
+             if len(series) > 1 and len(set(column)) == len(column)}
+    best = min(steps, key=lambda slot: (steps[slot], -slot), default=None)
+    return best if best is not None and sorted(columns[best]) == list(columns[best]) else None
+
+
+def same_frames(images: Collection[Key], masks: Collection[Key]) -> dict[Key, Key]:
+    """Pair an image and a masks file that are named differently by the number that tells their frame.
+
+    No other image or masks file may share it. A name whose words no other has must have one number only; of one image
+    and one masks file the last numbers count.
+    """
+    alone, found = len(images) == len(masks) == 1, []
+    for keys in (images, masks):
+        by_number: dict[int, list[Key]] = defaultdict(list)
+        for series in _by_words(sorted(keys, key=Key.natural)):
+            slot = time_slot(series)
+            if slot is None and len(series) == 1 and (len(series[0].numbers) == 1 or (alone and series[0].numbers)):
+                slot = -1
+            if slot is not None:
+                for key in series:
+                    by_number[key.numbers[slot]].append(key)
+        found.append({number: same[0] for number, same in by_number.items() if len(same) == 1})
+    return {found[0][number]: found[1][number] for number in found[0].keys() & found[1].keys()}
+
+
+def _by_words(keys: Iterable[Key]) -> list[list[Key]]:
+    """Names with the same words, together."""
+    series: dict[tuple[str, ...], list[Key]] = defaultdict(list)
+    for key in keys:
+        series[key.words].append(key)
+    return list(series.values())
+
+
+def _steps(numbers: Iterable[int]) -> list[int]:
+    """Differences between neighbours."""
+    return [b - a for a, b in pairwise(numbers)]
+
+
+def _seconds(stamps: Sequence[int]) -> list[int]:
+    """Time stamps such as 20240101113000 or 113000 in seconds; other numbers unchanged."""
+    clocks = [(n // 10 ** 6, n // 10 ** 4 % 100, n // 100 % 100, n % 100) for n in stamps]
+    if any(h > 23 or m > 59 or s > 59 for _, h, m, s in clocks):
+        return list(stamps)
+    return [86400 * day + 3600 * h + 60 * m + s for day, h, m, s in clocks]
+
+
+def pair(images: Sequence[Path], masks: Sequence[Path], experiment: str, position: str, where: Path, quiet: bool,
+         problems: Problems) -> list[Frame]:
+    """The position's frames, in order; what is wrong with its files is added to problems.
+
+    where: the folder that a problem of several files names. quiet: missing masks are no problem here.
+    """
+    masks_by_key = _by_key(masks, "masks file", problems)
+    images_by_key = _by_key(images, "image", problems)
+
+    # a damaged image keeps its place in time, so that it shifts no other frame
+    headers: dict[Key, Header] = {}
+    damaged: dict[Key, Problem] = {}
+    for key, path in images_by_key.items():
+        try:
+            headers[key] = read_header(path)
+        except SegkitError as error:
+            damaged[key] = Problem(path, str(error), 1)
+    starts = _first_frames(images_by_key, headers, where, problems)
+    first = min(starts.values(), default=None)
+    problems += [damaged[key] for key in damaged if key in starts]
+
+    # pair by name, or else by the number that tells the frame; masks of images that are left out are no problem
+    other_names = masks_by_key.keys() - images_by_key.keys()
+    same_number = {key: other for key, other in same_frames(starts, masks_by_key).items() if other in other_names}
+    used: set[Key | None] = {*images_by_key.keys() - starts.keys()}
+    frames: list[Frame] = []
+    unpaired, cropped = 0, 0
+    for key, start in starts.items():
+        masks_key = key if key in masks_by_key else same_number.get(key)
+        used.add(masks_key)
+        if key in headers:
+            image, header = images_by_key[key], headers[key]
+            keys = _keys_of_pages(image, header.pages, masks_key, other_names)
+            used.update(keys)
+            files = [masks_by_key[k] if k else None for k in keys]
+            unpaired += files.count(None)
+            files, differ = _usable_masks(image, header, files, problems)
+            cropped += differ
+            frames += [Frame(image, file, experiment, position, start + page, page, first)
+                       for page, file in enumerate(files)]
+
+    if unpaired and not quiet:
+        problems.add(where, f"{unpaired} frame(s) of {experiment} {position} have no masks file", unpaired)
+    if cropped:
+        problems.add(where, f"{cropped} frame(s) differ by 1-2 pixels from their masks: cropped to the common area")
+    if spare := [path for key, path in masks_by_key.items() if key not in used]:
+        problems.add(spare[0].parent, f"{len(spare)} masks file(s) of {experiment} {position} have no image, "
+                                      f"{spare[0].name} the first", len(spare))
+    return frames
+
+
+def _keys_of_pages(image: Path, pages: int, masks_key: Key | None, other_names: Collection[Key]) -> list[Key | None]:
+    """The key of each page's masks file: one file for all pages, or, as segkit itself writes them, one for each."""
+    names = [name_key(labels_stem(image, page)) for page in range(1, pages)]
+    own = [key if key in other_names else None for key in names]
+    return [masks_key, *own] if any(own) else [masks_key] * pages
+
+
+def _usable_masks(image: Path, header: Header, files: list[Path | None],
+                  problems: Problems) -> tuple[list[Path | None], int]:
+    """The masks file of each page, None where it does not fit; and how many pages differ in size by a pixel or two."""
+    differ = 0
+    for file, pages in Counter(f for f in files if f is not None).items():
+        try:
+            masks = read_header(file)
+            check_sizes(image.name, header.size, masks.size)
+            if pages != masks.pages:
+                raise SegkitError(f"{image.name} has {pages} page(s), its masks file {masks.pages}: one page of masks "
+                                  "a page of images was needed")
+            differ += pages * (header.size != masks.size)
+        except SegkitError as error:
+            problems.add(file, str(error), pages)
+            files = [None if f == file else f for f in files]
+    return files, differ
+
+
+def _first_frames(by_key: Mapping[Key, Path], headers: Mapping[Key, Header], where: Path,
+                  problems: Problems) -> dict[Key, int]:
+    """The frame number of each file's first page, in order; files left out, and what is assumed, become problems."""
+    numbers, doubt = frame_numbers(by_key)
+    strays = sorted(by_key[key].name for key in by_key.keys() - numbers.keys())
+
+    # one film, and single images beside it such as ImageJ's AVG_film: they are no times of it
+    films = [key for key, header in headers.items() if header.pages > 1]
+    if len(films) == 1 and len(headers) == len(by_key) and 1 < len(by_key) <= headers[films[0]].pages:
+        numbers, doubt = {films[0]: 0}, ""
+        strays = sorted(path.name for key, path in by_key.items() if key != films[0])
+    # film, film_1, film_2: parts of a time-lapse
+    if strays and all(header.pages > 1 for header in headers.values()):
+        numbers, doubt, strays = {key: k for k, key in enumerate(sorted(by_key, key=Key.natural))}, UNTOLD, []
+    if strays:
+        problems.add(where, f"{len(strays)} image(s) are left out, {strays[0]} the first: their names do not fit the "
+                            f"others, such as {by_key[next(iter(numbers))].name}; move them elsewhere, or rename them "
+                            "if they are frames", len(strays))
+
+    # planes along z count as times only where the position has no other file
+    several = len(numbers) > 1
+    for key in [key for key in numbers if key in headers and headers[key].axis == "Z"]:
+        planes = f"{by_key[key].name} holds {headers[key].pages} planes along z"
+        if several:
+            problems.add(by_key[key], f"{planes}, and other times lie beside it: export one z plane of every time (if "
+                                      "the planes are times, save them as such: in Fiji, Image > Properties)",
+                         headers[key].pages)
+            del numbers[key]
+        else:
+            problems.add(where, f"{planes} and no time: they are read as times; if they are depths, export one z plane "
+                                "of every time")
+
+    # parts of a time-lapse follow one another; the pages of a damaged part (0) are unknown
+    pages = [headers[key].pages if key in headers else 0 for key in numbers]
+    most = max(pages, default=0)
+    if most > 1:
+        assumed = [count or most for count in pages]
+        gaps = any(step != 1 for step in _steps(numbers.values()))
+        if len(pages) > 1 and (doubt or gaps or min(pages) < 2):
+            doubt = f"({sum(assumed)} pages) {BY_ORDER}, and none missing between them"
+            doubt += f"; a damaged one counts as {most}" if 0 in pages else ""
+        numbers = dict(zip(numbers, accumulate(assumed, initial=0), strict=False))
+    if doubt:
+        problems.add(where, f"the {len(numbers)} images of {where.name} {doubt}")
+    return numbers
+
+
+def _by_key(files: Sequence[Path], what: str, problems: Problems) -> dict[Key, Path]:
+    """Files by key; of two with the same key the first is used, and the other is a problem."""
+    found: dict[Key, Path] = {}
+    for path in files:
+        used = found.setdefault(name_key(path.stem), path)
+        if used is not path:
+            problems.add(path, f"a second {what} for the same frame: {used.name} is used, {path.name} is not; remove "
+                               "one of them", int(what == "image"))
+    return found

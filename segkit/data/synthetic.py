@@ -1,0 +1,295 @@
+"""Synthetic time-lapses with exact labels and known growth: rods that grow, divide and push each other."""
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import tifffile
+from scipy import ndimage
+from tqdm.auto import tqdm
+
+from ..errors import SegkitError
+from ..files import writing
+
+RADIUS = 4.5  # half a rod's width, pixels
+WALL = 4.0  # clearance from the chamber's edge, pixels
+_write_tiff = partial(tifffile.imwrite, compression="zlib", compressionargs={"level": 9})
+
+
+@dataclass
+class Rods:
+    """The cells of one frame: spherocylinders."""
+
+    centre: np.ndarray  # (n, 2) y, x, pixels
+    angle: np.ndarray  # (n,) radians
+    area: np.ndarray  # (n,) pixels
+    radius: np.ndarray  # (n,) pixels
+    divides_at: np.ndarray  # (n,) area at which the cell divides
+    label: np.ndarray  # (n,) int
+
+    def half_length(self) -> np.ndarray:
+        """Half the distance between the caps' centres: area = pi r^2 + 4 r h."""
+        return np.maximum((self.area - np.pi * self.radius ** 2) / (4 * self.radius), 0.5)
+
+    def ends(self) -> tuple[np.ndarray, np.ndarray]:
+        """Both caps' centres, (n, 2) y, x each."""
+        reach = np.stack([np.sin(self.angle), np.cos(self.angle)], 1) * self.half_length()[:, None]
+        return self.centre - reach, self.centre + reach
+
+
+def divide(rods: Rods, rng: np.random.Generator) -> Rods:
+    """Cells above their division area become two, end to end; the two share the mother's area."""
+    ready = rods.area >= rods.divides_at
+    n = int(ready.sum())
+    if n == 0:
+        return rods
+    along = np.stack([np.sin(rods.angle), np.cos(rods.angle)], 1)[ready]
+    share = rng.uniform(0.45, 0.55, n)
+    step = (rods.half_length()[ready] + rods.radius[ready])[:, None] / 2
+    mother = rods.centre[ready].copy()
+    new = Rods(mother + along * step, rods.angle[ready] + rng.normal(0, 0.15, n), rods.area[ready] * (1 - share),
+               rods.radius[ready], rng.uniform(330, 430, n), rods.label.max() + 1 + np.arange(n))
+    # the other half keeps the mother's place in the arrays
+    rods.centre[ready] = mother - along * step
+    rods.area[ready] *= share
+    rods.divides_at[ready] = rng.uniform(330, 430, n)
+    return Rods(*(np.concatenate(both) for both in zip(vars(rods).values(), vars(new).values(), strict=True)))
+
+
+def relax(rods: Rods, bounds: np.ndarray, rounds: int) -> None:
+    """Push overlapping rods apart and into the chamber: positions and angles move, areas do not."""
+    n = len(rods.area)
+    i, j = np.triu_indices(n, 1)
+    for _ in range(rounds):
+        # pairs near enough to touch, and the points at which they come closest
+        reach = rods.half_length() + rods.radius
+        inertia = reach ** 2 / 1.5
+        near = np.linalg.norm(rods.centre[i] - rods.centre[j], axis=1) < reach[i] + reach[j]
+        a, b = i[near], j[near]
+        start, end = rods.ends()
+        s, t = _closest(start[a], end[a], start[b], end[b])
+        on_a = start[a] + s[:, None] * (end[a] - start[a])
+        on_b = start[b] + t[:, None] * (end[b] - start[b])
+        gap = on_a - on_b
+        distance = np.linalg.norm(gap, axis=1)
+
+        # overlap pushes both rods apart and turns them about their centres
+        depth = rods.radius[a] + rods.radius[b] + 0.3 - distance
+        push = depth > 0
+        moved = bool(push.any())
+        normal = gap / np.maximum(distance, 1e-6)[:, None]
+        normal[distance < 1e-6] = (0.0, 1.0)
+        force = 0.4 * np.maximum(depth, 0)[:, None] * normal
+        shift, turn = np.zeros((n, 2)), np.zeros(n)
+        for which, point, sign in ((a, on_a, 1.0), (b, on_b, -1.0)):
+            np.add.at(shift, which, 0.5 * sign * force)
+            arm = point - rods.centre[which]
+            np.add.at(turn, which, sign * (arm[:, 1] * force[:, 0] - arm[:, 0] * force[:, 1]) / inertia[which])
+
+        # the chamber's walls push the ends back inside
+        for end_point in rods.ends():
+            out = (np.maximum(bounds[0] + rods.radius[:, None] - end_point, 0)
+                   - np.maximum(end_point - bounds[1] + rods.radius[:, None], 0))
+            moved |= bool((np.abs(out) > 0.05).any())
+            arm = end_point - rods.centre
+            shift += 0.5 * out
+            turn += 0.5 * (arm[:, 1] * out[:, 0] - arm[:, 0] * out[:, 1]) / inertia
+        rods.centre = rods.centre + shift
+        rods.angle = rods.angle + np.clip(turn, -0.2, 0.2)
+        if not moved:
+            return
+
+
+def _closest(p0: np.ndarray, p1: np.ndarray, q0: np.ndarray, q1: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Parameters (0..1) of the closest points of segment pairs, each array (m, 2); Ericson 2005, section 5.1.9."""
+    u, v, w = p1 - p0, q1 - q0, p0 - q0
+    a, b, c, d, e = ((x * y).sum(1) for x, y in ((u, u), (u, v), (v, v), (u, w), (v, w)))
+    s = np.clip((b * e - c * d) / np.maximum(a * c - b * b, 1e-9), 0, 1)
+    t = np.clip((b * s + e) / np.maximum(c, 1e-9), 0, 1)
+    s = np.clip((b * t - d) / np.maximum(a, 1e-9), 0, 1)
+    return s, t
+
+
+def draw_labels(rods: Rods, shape: tuple[int, int]) -> np.ndarray:
+    """Instance labels int32 (H, W): a pixel belongs to the nearest rod that covers it."""
+    labels = np.zeros(shape, np.int32)
+    depth = np.zeros(shape, np.float32)  # of a pixel inside its rod, relative to the radius
+    starts, ends = rods.ends()
+    for p, q, radius, label in zip(starts, ends, rods.radius, rods.label, strict=True):
+        low = np.maximum(np.floor(np.minimum(p, q) - radius - 1), 0).astype(int)
+        high = np.minimum(np.ceil(np.maximum(p, q) + radius + 2), shape).astype(int)
+        if (high <= low).any():
+            continue
+        # only the box around the rod: most pixels are far from it
+        box = tuple(slice(a, b) for a, b in zip(low, high, strict=True))
+        y, x = np.mgrid[box].astype(np.float32)
+        along = q - p
+        t = np.clip(((y - p[0]) * along[0] + (x - p[1]) * along[1]) / max((along ** 2).sum(), 1e-9), 0, 1)
+        inside = 1 - np.hypot(y - p[0] - t * along[0], x - p[1] - t * along[1]) / radius
+        better = (inside > 0) & (inside > depth[box])
+        labels[box][better] = label
+        depth[box][better] = inside[better]
+    return labels
+
+
+def make_demo_dataset(path: str | Path, *, shape: tuple[int, int] = (128, 128), frames: int = 12,
+                      positions: Mapping[str, Sequence[int]] | None = None, cells: int = 6,
+                      minutes_per_frame: float = 10.0, doubling_minutes: float = 75.0, drug_frame: int = 6,
+                      drug_factor: float = 0.05, seed: int = 0) -> Path:
+    """Write a synthetic dataset in the users' layout: images, exact labels, experiments.csv and truth.json.
+
+    Parameters
+    ----------
+    path : str or Path
+        A new or empty folder.
+    shape : (int, int)
+        Height and width of the images, pixels.
+    frames, cells, seed : int
+        Frames per position; cells per position at the start; the same seed writes the same files.
+    positions : mapping of str to sequence of int, optional
+        Position numbers by experiment; RIF... grows at drug_factor times its rate from its drug_frame-th frame on.
+    minutes_per_frame, doubling_minutes : float
+        Frame interval, and doubling time of the cells' area without drug, minutes.
+
+    Returns
+    -------
+    Path
+        The folder.
+
+    Raises
+    ------
+    SegkitError
+        Where the folder is not empty or cannot be written.
+    """
+    root = Path(path)
+    positions = positions or {"REF": (101, 102, 109), "RIF10": (201, 202, 209)}
+    jobs = [(experiment, number) for experiment, numbers in positions.items() for number in numbers]
+    grown = {}
+    with writing(root):
+        root.mkdir(parents=True, exist_ok=True)
+        if any(root.iterdir()):
+            raise SegkitError(f"{root} is not empty: give a new folder for the demo dataset")
+        # each position has a generator of its own, so that it does not depend on the others
+        for order, (experiment, number) in enumerate(tqdm(jobs, desc="demo", unit="position", leave=False)):
+            rng = np.random.default_rng([seed, order])
+            rates = np.full(frames, np.log(2) / doubling_minutes * rng.uniform(0.9, 1.1))  # per minute
+            growth: dict[str, object] = {"growth_per_minute_before": rates[0]}
+            if experiment.startswith("RIF"):
+                rates[drug_frame:] *= drug_factor
+            growth["growth_per_minute_after"] = rates[-1]
+            movie = grow(shape, frames, cells, rates * minutes_per_frame, rng)
+            grown[f"{experiment}/Pos{number}"] = growth | _write_position(root, experiment, number, order, movie)
+        truth = {"minutes_per_frame": minutes_per_frame, "drug_frame": drug_frame, "reference": "REF"}
+        _write_truth(root, positions, truth | {"positions": grown})
+    return root
+
+
+def _write_truth(root: Path, experiments: Iterable[str], truth: Mapping[str, object]) -> None:
+    """Write the timing as users do (experiments.csv), and what was put in, for the tests to measure (truth.json)."""
+    timing = [f"{experiment},{truth['minutes_per_frame']:g},{truth['drug_frame']}\n" for experiment in experiments]
+    (root / "experiments.csv").write_text("experiment,minutes_per_frame,drug_frame\n" + "".join(timing), "utf-8")
+    (root / "truth.json").write_text(json.dumps(truth, indent=1) + "\n", "utf-8")
+
+
+def _write_position(root: Path, experiment: str, number: int, order: int,
+                    movie: Iterable[tuple[np.ndarray, np.ndarray]]) -> dict[str, object]:
+    """Write one position's images and labels; returns what truth.json records about them.
+
+    Folders vary by their order as real ones do: their names, suffixes, 8 or 16 bits, numbering from 0 or later.
+    """
+    raw = root / f"{experiment}_raw_data" / f"Pos{number}" / ("aphase", "PreprocessedPhase")[order % 2]
+    masks = root / f"{experiment}_masks" / f"Pos{number}" / "PreprocessedPhaseMasks"
+    raw.mkdir(parents=True)
+    masks.mkdir(parents=True)
+
+    # labels of 8 bits become 16 where a label needs them
+    first, suffix = (0, 0, 10)[order % 3], (".tiff", ".tif")[order % 2]
+    image_type, scale = ((np.uint8, 170), (np.uint8, 170), (np.uint16, 30000))[order % 3]
+    labels_type = (np.uint8, np.uint16)[order % 2]
+    areas = []
+    for k, (image, labels) in enumerate(movie, first):
+        areas.append(int((labels > 0).sum()))
+        stored = np.clip(image * scale, 0, np.iinfo(image_type).max).round().astype(image_type)
+        _write_tiff(raw / f"img_{k:09d}{suffix}", stored, predictor=True)
+        if labels.max() > np.iinfo(labels_type).max:
+            labels_type = np.uint16
+        _write_tiff(masks / f"MASK_img_{k:09d}.tif", labels.astype(labels_type))
+    return {"first_frame": first, "area_pixels": areas}
+
+
+def grow(shape: tuple[int, int], frames: int, cells: int, growth: np.ndarray,
+         rng: np.random.Generator) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield (image float32, about 0..1.2; labels int32) of one position, frame by frame.
+
+    growth: (frames,) increase of log area from each frame to the next.
+    """
+    # what stays the same in all frames
+    height, width = shape
+    light = _light(shape, rng)
+    dust = _dust(shape, rng)
+    posts = _posts(shape)
+
+    # cells in the middle of the chamber, pushed apart
+    floor = width * 0.14 + WALL  # the wall of posts is on the left
+    bounds = np.array([[WALL, floor], [height - WALL, width - WALL]])
+    area = rng.uniform(0.7, 1.35, cells) * 230.0
+    middle = bounds.mean(0)
+    spread = (bounds[1] - bounds[0]) * 0.3
+    rods = Rods(middle + rng.uniform(-1, 1, (cells, 2)) * spread, rng.uniform(0, np.pi, cells), area,
+                RADIUS * rng.uniform(0.9, 1.1, cells), rng.uniform(330, 430, cells), np.arange(1, cells + 1))
+    relax(rods, bounds, 150)
+
+    for k in range(frames):
+        labels = draw_labels(rods, shape)
+        yield render(labels, light, dust, posts, rng), labels
+        rods.area = rods.area * np.exp(growth[k])
+        rods.centre = rods.centre + rng.normal(0, 0.25, rods.centre.shape)
+        rods.angle = rods.angle + rng.normal(0, 0.02, len(rods.angle))
+        rods = divide(rods, rng)
+        relax(rods, bounds, 60)
+
+
+def render(labels: np.ndarray, light: np.ndarray, dust: np.ndarray, posts: np.ndarray,
+           rng: np.random.Generator) -> np.ndarray:
+    """A phase-contrast image: dark bodies, darker in the middle, with a bright halo, under uneven illumination."""
+    body = (labels > 0).astype(np.float32)
+    edges = np.zeros_like(body)  # touching cells show a faint bright line between them
+    edges[:-1] += (labels[:-1] != labels[1:]) & (labels[:-1] > 0) & (labels[1:] > 0)
+    edges[:, :-1] += (labels[:, :-1] != labels[:, 1:]) & (labels[:, :-1] > 0) & (labels[:, 1:] > 0)
+    sharp = ndimage.gaussian_filter(body, 1.0) - 0.35 * ndimage.gaussian_filter(edges, 0.8)
+    halo = ndimage.gaussian_filter(body, 4.0)
+    phase = 0.62 - 0.42 * sharp + 0.42 * np.maximum(halo - 0.35 * sharp, 0)
+    image = (phase + posts + dust) * light
+    return (image + rng.normal(0, 0.016, body.shape)).astype(np.float32)
+
+
+def _light(shape: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
+    """Uneven illumination: a tilted, slightly curved plane around 1."""
+    y, x = (np.linspace(-1, 1, n, dtype=np.float32) for n in shape)
+    a, b, c = rng.uniform(-0.09, 0.09, 3)
+    return 1 + a * y[:, None] + b * x[None, :] + c * (y[:, None] ** 2 + x[None, :] ** 2 - 0.7)
+
+
+def _posts(shape: tuple[int, int]) -> np.ndarray:
+    """A wall of square posts along the left edge: grey squares with a bright rim."""
+    height, width = shape
+    side = max(6, int(width * 0.085))
+    image = np.zeros(shape, np.float32)
+    for top in range(side // 2, height - side // 2, int(side * 1.9)):
+        image[top:top + side, side // 3:side // 3 + side] = 1
+    soft = ndimage.gaussian_filter(image, 0.8)
+    return 0.24 * ndimage.gaussian_filter(image, 2.5) - 0.26 * soft
+
+
+def _dust(shape: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
+    """A few specks, dark or bright, that stay where they are."""
+    image = np.zeros(shape, np.float32)
+    count = max(2, shape[0] * shape[1] // 8000)
+    for y, x, strength, size in zip(rng.uniform(0, shape[0], count), rng.uniform(0, shape[1], count),
+                                    rng.uniform(-0.35, 0.3, count), rng.uniform(0.8, 1.8, count), strict=True):
+        yy, xx = np.ogrid[:shape[0], :shape[1]]
+        image += strength * np.exp(-((yy - y) ** 2 + (xx - x) ** 2) / (2 * size ** 2))
+    return image

@@ -1,0 +1,1 @@
+"""Metrics, inference on datasets, cells, growth."""

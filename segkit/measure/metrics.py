@@ -1,0 +1,285 @@
+"""Metrics against teacher labels: Dice, matched instances, scores of frames."""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike
+from scipy.sparse import coo_array, csr_array
+from scipy.sparse.csgraph import min_weight_full_bipartite_matching
+
+from ..data.dataset import Frame, common_area, exclude, read_pair
+from ..data.discovery import discover
+from ..data.images import hash_pixels, read_image, read_labels
+from ..errors import SegkitError
+from ..model.predict import label, predict, segment
+from ..model.unet import ModelInfo, UNet
+from ..settings import Settings
+
+PROMINENCES = (0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6)
+ALIKE = 0.001  # a panoptic quality this close to the best one counts as equal
+MAX_TUNING_FRAMES = 20
+
+
+def dice(mask: ArrayLike, target: ArrayLike) -> float:
+    """Dice coefficient 2 |A & B| / (|A| + |B|) of two masks.
+
+    Parameters
+    ----------
+    mask, target : array_like, (H, W)
+        Boolean, or labels: values above 0 are foreground.
+
+    Returns
+    -------
+    float
+        From 0 to 1; two empty masks score 1.
+
+    Raises
+    ------
+    SegkitError
+        If the shapes differ.
+
+    Notes
+    -----
+    Dice 1945, doi 10.2307/1932409.
+    """
+    a, b = _same_shape(np.asarray(mask) > 0, np.asarray(target) > 0)
+    total = int(a.sum()) + int(b.sum())
+    return 2.0 * int((a & b).sum()) / total if total else 1.0
+
+
+class Matching(NamedTuple):
+    """Instances matched one to one at an IoU threshold."""
+
+    tp: int
+    fp: int
+    fn: int
+    precision: float
+    recall: float
+    average_precision: float  # tp / (tp + fp + fn)
+    panoptic_quality: float  # sum of matched IoU / (tp + fp / 2 + fn / 2)
+
+
+def match_instances(labels: ArrayLike, target_labels: ArrayLike, iou: float = 0.5) -> Matching:
+    """Match predicted instances with those of the target, one to one, as many as reach the IoU threshold.
+
+    Parameters
+    ----------
+    labels, target_labels : array_like of int, (H, W)
+        0 is background; numbers may have gaps.
+    iou : float
+        Threshold in (0, 1]; a pair with exactly this IoU matches.
+
+    Returns
+    -------
+    Matching
+        tp, fp, fn, precision, recall, average_precision, panoptic_quality. Without any instance on either side all
+        ratios are 1.
+
+    Raises
+    ------
+    SegkitError
+        If the shapes differ or the threshold is outside (0, 1].
+
+    Notes
+    -----
+    Panoptic quality: Kirillov et al., CVPR 2019. Average precision as in StarDist and Cellpose.
+    """
+    return match(iou_table(labels, target_labels), iou)
+
+
+def iou_table(labels: ArrayLike, target_labels: ArrayLike) -> csr_array:
+    """IoU of every predicted with every target instance, (instances, targets), sparse: a cell overlaps few others.
+
+    Computed once, it serves `match` at any number of thresholds. See `match_instances`.
+    """
+    a, b = _same_shape(np.asarray(labels), np.asarray(target_labels))
+    # most of an image is background in both: leaving it out saves most of the time
+    foreground = (a != 0) | (b != 0)
+    instance, instances = _number(a[foreground])
+    target, targets = _number(b[foreground])
+
+    # shared pixels of every pair; row 0 and column 0 are background, and only count in the areas
+    ones = np.ones(len(instance))
+    shared = coo_array((ones, (instance, target)), shape=(instances + 1, targets + 1)).tocsr()
+    area, target_area = shared.sum(axis=1), shared.sum(axis=0)
+    pairs = shared[1:, 1:].tocoo()
+    union = area[1:][pairs.row] + target_area[1:][pairs.col] - pairs.data
+    return csr_array((pairs.data / union, (pairs.row, pairs.col)), shape=(instances, targets))
+
+
+def match(table: csr_array, iou: float = 0.5) -> Matching:
+    """Match one to one: the most pairs that reach the threshold and, among these, the largest sum of IoU.
+
+    A maximum weight matching of the sparse graph of overlaps (Jonker and Volgenant 1987); table: see `iou_table`.
+    """
+    if not 0 < iou <= 1:
+        raise SegkitError(f"iou is {iou}: a threshold above 0 and up to 1 was needed")
+    n, m = table.shape
+    pairs = table.tocoo()
+    reached = pairs.data >= iou
+    instance, target, ious = pairs.row[reached], pairs.col[reached], pairs.data[reached]
+
+    # a pair gains 2 and a little for its IoU, so that one more pair gains more than all IoU together;
+    # an instance without a partner takes a column of its own, which gains 1
+    alone = np.arange(n)
+    gain = np.concatenate([2 + ious / (n + 1), np.ones(n)])
+    rows, columns = np.concatenate([instance, alone]), np.concatenate([target, m + alone])
+    graph = csr_array((gain, (rows, columns)), shape=(n, m + n))
+    _, partner = min_weight_full_bipartite_matching(graph, maximize=True)  # (n,), a column for each instance
+
+    matched = ious[partner[instance] == target]
+    tp, fp, fn = len(matched), n - len(matched), m - len(matched)
+    if tp + fp + fn == 0:
+        return Matching(0, 0, 0, 1.0, 1.0, 1.0, 1.0)
+    return Matching(tp, fp, fn, precision=tp / max(n, 1), recall=tp / max(m, 1), average_precision=tp / (tp + fp + fn),
+                    panoptic_quality=float(matched.sum()) / (tp + fp / 2 + fn / 2))
+
+
+def _number(labels: np.ndarray) -> tuple[np.ndarray, int]:
+    """Labels (n,) as 1, 2, ... without gaps, in order, 0 still background; and how many there are."""
+    codes, found = pd.factorize(labels, sort=True)
+    numbers = np.where(found != 0, np.cumsum(found != 0), 0)
+    return numbers[codes], int(np.count_nonzero(found))
+
+
+def _same_shape(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    if a.shape != b.shape:
+        raise SegkitError(f"shapes {a.shape} and {b.shape} differ: two images of one size were needed")
+    return a, b
+
+
+def hashes_by_position(images: Iterable[tuple[Frame, str]]) -> dict[str, list[str]]:
+    """Frames with the hashes of their images, as a model file records them (ModelInfo.trained_on)."""
+    return join_records(*({"/".join(frame.unit): [image_hash]} for frame, image_hash in images if image_hash))
+
+
+def join_records(*records: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
+    """The union of records: EXPERIMENT/position -> hashes of its images."""
+    joined: dict[str, set[str]] = {}
+    for record in records:
+        for name, hashes in record.items():
+            joined.setdefault(name, set()).update(hashes)
+    return {name: sorted(joined[name]) for name in sorted(joined)}
+
+
+def position_parts(info: ModelInfo, frames: Iterable[Frame], dataset_path: Path) -> dict[tuple[str, str], str]:
+    """What each (experiment, position) was for this model: "training", "validation" or "other".
+
+    The images decide, since positions of different datasets may have the same name. For a model file without a record
+    (before 1.2) names decide, and only in the dataset that it was trained on.
+    """
+    positions: dict[tuple[str, str], list[Frame]] = {}
+    for frame in frames:
+        positions.setdefault(frame.unit, []).append(frame)
+    if not info.trained_on:
+        return _parts_by_name(info, positions, dataset_path)
+    part_of = dict.fromkeys(set().union(*info.validated_on.values()), "validation")
+    part_of |= dict.fromkeys(set().union(*info.trained_on.values()), "training")
+    parts = {}
+    for unit, members in positions.items():
+        # pairs first, since a training uses no other frames. One image is enough for a name that the model does not
+        # know; for a known name any of the images may be the one that was used
+        members.sort(key=lambda frame: frame.masks is None)
+        known = "/".join(unit) in info.trained_on.keys() | info.validated_on.keys()
+        hashes = islice(filter(None, map(_image_hash, members)), None if known else 1)
+        parts[unit] = next((part_of[image_hash] for image_hash in hashes if image_hash in part_of), "other")
+    return parts
+
+
+def frame_parts(info: ModelInfo, frames: Sequence[Frame], settings: Settings) -> dict[str, str]:
+    """What each frame, by its name, was for this model: as `position_parts`, or "excluded".
+
+    Excluded are the frames that EXCLUDE names and that the model was not trained on.
+    """
+    positions = position_parts(info, frames, settings.dataset_path)
+    parts = {frame.name: positions[frame.unit] for frame in frames}
+    trained = set().union(*info.trained_on.values())
+    same_exclude = str(info.settings.get("EXCLUDE", "")) == ",".join(settings.exclude)
+    for frame in exclude(frames, settings.exclude)[1]:
+        # without a record, the same EXCLUDE kept the frame out of that training, too
+        in_training = parts[frame.name] == "training" and (
+            _image_hash(frame) in trained if trained else not same_exclude)
+        if not in_training:
+            parts[frame.name] = "excluded"
+    return parts
+
+
+def positions_trained_on(info: ModelInfo, validation: Mapping[str, Sequence[str]], settings: Settings) -> list[str]:
+    """Which validation positions, given as `hashes_by_position`, a model was trained on, even on other frames."""
+    found = set()
+    if info.trained_on:
+        trained = set().union(*info.trained_on.values())
+        found = {name for name, hashes in validation.items() if trained.intersection(hashes)}
+        # the same name: another laboratory's position, or other frames of this one
+        alike = (validation.keys() & info.trained_on.keys()) - found
+        frames = discover(settings.dataset_path, settings.masks_path).frames if alike else ()
+        same_name = [frame for frame in frames if "/".join(frame.unit) in alike]
+        parts = position_parts(info, same_name, settings.dataset_path)
+    else:
+        units = [(experiment, position) for experiment, _, position in (name.partition("/") for name in validation)]
+        parts = _parts_by_name(info, units, settings.dataset_path)
+    return sorted(found | {"/".join(unit) for unit, part in parts.items() if part == "training"})
+
+
+def _image_hash(frame: Frame) -> str:
+    try:
+        return hash_pixels(read_image(frame.image, frame.page))
+    except SegkitError:
+        return ""  # a Problem of the dataset
+
+
+def _parts_by_name(info: ModelInfo, positions: Iterable[tuple[str, str]],
+                   dataset_path: Path) -> dict[tuple[str, str], str]:
+    """`position_parts` by the settings of the training, for a model file without a record."""
+    trained_with = {name: str(info.settings.get(name, "")) for name in ("DATASET_PATH", "VALIDATION", "EXCLUDE")}
+    path = trained_with["DATASET_PATH"]
+    if not path or Path(path).resolve() != Path(dataset_path).resolve():
+        return dict.fromkeys(positions, "other")
+    suffixes, excluded = tuple(trained_with["VALIDATION"].split(",")), trained_with["EXCLUDE"].split(",")
+    parts = {}
+    for experiment, position in positions:
+        part = "validation" if position.endswith(suffixes) else "training"
+        left_out = experiment in excluded or f"{experiment}/{position}" in excluded
+        parts[experiment, position] = "other" if left_out else part
+    return parts
+
+
+def tune_prominence(model: UNet, frames: Sequence[Frame]) -> ModelInfo:
+    """The model's info with the prominence (`label_cells`) in the middle of those with the best panoptic quality."""
+    frames = frames[::max(1, math.ceil(len(frames) / MAX_TUNING_FRAMES))]
+    quality = np.zeros(len(PROMINENCES))
+    for frame in frames:
+        image, teacher = read_pair(frame)
+        maps = predict(model, [image])[0]
+        for k, prominence in enumerate(PROMINENCES):
+            labels = label(replace(model.info, prominence=prominence), maps).labels
+            quality[k] += match_instances(labels, teacher).panoptic_quality
+    best = np.flatnonzero(quality >= quality.max() - ALIKE * len(frames))
+    return replace(model.info, prominence=PROMINENCES[best[len(best) // 2]])
+
+
+def score_frame(frame: Frame, labels: np.ndarray) -> dict[str, Any]:
+    """Agreement of labels (H, W) with the teacher's: Dice, panoptic quality, average precision, cells, area.
+
+    Raises SegkitError where the masks file cannot be read or differs in size by more than 2 pixels.
+    """
+    assert frame.masks is not None, f"{frame.name} has no masks file"
+    labels, teacher = common_area(frame.image.name, labels, read_labels(frame.masks, frame.masks_page))
+    table = iou_table(labels, teacher)
+    at_50, at_75, at_90 = (match(table, iou) for iou in (0.5, 0.75, 0.9))
+    return {"experiment": frame.experiment, "position": frame.position, "frame": frame.frame,
+            "dice": dice(labels, teacher), "panoptic_quality": at_50.panoptic_quality,
+            "ap50": at_50.average_precision, "ap75": at_75.average_precision, "ap90": at_90.average_precision,
+            "cells": table.shape[0], "teacher_cells": table.shape[1],
+            "area_px": int((labels > 0).sum()), "teacher_area_px": int((teacher > 0).sum())}
+
+
+def score_frames(model: UNet, frames: Sequence[Frame]) -> pd.DataFrame:
+    """`score_frame` for every pair, segmented again: one row per frame."""
+    return pd.DataFrame([score_frame(frame, segment(model, read_pair(frame)[0]).labels) for frame in frames])

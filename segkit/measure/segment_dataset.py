@@ -1,0 +1,309 @@
+"""Inference on a whole dataset: frames read, segmented, written and measured, several at a time."""
+
+import hashlib
+import warnings
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from functools import partial
+from itertools import groupby, islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import tifffile
+from tqdm.auto import tqdm
+
+from ..data.dataset import Dataset, Frame, frames_of, masks_path_in, of_experiment
+from ..data.images import DAMAGE, open_tiff, read_image
+from ..errors import SegkitError
+from ..files import locked, log, logging_to, read_table, replacing, write_table
+from ..model.predict import POSTPROCESSING, Maps, label, predict
+from ..model.targets import distance_target
+from ..model.unet import UNet
+from .cells import CELL_COLUMNS, measure_cells
+from .dask_backend import run_on_cluster
+from .metrics import score_frame
+
+GPU_BATCH = 8  # frames that go through the network together
+WIDTH_FRAMES = 20  # frames, about, whose cells' width is compared with the training cells'
+MIN_DICE = 0.5  # a lower mean Dice gives a warning
+MAX_WIDTH_RATIO = 1.4  # a larger factor between the cells' width and the training cells' gives a warning
+
+
+class InferenceOptions(NamedTuple):
+    """How frames are segmented and measured; see `segkit.segment_dataset`."""
+
+    pixel_size_um: float | Mapping[str, float] | None = None  # one for all, or by experiment
+    scale: float = 1.0
+    flips: bool = False
+    width_of: frozenset[str] = frozenset()  # names of the frames whose cells' widths are measured
+
+
+class _Input(NamedTuple):
+    """A frame that was read: the labels in its label file if they are up to date, else its image."""
+
+    frame: Frame
+    path: Path  # of the label file
+    provenance: str = ""  # description in the label file: model, options, image; pixel size
+    image: np.ndarray | None = None  # float32 (H, W)
+    labels: np.ndarray | None = None  # int32 (H, W)
+    error: str = ""
+
+
+class FrameResult(NamedTuple):
+    """The outcome for one frame."""
+
+    cells: pd.DataFrame | None = None
+    scores: dict[str, Any] | None = None
+    skipped: tuple[str, str, str] | None = None  # frame, file, reason
+    widths: np.ndarray = np.zeros(0)  # pixels
+
+
+def segment_dataset(model: UNet, frames: Dataset | Iterable[Frame], out_dir: str | Path, *,
+                    pixel_size_um: float | Mapping[str, float] | None = None, scale: float = 1.0,
+                    flips: bool = False, cluster: str = "") -> Path:
+    """Segment the frames of a dataset, with or without teacher masks, and measure their cells.
+
+    Parameters
+    ----------
+    model : UNet
+        From `load_model`.
+    frames : Dataset or iterable of Frame
+    out_dir : str or Path
+        Gets masks/EXPERIMENT_masks/PosXXX/PreprocessedPhaseMasks/MASK_*.tif (uint16 labels, in the users' own layout),
+        cells.csv (a row per cell and frame), frames.csv (a row per segmented frame), scores.csv (a row per frame with
+        teacher labels) and skipped.csv (frames that cannot be read, with the reason).
+    pixel_size_um : float or mapping, optional
+        um per pixel, one for all or by experiment, for sizes in um and the TIFFs' resolution.
+    scale, flips
+        See `segment`. A warning tells where the cells are not as wide as the training cells.
+    cluster : str
+        Where to compute: "" is this process; see dask_backend.run_on_cluster.
+
+    Returns
+    -------
+    Path
+        Of cells.csv.
+
+    Raises
+    ------
+    SegkitError
+        If `frames` holds anything but frames, no frame can be read, out_dir cannot be written, another process writes
+        into it, or the kernel is interrupted.
+
+    Notes
+    -----
+    After an interruption the next call continues: a frame is only measured if this model made its label file from the
+    same image.
+    """
+    out_dir, frames = Path(out_dir), frames_of(frames)
+    # a sample of the frames shows how wide the cells are
+    width_of = frozenset(f.name for f in frames[::max(1, len(frames) // WIDTH_FRAMES)])
+    options = InferenceOptions(pixel_size_um, scale, flips, width_of)
+    with locked(out_dir), logging_to(out_dir / "run.log"):
+        # every process of a cluster writes into the same folder
+        work = partial(segment_frames, out_dir=out_dir.resolve(), options=options)
+        running = run_on_cluster(cluster, work, model, frames) if cluster else work(model, frames)
+        results = _collect(running, frames, out_dir)
+        _report(model, results, scale)
+        _write_tables(frames, results, out_dir)
+    return out_dir / "cells.csv"
+
+
+def _collect(running: Generator[FrameResult, None, None], frames: Sequence[Frame], out_dir: Path) -> list[FrameResult]:
+    """The result of every frame, behind a progress bar."""
+    done: list[FrameResult] = []
+    try:
+        with closing(running):
+            done.extend(tqdm(running, total=len(frames), desc="segmenting", unit="frame", leave=False))
+    except KeyboardInterrupt:
+        raise SegkitError(f"interrupted: {len(done)} of {len(frames)} frames are segmented in {out_dir}; "
+                          "run this again to continue") from None
+    return done
+
+
+def segment_frames(model: UNet, frames: Sequence[Frame], out_dir: Path,
+                   options: InferenceOptions) -> Generator[FrameResult, None, None]:
+    """Segment frames in order and write their label files; yields the result of each."""
+    batch = 1 if next(model.parameters()).device.type == "cpu" else GPU_BATCH
+    key = _fingerprint(model, options)
+    # two threads read the next frames and finish the last ones while the network computes
+    with ThreadPoolExecutor(2) as pool:
+        inputs = _prefetch(pool, lambda frame: _read(frame, out_dir, key, options), frames, 2 * batch)
+        predicted = _predict_batches(model, inputs, batch, options)
+        yield from _prefetch(pool, lambda pair: _finish(model, options, *pair), predicted, 4)
+
+
+def _prefetch(pool: ThreadPoolExecutor, work: Callable[[Any], Any], items: Iterable[Any], depth: int) -> Iterator[Any]:
+    """Results in order, with up to `depth` more being computed in the pool's threads."""
+    waiting: deque[Future[Any]] = deque()
+    for item in items:
+        waiting.append(pool.submit(work, item))
+        if len(waiting) > depth:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
+
+
+def _read(frame: Frame, out_dir: Path, key: str, options: InferenceOptions) -> _Input:
+    """Read a frame's labels if this model made them from the same image and in the same way, else its image."""
+    path, um = masks_path_in(out_dir / "masks", frame), of_experiment(options.pixel_size_um, frame.experiment)
+    try:
+        stat = frame.image.stat()
+        provenance = f"segkit labels {key} of {stat.st_size} {stat.st_mtime_ns} {frame.page}; {um} um"
+        labels = _read_own_labels(path, provenance, um)
+        image = read_image(frame.image, frame.page) if labels is None else None
+    except (SegkitError, OSError) as error:
+        return _Input(frame, path, error=str(error))
+    return _Input(frame, path, provenance, image, labels)
+
+
+def _predict_batches(model: UNet, inputs: Iterable[_Input], batch: int,
+                     options: InferenceOptions) -> Iterator[tuple[_Input, Maps | None]]:
+    """Run the network on the inputs that have an image, neighbours of one size together; order is kept."""
+    for shape, group in groupby(inputs, key=lambda given: None if given.image is None else given.image.shape):
+        while together := list(islice(group, batch)):
+            if shape is None:  # labels from a file, or an error
+                yield from ((given, None) for given in together)
+                continue
+            images = [given.image for given in together if given.image is not None]
+            yield from zip(together, predict(model, images, scale=options.scale, flips=options.flips), strict=True)
+
+
+def _finish(model: UNet, options: InferenceOptions, given: _Input, maps: Maps | None) -> FrameResult:
+    """Post-process the prediction, write the label file, measure and score the cells."""
+    frame, labels, um = given.frame, given.labels, of_experiment(options.pixel_size_um, given.frame.experiment)
+    error = given.error
+    # a lamp that was off is no frame without cells: its growth would count as death
+    if maps is not None and not maps.contrast:
+        error = f"{frame.image.name} is constant: there is nothing to see in it"
+    if error:
+        return FrameResult(skipped=(frame.name, str(frame.image), error))
+
+    if maps is not None:
+        labels = label(model.info, maps).labels
+        write_labels(given.path, labels, um, given.provenance)
+    assert labels is not None
+    widths = distance_target(labels)[1] if frame.name in options.width_of else np.zeros(0)
+    result = FrameResult(measure_cells(labels, frame, um), widths=widths)
+    # a damaged masks file costs the score, not the cells
+    try:
+        return result._replace(scores=score_frame(frame, labels)) if frame.masks else result
+    except SegkitError as no_score:
+        return result._replace(skipped=(frame.name, str(frame.masks), str(no_score)))
+
+
+def _fingerprint(model: UNet, options: InferenceOptions) -> str:
+    """A hash of everything but the image that labels depend on."""
+    # settings that change labels, then the weights
+    info = model.info
+    parts = (POSTPROCESSING, info.normalisation, info.upsampling, info.threshold, info.prominence, info.min_area,
+             options.scale, options.flips, model.precision)
+    digest = hashlib.sha256(repr(parts).encode())
+    for tensor in model.state_dict().values():
+        digest.update(tensor.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def write_labels(path: Path, labels: np.ndarray, pixel_size_um: float | None, provenance: str) -> None:
+    """Write labels (H, W) as TIFF, uint16, with the pixel size where it is known (Fiji and napari read it)."""
+    if labels.max() > 65535:
+        raise SegkitError(f"{path.name}: {labels.max()} cells in one frame, and 16-bit labels hold 65535")
+    per_cm = 1e4 / pixel_size_um if pixel_size_um else None
+    with replacing(path) as temporary:
+        tifffile.imwrite(temporary, labels.astype(np.uint16), compression="zlib", metadata=None,
+                         description=provenance, resolution=(per_cm, per_cm) if per_cm else None,
+                         resolutionunit="CENTIMETER" if per_cm else None)
+
+
+def _read_own_labels(path: Path, provenance: str, pixel_size_um: float | None) -> np.ndarray | None:
+    """The labels in a file of this provenance, else None; another pixel size in it is replaced by this one."""
+    try:
+        with open_tiff(path) as tif:
+            found = tif.pages.first.description
+            if found.partition(";")[0] != provenance.partition(";")[0]:
+                return None
+            labels = tif.asarray().astype(np.int32)
+    except DAMAGE:
+        return None
+    if found != provenance:
+        write_labels(path, labels, pixel_size_um, provenance)
+    return labels
+
+
+def _report(model: UNet, results: Sequence[FrameResult], scale: float) -> None:
+    """Log how many frames were segmented, which were left out, and why the student may not suit them."""
+    for name, _, reason in (result.skipped for result in results if result.skipped):
+        log.info("left out %s: %s", name, reason)
+    segmented = sum(result.cells is not None for result in results)
+    run, dataset_path = (model.info.settings.get(name, "?") for name in ("RUN", "DATASET_PATH"))
+    log.info("%d of %d frames segmented with the student of run %s, trained on %s", segmented, len(results), run,
+             dataset_path)
+
+    # in the notebook, too: the user must see that this student is not the right one
+    widths = np.concatenate([np.zeros(0), *(result.widths for result in results)])
+    scores = [result.scores for result in results if result.scores]
+    for text in filter(None, (width_warning(model, widths, scale), dice_warning(scores))):
+        log.info(text)
+        warnings.warn(text, stacklevel=3)
+
+
+def _write_tables(frames: Sequence[Frame], results: Sequence[FrameResult], out_dir: Path) -> None:
+    """Write cells.csv and frames.csv, and scores.csv and skipped.csv where they have rows."""
+    skipped = pd.DataFrame([r.skipped for r in results if r.skipped], columns=["frame", "file", "reason"])
+    segmented = [(f, r.cells) for f, r in zip(frames, results, strict=True) if r.cells is not None]
+    if frames and not segmented:
+        raise SegkitError(f"none of {len(frames)} frames could be read; the first: {skipped['reason'][0]}")
+    cells = [table for _, table in segmented] or [pd.DataFrame(columns=list(CELL_COLUMNS))]
+    write_table(out_dir / "cells.csv", pd.concat(cells, ignore_index=True))
+    # frames without any cell are not in cells.csv, but count in growth
+    counts = [(f.experiment, f.position, f.frame, len(table)) for f, table in segmented]
+    write_table(out_dir / "frames.csv", pd.DataFrame(counts, columns=["experiment", "position", "frame", "cells"]))
+
+    # a table of an earlier call that has no rows now would be wrong
+    scores = pd.DataFrame([r.scores for r in results if r.scores])
+    for name, table in (("scores.csv", scores), ("skipped.csv", skipped)):
+        if len(table):
+            write_table(out_dir / name, table)
+        else:
+            (out_dir / name).unlink(missing_ok=True)
+
+
+def segmented_frames(frames: Iterable[Frame], run_dir: str | Path) -> list[Frame]:
+    """The frames that the run's cells.csv covers, also those without any cell (frames.csv names them).
+
+    A label file does not show that: it may be older than the table, or newer where inference was interrupted.
+    """
+    path = Path(run_dir) / "frames.csv"
+    if not path.is_file():
+        return []
+    table = read_table(path)
+    seen = set(zip(table["experiment"], table["position"], table["frame"], strict=True))
+    return [f for f in frames if (*f.unit, f.frame) in seen]
+
+
+def width_warning(model: UNet, widths: np.ndarray, scale: float = 1.0) -> str:
+    """Warning if the cells found (widths in pixels) are not as wide as the training cells; "" if they are.
+
+    The student knows cells of about one width; it splits, merges or misses others.
+    """
+    trained = model.info.cell_width
+    if not trained or len(widths) < 5:
+        return ""
+    found = float(np.median(widths))
+    ratio = found * scale / trained
+    if 1 / MAX_WIDTH_RATIO <= ratio <= MAX_WIDTH_RATIO:
+        return ""
+    return (f"the cells found are {found:.0f} pixels wide (median), the student was trained on cells of "
+            f"{trained:.0f}: look at the outlines in 04_inference (report.html), and try SCALE={scale / ratio:.2f}")
+
+
+def dice_warning(scores: Sequence[Mapping[str, Any]]) -> str:
+    """Warning if mean Dice (rows of scores.csv) is below 0.5, else ""."""
+    if not scores or (mean := float(np.mean([row["dice"] for row in scores]))) >= MIN_DICE:
+        return ""
+    return (f"the student and the teacher's masks agree little: mean Dice {mean:.2f} over {len(scores)} frame(s). "
+            "Look at the outlines in 04_inference (report.html); images of another kind need a student of their own")

@@ -1,0 +1,1 @@
+"""The student: network, model files, targets, inference, post-processing."""

@@ -1,0 +1,19 @@
+"""What the notebooks need beside segkit's public names: settings, forms, figures, and a run's tables."""
+
+# ruff: noqa: F401, F403
+from IPython.display import display
+
+from ..data.dataset import exclude, read_valid
+from ..data.discovery import discover_split
+from ..data.images import normalise
+from ..files import read_table, write_table
+from ..measure.cells import measure_cells
+from ..measure.growth import areas_over_time, measure_growth
+from ..measure.metrics import frame_parts
+from ..measure.segment_dataset import segmented_frames
+from ..model.checkpoint import with_openvino
+from ..settings import check_dataset, check_whose_run, load_settings, record_settings
+from .forms import *
+from .plots import *
+from .report import *
+from .widgets import *

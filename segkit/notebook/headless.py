@@ -1,0 +1,185 @@
+"""Run the notebooks without a browser: the command `segkit`, which Make calls, too."""
+
+import logging
+import os
+import signal
+import sys
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from ..data.discovery import discover, discover_split
+from ..errors import STOPPED, SegkitError
+from ..files import duration, locked, log, replacing, writing
+from ..model.checkpoint import load_model
+from ..model.unet import UNet
+from ..settings import (
+    DEMO,
+    Settings,
+    check_whose_run,
+    load_settings,
+    name_and_value,
+    parse_settings,
+    project_root,
+    public_fields,
+    record_settings,
+)
+from ..training.run_dir import check_training
+from ..training.trainer import fit
+from .report import assumed_conditions, check_conditions, write_report
+
+TRAIN_AND_MEASURE = ("01_setup", "02_data_exploration", "03_training", "04_inference", "05_growth")
+MEASURE = ("04_inference", "05_growth")
+NOTEBOOKS = {"run": TRAIN_AND_MEASURE, "segment": MEASURE}
+HELP = """segkit run [NAME=value ...]      train, segment and measure: on the demo, or on DATASET_PATH=...
+segkit segment [NAME=value ...]  segment and measure without training, with MODEL=... on DATASET_PATH=...
+segkit train [NAME=value ...]    train without notebooks; for several GPUs: torchrun --nproc-per-node=4 -m segkit train
+
+Results are written to runs/RUN in the project's folder, or in this one outside a checkout. The settings:
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line: "run" (also where no command is given), "segment" or "train", then NAME=value settings.
+
+    Returns 0, or 1 after printing the reason as the last line.
+    """
+    # help goes before everything else on the line
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if {"-h", "--help", "help"}.intersection(given):
+        print(HELP + "\n".join(f"  {f.name.upper():18} {f.metadata['help']}" for f in public_fields()))
+        return 0
+    # a reason is one line, the last one, whatever happens in a notebook
+    try:
+        command = given.pop(0) if given and "=" not in given[0] else "run"
+        if command not in (*NOTEBOOKS, "train"):
+            raise SegkitError(f"{command} is unknown: run, segment or train was needed, then settings as NAME=value, "
+                              "such as EPOCHS=20 (segkit --help lists them)")
+        values = dict(name_and_value(argument) for argument in given)
+        if command == "train":
+            train(values)
+        else:
+            run_notebooks(NOTEBOOKS[command], values)
+    except SegkitError as error:
+        print(f"\n{STOPPED}{error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"\n{STOPPED}interrupted; RESUME=1 continues after the last epoch that was saved", file=sys.stderr)
+        return 1
+    return 0
+
+
+def train(values: dict[str, str]) -> None:
+    """Train without notebooks; values: as in run_notebooks. torchrun starts several processes of this."""
+    # torchrun ends all processes where one is lost: the main process then saves and logs what an interrupt does
+    if os.environ.get("RANK", "0") == "0":
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+    log.addHandler(logging.StreamHandler(sys.stdout))
+    settings = load_settings(values, caller=_caller())
+    fit(UNet(), discover_split(settings), settings)
+
+
+def _caller() -> Path:
+    """The folder that relative paths on the command line start from."""
+    return Path(os.environ.get("SEGKIT_CALLER") or os.getcwd())
+
+
+def run_notebooks(names: Sequence[str], values: dict[str, str]) -> Settings:
+    """Execute notebooks in order with papermill; executed copies go to the run's notebooks/ folder.
+
+    values: settings by upper-case name; relative paths start from the working folder. What the cells print is printed
+    meanwhile. Raises SegkitError with the notebook's reason where one stops.
+    """
+    # without a dataset: what the environment names, or the demo, whatever the saved form contains
+    if not values.get("DATASET_PATH"):
+        values = {**values, "DATASET_PATH": os.environ.get("SEGKIT_DATASET_PATH") or str(project_root() / DEMO)}
+    parse_settings(values)  # an unknown name is an error
+    settings = load_settings(values, caller=_caller())
+    # whatever is wrong with dataset, model or run folder is reported before anything is written
+    if names is MEASURE:
+        check_whose_run(settings)
+    dataset = discover(settings.dataset_path, settings.masks_path)
+    check_conditions(settings, dataset)
+    if names is MEASURE:
+        load_model(settings.model_path, "cpu")
+    else:
+        check_training(settings)
+        discover_split(settings, dataset)
+    # from here on the run's folder is changed, by this process and the kernels that it starts
+    folder = settings.run_dir / "notebooks"
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    with locked(settings.run_dir):
+        if names is MEASURE:
+            record_settings(settings)
+        print(f"run {settings.run}: {settings.dataset_path} -> {settings.run_dir}", flush=True)
+        assumed = assumed_conditions(settings, {frame.experiment for frame in dataset.frames})
+        print("assumed, please check:",
+              ", ".join(f"{name}={settings.as_dict()[name]}" for name in assumed) or "nothing")
+        for name in names:
+            began = time.perf_counter()
+            print(f"{name} ...", flush=True)
+            _execute(name, folder, settings)
+            print(f"{name} done in {duration(time.perf_counter() - began)}", flush=True)
+        write_report(settings.run_dir)
+    for line in dataset.problem_summary():
+        print(f"left out: {line}")
+    print(f"results in {settings.run_dir}; report.html there shows them", flush=True)
+    return settings
+
+
+def _execute(name: str, folder: Path, settings: Settings) -> None:
+    """Execute a notebook with papermill; its copy, also of one that stops, is written whole or not at all.
+
+    All settings are handed over, so that the copy contains those that it was executed with (report.html shows them).
+    """
+    import papermill
+    from nbclient.exceptions import DeadKernelError
+    from papermill.exceptions import PapermillExecutionError
+
+    # the checkout's notebooks, else those that come with an installed package
+    source = settings.root / "notebooks" / f"{name}.ipynb"
+    if not source.parent.is_dir():
+        source = Path(sys.prefix) / "share" / "segkit" / "notebooks" / source.name
+    if not source.is_file():
+        raise SegkitError(f"no notebook {source}: run this in the project's folder, which holds notebooks/")
+    values = {name: "" if value is None else value for name, value in settings.as_dict().items()}  # None is "not set"
+    stopped = None
+    with replacing(folder / source.name) as part, warnings.catch_warnings(), _printing_cells():
+        warnings.filterwarnings("ignore", "The specified file")  # it does not end in .ipynb yet
+        paths = [str(path).replace("{", "{{").replace("}", "}}") for path in (source, part)]  # papermill formats them
+        try:
+            papermill.execute_notebook(*paths, parameters=values, cwd=str(settings.root), progress_bar=False,
+                                       log_output=True, kernel_name="python3", extra_arguments=["--log-level=ERROR"])
+        except PapermillExecutionError as error:
+            stopped = error
+        except DeadKernelError:
+            raise SegkitError(f"{name}: its kernel was killed, most likely for want of memory: set a smaller "
+                              "BATCH_SIZE or CROP") from None
+    # after the copy is in place, so that it can be looked at
+    if stopped:
+        if stopped.ename != "SegkitError":
+            print("\n".join(stopped.traceback), file=sys.stderr)
+        raise SegkitError(f"{name}: {stopped.evalue or stopped.ename}")
+
+
+@contextmanager
+def _printing_cells() -> Iterator[None]:
+    """Print what the cells print, as papermill logs it, while the block runs."""
+    def printed_by_a_cell(record: logging.LogRecord) -> bool:
+        text = str(record.msg)
+        record.msg = "  " + text.strip().replace("\r", "\n").replace("\n", "\n  ")
+        # what a cell only shows, such as a figure or a table, is logged too, without an end of line
+        return record.funcName == "log_output_message" and (text.startswith("\r") or text.endswith("\n"))
+    logger, handler = logging.getLogger("papermill"), logging.StreamHandler(sys.stdout)
+    handler.addFilter(printed_by_a_cell)
+    level = logger.level
+    logger.setLevel(logging.INFO)
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)

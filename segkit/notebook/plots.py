@@ -1,0 +1,396 @@
+"""Figures: every function takes arrays or tables and returns a figure."""
+
+import io
+import textwrap
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+from matplotlib.ticker import MaxNLocator, NullLocator
+from PIL import Image
+from scipy import ndimage
+from skimage.segmentation import expand_labels, find_boundaries
+from torchvision.utils import draw_segmentation_masks
+
+from ..data.dataset import Dataset, Split
+from ..data.images import normalise
+from ..measure.growth import STOPPED_BELOW
+
+TEACHER, STUDENT, ACCENT, PINK, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#666666"  # Okabe and Ito's
+CELL_COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7")  # colour-blind-safe set
+LINE_COLOURS = (TEACHER, STUDENT, ACCENT, GREY, "black")  # of lines that stand for neither teacher nor student
+NEAR = 4  # pixels around a cell; two cells nearer than twice that get different colours
+DPI = 72
+MAX_WIDTH = 13  # inches of the widest figure
+MIN_ZOOM = 0.44  # smallest size of a picture, as a share of its pixels; below it there are fewer columns
+GAP, TITLE, BELOW = 8, 23, 20  # pixels between pictures, for a title, for the scale bar
+PREVIEW = 200  # pixels of a side that are shown of a frame while the training runs
+SCORES = {"dice": ("Dice", STUDENT, "o"), "panoptic_quality": ("panoptic quality", TEACHER, "s"),
+          "ap50": ("AP at IoU 0.5", ACCENT, "D"), "ap75": ("AP at 0.75", PINK, "v"), "ap90": ("AP at 0.9", GREY, "^")}
+PHASES = {"all": ("all frames", TEACHER), "before": ("before DRUG_FRAME", TEACHER),
+          "after": ("from DRUG_FRAME on", STUDENT)}
+
+
+class Picture(Figure):
+    """A figure that Jupyter shows by itself, without pyplot's global state."""
+
+    def __init__(self, width: float, height: float) -> None:
+        super().__init__(figsize=(width, height), dpi=DPI, layout="constrained", facecolor="white")
+        self.canvas: FigureCanvasAgg = FigureCanvasAgg(self)
+
+    def draw(self, renderer: Any) -> None:
+        """Draw every text literally: a name between two dollar signs is no formula."""
+        for text in self.findobj(Text):
+            text.set_parse_math(False)  # type: ignore[attr-defined]
+        super().draw(renderer)
+
+    def _repr_png_(self) -> bytes:
+        return to_png(self, compress_level=6)
+
+
+def to_png(figure: Picture, compress_level: int = 1) -> bytes:
+    """A figure as PNG, quickly, for an ipywidgets.Image; a higher level (to 9) is slower and smaller."""
+    figure.canvas.draw()  # savefig would draw twice
+    buffer = io.BytesIO()
+    picture = Image.fromarray(np.asarray(figure.canvas.buffer_rgba())).convert("RGB")
+    picture.save(buffer, "png", compress_level=compress_level, dpi=(DPI, DPI))
+    return buffer.getvalue()
+
+
+def new_figure(width: float, height: float, rows: int = 1, columns: int = 1) -> tuple[Picture, np.ndarray]:
+    """A figure, in inches, and its axes (rows, columns), each with a left and a lower line only."""
+    figure = Picture(width, height)
+    grid = figure.subplots(rows, columns, squeeze=False)
+    for axes in grid.flat:
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.set_prop_cycle(color=LINE_COLOURS)
+    return figure, grid
+
+
+def grey(image: np.ndarray, contrast: float = 1.0) -> np.ndarray:
+    """An image (H, W) of any range as float32 0..1 for display; contrast > 1 steepens it."""
+    return np.clip((normalise(image) - 0.5) * contrast + 0.5, 0, 1)
+
+
+def outlines(labels: np.ndarray) -> np.ndarray:
+    """Bool (H, W): the pixels of cells that touch another cell or the background."""
+    return find_boundaries(labels, connectivity=1, mode="inner")
+
+
+def cell_colours(labels: np.ndarray) -> np.ndarray:
+    """An index into CELL_COLOURS for every pixel (H, W), -1 for background; cells that are near each other differ."""
+    # pairs of cells that are near each other: neighbouring pixels of different cells, once the cells are grown
+    near = expand_labels(labels, NEAR)
+    below = np.stack([near[1:].ravel(), near[:-1].ravel()])  # (2, (H - 1) * W)
+    beside = np.stack([near[:, 1:].ravel(), near[:, :-1].ravel()])
+    pairs = np.concatenate([below, beside], axis=1)
+    first, second = np.unique(pairs[:, (pairs[0] != pairs[1]) & pairs.all(axis=0)], axis=1)
+    # each cell in turn takes the first free colour; where that search begins depends on its number, for variety
+    colour_of = np.full(labels.max() + 1, -1)
+    for cell in np.unique(labels[labels > 0]):
+        taken = colour_of[np.concatenate([second[first == cell], first[second == cell]])]
+        order = (cell * 3 + np.arange(len(CELL_COLOURS))) % len(CELL_COLOURS)
+        colour_of[cell] = next((colour for colour in order if colour not in taken), order[0])
+    return colour_of[labels]
+
+
+def overlay(image: np.ndarray, labels: np.ndarray, colour: str | None = STUDENT, contrast: float = 1.0) -> np.ndarray:
+    """RGB uint8 (H, W, 3): the image with outlines in one colour, or with None every cell filled in its own."""
+    picture = torch.from_numpy((grey(image, contrast) * 255).astype(np.uint8)).expand(3, -1, -1)  # (3, H, W)
+    if labels.any() and colour:
+        picture = draw_segmentation_masks(picture, torch.from_numpy(outlines(labels))[None], alpha=1, colors=[colour])
+    elif labels.any():
+        masks = cell_colours(labels) == np.arange(len(CELL_COLOURS))[:, None, None]  # (colours, H, W)
+        picture = draw_segmentation_masks(picture, torch.from_numpy(masks), alpha=0.55, colors=list(CELL_COLOURS))
+    return picture.permute(1, 2, 0).numpy()
+
+
+def busiest(weight: np.ndarray, side: int) -> tuple[slice, slice]:
+    """The window of side x side pixels with the largest sum of weight (H, W); all of it where it has no weight."""
+    if not weight.any():
+        return slice(None), slice(None)
+    size = [min(side, length) for length in weight.shape]
+    mean = ndimage.uniform_filter(weight.astype(np.float32), size, mode="constant")
+    centre = np.unravel_index(mean.argmax(), mean.shape)
+    y, x = np.clip(np.subtract(centre, np.floor_divide(size, 2)), 0, np.subtract(weight.shape, size)).tolist()
+    return slice(y, y + size[0]), slice(x, x + size[1])
+
+
+def show_pictures(pictures: Sequence[np.ndarray], titles: Sequence[str], pixel_size_um: float | None = None,
+                  columns: int = 5) -> Picture:
+    """Pictures side by side, grey (H, W) float or RGB (H, W, 3), the scale bar under the first of the last row.
+
+    A picture is shown with as many pixels as it has, or a multiple of them, as far as MAX_WIDTH holds them; there
+    are fewer columns where it would be shown much smaller.
+    """
+    if not pictures:
+        return _panels([])[0]
+    # sizes in pixels of the figure, so that pixels of a picture fall on them exactly
+    height, width = pictures[0].shape[:2]
+    columns = min(columns, len(pictures), max(1, int(MAX_WIDTH * DPI / (MIN_ZOOM * width))))
+    rows = -(-len(pictures) // columns)
+    zoom = _zoom(width, columns)
+    wide, tall = zoom * width, zoom * height
+    whole_width, whole_height = columns * (wide + GAP) - GAP, rows * (tall + TITLE) + BELOW
+    figure = Picture(whole_width / DPI, whole_height / DPI)
+    figure.set_layout_engine("none")
+    grid = figure.subplots(rows, columns, squeeze=False, gridspec_kw={
+        "left": 0, "right": 1, "top": 1 - TITLE / whole_height, "bottom": BELOW / whole_height,
+        "wspace": GAP / wide, "hspace": TITLE / tall})
+    # the pictures, without ticks; the last row may have empty places
+    for axes in grid.flat:
+        axes.set_axis_off()
+    for axes, picture, title in zip(grid.flat, pictures, titles, strict=False):
+        axes.imshow(picture, cmap="gray", vmin=0, vmax=1 if picture.dtype.kind == "f" else 255,
+                    interpolation="nearest" if zoom == int(zoom) else "auto")
+        axes.set_title(title, fontsize=10)
+    if pixel_size_um:
+        _scale_bar(grid[-1, 0], pictures[(rows - 1) * columns].shape[1], pixel_size_um)
+    return figure
+
+
+def _zoom(width: int, columns: int) -> float:
+    """Pixels of the figure for each of the picture's: one, or a few where the picture is small; fewer to fit."""
+    room = (MAX_WIDTH * DPI - (columns - 1) * GAP) / columns
+    wanted = max(1, -(-(4 if columns <= 2 else 3) * DPI // width))
+    if wanted * width <= room:
+        return wanted
+    return room // width if room >= 2 * width else room / width
+
+
+def _scale_bar(axes: Axes, width: int, pixel_size_um: float) -> None:
+    """A bar of a round length in um, about a quarter of the picture, under its right end."""
+    wanted = width * pixel_size_um / 4
+    round_lengths = [factor * 10.0 ** exponent for exponent in range(-2, 5) for factor in (1, 2, 5)]
+    length = max((um for um in round_lengths if um <= wanted), default=wanted)
+    left, right, below = width - 0.5 - length / pixel_size_um, width - 0.5, -9 / 72 * DPI / axes.bbox.height
+    across = axes.get_xaxis_transform()
+    axes.plot([left, right], [below, below], color="black", lw=2.5, solid_capstyle="butt", clip_on=False,
+              transform=across)
+    axes.annotate(f"{length:g} µm", (left, below), (-4, 0), xycoords=across, textcoords="offset points", ha="right",
+                  va="center", fontsize=9, annotation_clip=False)
+
+
+def show_crops(images: np.ndarray, targets: np.ndarray) -> Picture:
+    """Augmented crops above their targets: images (B, h, w), normalised; targets (B, h, w), 0 = background."""
+    pictures = [*np.clip(images, 0, 1), *targets]
+    return show_pictures(pictures, ["crop"] * len(images) + ["target"] * len(targets), columns=len(images))
+
+
+def show_previews(previews: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> Picture:
+    """A few validation frames (image, probability, target mask), each (H, W); of large ones where most cells are."""
+    pictures: list[np.ndarray] = []
+    for image, probability, target in previews:
+        part = busiest(target, PREVIEW)
+        pictures += [np.clip(image[part], 0, 1), probability[part], target[part].astype(float)]
+    titles = ["image", "student's probability", "teacher's mask"] * len(previews)
+    return show_pictures(pictures, titles, columns=6)
+
+
+def show_training(table: pd.DataFrame) -> Picture:
+    """Loss and Dice of a History.table() against epochs; events, such as a rollback, as dotted lines."""
+    figure, grid = new_figure(10, 3.2, 1, 2)
+    for axes, kind, label in zip(grid[0], ("loss", "dice"), ("loss", "Dice"), strict=True):
+        axes.plot(table["epoch"], table[f"train_{kind}"], color=GREY, lw=1.5, label="training crops")
+        axes.plot(table["epoch"], table[f"val_{kind}"], color=STUDENT, lw=2, marker="o", ms=3,
+                  label="whole validation frames")
+        for epoch in table.loc[table["event"].fillna("") != "", "epoch"]:
+            axes.axvline(epoch, color=TEACHER, ls=":", lw=1)
+        axes.set(xlabel="epoch", ylabel=label)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    grid[0, 1].set_ylim(0, 1.02)
+    grid[0, 0].legend(frameon=False, loc="upper right")  # where a falling loss leaves room from the first epoch on
+    return figure
+
+
+def _name_rows(axes: Axes, names: Sequence[str]) -> None:
+    """A row for each name, the first on top."""
+    axes.set_yticks(range(len(names)), names)
+    axes.set_ylim(len(names) - 0.5, -0.5)
+
+
+def show_split(dataset: Dataset, split: Split) -> Picture:
+    """Each position as a row of frames: training blue, validation orange, frames of neither grey."""
+    training, validation = set(split.train), set(split.validation)
+    unused = set(dataset.frames) - training - validation
+    units = sorted({frame.unit for frame in dataset.frames})
+    figure, grid = new_figure(9, 0.28 * len(units) + 1.0)
+    axes = grid[0, 0]
+    for frames, label, colour in ((training, "training", TEACHER), (validation, "validation", STUDENT),
+                                  (unused, "not used", GREY)):
+        if frames:
+            axes.scatter([f.frame for f in frames], [units.index(f.unit) for f in frames], color=colour, marker="s",
+                         s=28, label=f"{label} ({len(frames)})")
+    _name_rows(axes, [" ".join(unit) for unit in units])
+    axes.set_xlabel("frame")
+    axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
+    return figure
+
+
+def _panels(names: Sequence[str]) -> tuple[Picture, list[Axes]]:
+    """A panel for each experiment, at most three side by side; of none, one that says that there is nothing."""
+    columns, rows = min(len(names), 3) or 1, -(-len(names) // 3) or 1
+    figure, grid = new_figure(max(6.0, MAX_WIDTH / 3 * columns), 3.2 * rows if names else 0.5, rows, columns)
+    for axes in grid.flat[len(names):]:
+        axes.set_axis_off()
+    for axes, name in zip(grid.flat, names or ["nothing to show"], strict=False):
+        axes.set_title(name)
+    return figure, list(grid.flat)
+
+
+def show_over_time(table: pd.DataFrame, value: str, ylabel: str,
+                   ylim: tuple[float | None, float | None] = (0, None)) -> Picture:
+    """A line per position against frames since its start, a panel per experiment; at most 12 lines are named.
+
+    table: experiment, position, frame (or since_start) and the value's column.
+    """
+    # an experiment without any value gets no empty panel
+    names = sorted(table.loc[table[value].notna(), "experiment"].unique())
+    figure, panels = _panels(names)
+    for axes, name in zip(panels, names, strict=False):
+        lines = table[table["experiment"] == name].sort_values("frame").groupby("position")
+        for position, line in lines:
+            time = line.get("since_start", line["frame"] - line["frame"].min())
+            axes.plot(time, line[value], lw=1.5, marker=".", ms=4, label=position)
+        # frames are whole numbers; more than 12 names would cover the lines
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.set(xlabel="frames since the start", ylim=(ylim[0], ylim[1] or 1.05 * table[value].max() or None))
+        if len(lines) <= 12:
+            axes.legend(frameon=False, fontsize=8)
+    panels[0].set_ylabel(ylabel)
+    return figure
+
+
+def show_histograms(values: Mapping[str, np.ndarray], xlabel: str, bins: int = 40) -> Picture:
+    """One outlined histogram per name, on shared axes."""
+    if not values:
+        return _panels([])[0]
+    figure, grid = new_figure(6.5, 3)
+    edges = np.histogram_bin_edges(np.concatenate(list(values.values())), bins)
+    for k, (name, data) in enumerate(values.items()):
+        style = ("-", "--", ":")[k // len(LINE_COLOURS) % 3]
+        grid[0, 0].hist(data, edges, histtype="step", lw=2, color=LINE_COLOURS[k % len(LINE_COLOURS)], ls=style,
+                        label=name)
+    grid[0, 0].set(xlabel=xlabel, ylabel="count")
+    grid[0, 0].legend(frameon=False)
+    return figure
+
+
+def show_scores(scores: pd.DataFrame, names: Sequence[str]) -> Picture:
+    """Mean scores of every position (left) and how many cells too many or too few a frame has (right).
+
+    scores: rows of scores.csv; names: one per row, what its position is called.
+    """
+    excess = scores["cells"] - scores["teacher_cells"]
+    means = scores.assign(name=list(names), excess=excess).groupby("name")[[*SCORES, "excess"]].mean()
+    rows = np.arange(len(means))
+    figure, ((left, right),) = new_figure(10, 0.34 * len(means) + 1.4, 1, 2)
+    # scores a little above or below each other, so that none hides another
+    for k, (column, (label, colour, marker)) in enumerate(SCORES.items()):
+        left.plot(means[column], rows + 0.15 * (k - 2), marker, color=colour, ms=6, label=label)
+    low = min(0.9, np.floor(means[[*SCORES]].min(axis=None) * 10) / 10)
+    left.set(xlabel="mean over frames", xlim=(low - 0.04 * (1 - low), 1 + 0.04 * (1 - low)))
+    left.legend(frameon=False, fontsize=8, ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1.0))
+    _name_rows(left, list(means.index))
+    # a tenth of the cells at least fits in, so that a single cell does not look like many
+    right.barh(rows, means["excess"], color=STUDENT, height=0.6)
+    right.axvline(0, color=GREY, lw=1)
+    widest = max(1.0, 1.1 * means["excess"].abs().max(), 0.1 * scores["teacher_cells"].mean())
+    right.set(xlabel="cells per frame, student minus teacher", xlim=(-widest, widest))
+    _name_rows(right, [""] * len(means))
+    return figure
+
+
+def show_growth(curves: Mapping[str, pd.DataFrame], minutes_per_frame: Mapping[str, float],
+                drug_frame: Mapping[str, int], ylabel: str = "total cell area (µm²)") -> Picture:
+    """Area over time, a panel per experiment, log scale; straight is exponential growth, a cross: died out.
+
+    curves: by source ("student", "teacher"): experiment, position, since_start (frames) and area.
+    minutes_per_frame, drug_frame (negative: none): by experiment.
+    """
+    # one table of all lines, so that all panels have the same range
+    lines = pd.concat([table.assign(source=source) for source, table in curves.items()])
+    names = sorted(lines["experiment"].unique())
+    figure, panels = _panels(names)
+    areas = lines.loc[lines["area"] > 0, "area"]
+    lowest, highest = areas.min() if len(areas) else 1.0, areas.max() if len(areas) else 1.0
+    styles = dict(zip(curves, ((STUDENT, "-"), (TEACHER, ":")), strict=False))
+    for axes, experiment in zip(panels, names, strict=False):
+        hours = minutes_per_frame[experiment] / 60
+        for (source, _), line in lines[lines["experiment"] == experiment].groupby(["source", "position"]):
+            _growth_line(axes, line, hours, styles[source], source)
+        if 0 <= drug_frame[experiment] <= lines["since_start"].max():
+            axes.axvline(drug_frame[experiment] * hours, color=GREY, ls="--", lw=1, label="DRUG_FRAME")
+        # few areas are powers of ten, so plain numbers mark the logarithmic axis
+        axes.set(xlabel="time (h)", yscale="log", ylim=(lowest * 0.9, highest * 1.15))
+        if highest < 4 * lowest:  # too little for the ticks of powers of ten
+            axes.yaxis.set_major_locator(MaxNLocator(6))
+            axes.yaxis.set_minor_locator(NullLocator())
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter("{x:g}")
+    panels[0].set_ylabel(ylabel)
+    # every position has a line of the same label: one entry for all
+    entries = dict(zip(*reversed(panels[0].get_legend_handles_labels()), strict=True))  # one of each label
+    panels[0].legend(entries.values(), entries.keys(), frameon=False)
+    return figure
+
+
+def _growth_line(axes: Axes, line: pd.DataFrame, hours: float, style: tuple[str, str], label: str) -> None:
+    """One position's area over time; a cross where the last frames hold no cell."""
+    seen = line[line["area"] > 0]
+    axes.plot(seen["since_start"] * hours, seen["area"], color=style[0], ls=style[1], lw=1.8, label=label)
+    if len(seen) and seen["since_start"].max() < line["since_start"].max():
+        axes.plot(seen["since_start"].iloc[-1] * hours, seen["area"].iloc[-1], "x", color="black", ms=8, mew=2)
+
+
+def show_rates(growth: pd.DataFrame) -> Picture:
+    """Growth rate of every position with its 95 % interval, and the doubling time in words: before and after."""
+    # before and after the drug, where there are such frames with cells; else all frames
+    seen = growth[(growth["frames"] > 0) & (growth["start_cells"] > 0)]
+    treated = ((growth["phase"] == "after") & (growth["frames"] > 0)).any()
+    phases = [phase for phase in ("before", "after") if treated and (seen["phase"] == phase).any()] or ["all"]
+    known = growth["growth_per_hour"].notna() | growth["died_out"].eq(True)
+    table = growth[growth["phase"].isin(phases) & known].assign(unit=growth["experiment"] + " " + growth["position"])
+    units = sorted(table["unit"].unique())
+    figure, ((axes,),) = new_figure(8, 0.42 * max(len(units), 1) + 1.1)
+    # a bar for each phase, the later one a little below
+    for k, phase in enumerate(phases):
+        part, (label, colour) = table[table["phase"] == phase], PHASES[phase]
+        height = part["unit"].map(units.index).to_numpy() + 0.3 * k - 0.15
+        rate = part["growth_per_hour"]
+        axes.errorbar(rate, height, xerr=[rate - part["low"], part["high"] - rate], fmt="o", ms=5, capsize=3,
+                      color=colour, label=label)
+        for row, y in zip(part.itertuples(), height, strict=True):
+            x, text = (0.0, "died out") if np.isnan(row.high) else (row.high, "growth not certain")
+            if row.low > 0 and row.doubling_minutes < 6000:
+                text = f"doubles in {row.doubling_minutes:.0f} min"
+            axes.text(x, y, f"  {text}", va="center", fontsize=8, color=GREY)
+    axes.axvline(0, color=GREY, lw=1)
+    _name_rows(axes, units)
+    axes.set_xlabel("growth rate (per hour), with 95 % interval")
+    axes.set_xlim(axes.get_xlim()[0], axes.get_xlim()[1] * 1.3)  # room for the words
+    axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
+    return figure
+
+
+def show_ratios(comparison: pd.DataFrame) -> Picture:
+    """Growth of each treated experiment as a share of its reference's, with its 95 % interval, verdict and reason."""
+    figure, ((axes,),) = new_figure(11, 0.7 * max(len(comparison), 1) + 1.1)
+    for k, row in enumerate(comparison.itertuples()):
+        if np.isfinite(row.low):
+            axes.errorbar([row.ratio], [k], xerr=[[row.ratio - row.low], [row.high - row.ratio]], fmt="o", ms=6,
+                          capsize=4, color=STUDENT)
+        axes.text(1.03, k, f"{row.verdict}\n{textwrap.fill(row.reason, 60)}", va="center", fontsize=9,
+                  transform=axes.get_yaxis_transform())
+    for ratio, style in ((0, "-"), (STOPPED_BELOW, ":"), (1, "-")):
+        axes.axvline(ratio, color=GREY, lw=1, ls=style)
+    _name_rows(axes, [f"{row.experiment} / {row.reference}" for row in comparison.itertuples()])
+    axes.set_xlabel("growth with drug / growth of the reference")
+    axes.set_xlim(min(-0.1, axes.get_xlim()[0]), max(1.1, axes.get_xlim()[1]))
+    return figure

@@ -1,0 +1,215 @@
+"""Pictures of a dataset's frames, the live picture of a training, and the browser."""
+
+import html
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import ipywidgets as w
+import numpy as np
+import pandas as pd
+import torch
+
+from ..data.dataset import Dataset, Frame, Split, common_area, masks_path_in, read_pair, read_valid
+from ..data.discovery import discover
+from ..data.images import read_image
+from ..devices import pick_device
+from ..errors import SegkitError
+from ..files import duration
+from ..model.predict import segment
+from ..model.unet import UNet
+from ..settings import DEMO, Settings
+from ..training.augment import gather_crops, sample_crops
+from ..training.frames import build_store, choose_crop
+from ..training.run_dir import History
+from .plots import (
+    STUDENT,
+    TEACHER,
+    Picture,
+    busiest,
+    grey,
+    overlay,
+    show_pictures,
+    show_previews,
+    show_training,
+    to_png,
+)
+
+NATURAL_SIZE = {"align_self": "flex-start", "max_width": "100%"}  # stretching would blur a picture
+_GOOD, _BAD = "#1E8E62", "#D0571A"  # of the sign alone, the words have the theme's colour: light or dark
+Pair = tuple[Frame, np.ndarray, np.ndarray]  # a frame, its image (H, W) and its labels (H, W)
+
+
+def quiet_repr(widget: w.Widget) -> str:
+    """What a notebook stores of a widget as text: no machine's paths or figures."""
+    return f"({type(widget).__name__}: run the notebook to see it)"
+
+
+def say(text: str, good: bool) -> str:
+    """A sentence as HTML, behind a sign that says whether all is well."""
+    colour, sign = (_GOOD, "✓") if good else (_BAD, "✗")
+    return f'<b style="color:{colour}">{sign}</b> {html.escape(text)}'
+
+
+def example_pair(settings: Settings) -> Pair:
+    """A pair of the demo, else (in an installed package) of the dataset."""
+    demo = settings.root / DEMO
+    pairs = discover(demo).pairs if demo.is_dir() else discover(settings.dataset_path, settings.masks_path).pairs
+    return read_valid(pairs[11:] + pairs[:11], 1)[0]
+
+
+def example_crops(split: Split, settings: Settings, count: int = 6) -> tuple[np.ndarray, np.ndarray]:
+    """Augmented crops of a few training frames and their targets, both (count, h, w), as the training sees them."""
+    device = torch.device("cpu")
+    store, _ = build_store(split.train[::-(-len(split.train) // count)], device, settings.run_dir.parent / ".cache")
+    smallest = int(store.height.min()), int(store.width.min())
+    crop = choose_crop(settings, pick_device(settings.device), smallest)
+    plan = sample_crops(store, count, crop, torch.Generator().manual_seed(settings.seed))
+    images, targets = gather_crops(store, plan, crop)  # (count, 1, h, w)
+    return images[:, 0].numpy(), targets[:, 0].numpy()
+
+
+def student_pairs(frames: Iterable[Frame], settings: Settings) -> list[Frame]:
+    """The frames, paired with the labels that this run's student predicted."""
+    return [replace(frame, masks=masks_path_in(settings.run_dir / "masks", frame)) for frame in frames]
+
+
+def by_position(frames: Iterable[Frame]) -> dict[str, list[Frame]]:
+    """The frames of each position, by its experiment and name."""
+    positions: dict[str, list[Frame]] = {}
+    for frame in frames:
+        positions.setdefault(" ".join(frame.unit), []).append(frame)
+    return positions
+
+
+def middle_frames(frames: Iterable[Frame]) -> list[Pair]:
+    """The middle frame of every position, or the next one that can be read."""
+    positions = by_position(frames).values()
+    return [pair for film in positions for pair in read_valid(film[len(film) // 2:], 1)]
+
+
+def film_strip(frames: Sequence[Frame], settings: Settings, count: int, colour: str = TEACHER) -> Picture:
+    """Frames of one position, evenly spread over its time, with outlines; of large ones where most cells are."""
+    pairs = read_valid(frames[::-(-len(frames) // count)], count)
+    part = busiest(pairs[-1][2] > 0, 896 // count) if pairs else ()
+    pictures = [overlay(image, labels, colour)[part] for _, image, labels in pairs]
+    titles = [f"{frame.experiment} {frame.position}, frame {frame.frame}" for frame, _, _ in pairs]
+    return show_pictures(pictures, titles, settings.for_experiment(frames[0].experiment).pixel_size_um, count)
+
+
+def show_flagged(dataset: Dataset, flagged: pd.DataFrame, count: int = 6) -> Picture:
+    """The first flagged pairs with the teacher's outlines; flagged: rows of `review_teacher`."""
+    reasons = {f"{row.experiment}/{row.position}/{row.frame}": row.flags for row in flagged.itertuples()}
+    pairs = read_valid([frame for frame in dataset.pairs if frame.name in reasons], count)
+    titles = [f"{frame.name}: {reasons[frame.name].partition(':')[0][:40]}" for frame, _, _ in pairs]
+    return show_pictures([overlay(image, labels, TEACHER) for _, image, labels in pairs], titles, columns=3)
+
+
+def show_segmentation(model: UNet, frames: Iterable[Frame], settings: Settings) -> Picture:
+    """Image, probability, mask and cells of the first frame that can be read, and the teacher's cells."""
+    for frame, image, teacher in read_valid(frames, 1):
+        probability, mask, labels = segment(model, image, scale=settings.scale, flips=settings.flips)
+        pictures = {frame.name: grey(image), "probability": probability, "mask": mask.astype(float),
+                    "student's cells": overlay(image, labels, None)}
+        if frame.masks:
+            pictures["teacher's cells"] = overlay(image, teacher, None)
+        part = busiest(mask | (teacher > 0), 300)
+        return show_pictures([picture[part] for picture in pictures.values()], list(pictures),
+                             settings.for_experiment(frame.experiment).pixel_size_um,
+                             columns=5 if max(image.shape) < 300 else 3)
+    return show_pictures([], [])
+
+
+def show_best_and_worst(scores: pd.DataFrame, dataset: Dataset, settings: Settings) -> Picture:
+    """Teacher and student of the best frame, the middle one and the worst by panoptic quality.
+
+    scores: rows of scores.csv. Of a large frame the part is shown where the two masks differ most.
+    """
+    frames = {frame.name: frame for frame in dataset.pairs}
+    ranked = scores.sort_values("panoptic_quality", ascending=False)
+    places = {len(ranked) // 2: "middle", len(ranked) - 1: "worst", 0: "best"} if len(ranked) else {}
+    pictures, titles = [], []
+    for place, name in sorted(places.items()):
+        row = ranked.iloc[place]
+        frame = frames[f"{row['experiment']}/{row['position']}/{row['frame']}"]
+        image, teacher = read_pair(frame)
+        _, student = read_pair(student_pairs([frame], settings)[0])
+        image, student = common_area(frame.name, image, student)
+        part = busiest((teacher > 0) != (student > 0), 230)
+        pictures += [overlay(image, teacher, TEACHER)[part], overlay(image, student)[part]]
+        titles += [f"{name}: {frame.name}, teacher: {row['teacher_cells']} cells",
+                   f"student: {row['cells']} cells, panoptic quality {row['panoptic_quality']:.2f}"]
+    return show_pictures(pictures, titles, settings.pixel_size_um, columns=2)
+
+
+class LivePicture(w.VBox):
+    """Curves and predictions of a training, drawn again after every epoch: pass `live.update` to fit as on_epoch."""
+
+    __repr__ = quiet_repr
+
+    def __init__(self, epochs: int) -> None:
+        self._epochs = epochs
+        self._curves, self._previews = (w.Image(format="png", layout=NATURAL_SIZE) for _ in range(2))
+        self._curves.value = to_png(show_training(History().table()))
+        super().__init__([self._curves])
+
+    def update(self, history: History) -> None:
+        """Draw the history, and print the newest epoch over the one before: `make run` shows such lines one by one."""
+        self._curves.value = to_png(show_training(history.table()))
+        if history.previews:
+            self._previews.value = to_png(show_previews(history.previews))
+            self.children = [self._curves, self._previews]
+        row = history.rows[-1]
+        left = duration((self._epochs - history.trained) * row["seconds"])
+        line = (f"epoch {row['epoch']}/{self._epochs}  loss {row['train_loss']:.4f}  validation Dice "
+                f"{row['val_dice']:.4f}  {row['crops_per_second']:.0f} crops/s  {left} left  {row['event']}")
+        print(f"\r{line:<100}", end="", flush=True)
+
+
+class Browser(w.VBox):
+    """Position, frame, teacher and contrast above the picture of draw(frame, teacher, contrast)."""
+
+    __repr__ = quiet_repr
+
+    def __init__(self, dataset: Dataset, draw: Callable[[Frame, bool, float], Picture]) -> None:
+        self.draw = draw
+        positions = by_position(dataset.frames)
+        self._options = {name: [(str(f.frame), f) for f in positions[name]] for name in sorted(positions)}
+        self._position = w.Dropdown(options=list(self._options), description="position")
+        self._frame = w.SelectionSlider(options=self._options[self._position.value], description="frame")
+        self._teacher = w.Checkbox(True, description="teacher")
+        self._contrast = w.FloatSlider(1.0, min=0.5, max=3, step=0.1, description="contrast")
+        self._picture, self._message = w.Image(format="png", layout=NATURAL_SIZE), w.HTML()
+        self._position.observe(self._change_position, "value")
+        for control in (self._frame, self._teacher, self._contrast):
+            control.observe(self._redraw, "value")
+        self._redraw()
+        super().__init__([w.HBox([self._position, self._frame]), w.HBox([self._teacher, self._contrast]),
+                          self._picture, self._message])
+
+    def _change_position(self, change: Any) -> None:
+        self._frame.options = self._options[self._position.value]
+
+    def _redraw(self, change: Any = None) -> None:
+        try:
+            figure = self.draw(self._frame.value, self._teacher.value, self._contrast.value)
+            self._picture.value, self._message.value = to_png(figure), ""
+        except SegkitError as error:
+            self._picture.value, self._message.value = b"", say(str(error), False)
+
+
+def browser(dataset: Dataset, settings: Settings, student: bool = False) -> Browser:
+    """Browse frames with the teacher's outlines; with student, this run's student's with the teacher's beside them."""
+    def draw(frame: Frame, teacher: bool, contrast: float) -> Picture:
+        pictures = {}
+        if student:
+            image, labels = read_pair(student_pairs([frame], settings)[0])
+            pictures[f"{frame.name}, student: {labels.max()} cells"] = overlay(image, labels, STUDENT, contrast)
+        if teacher and frame.masks:
+            image, labels = read_pair(frame)
+            pictures[f"{frame.name}, teacher: {labels.max()} cells"] = overlay(image, labels, TEACHER, contrast)
+        if not pictures:
+            pictures[frame.name] = grey(read_image(frame.image, frame.page), contrast)
+        um = settings.for_experiment(frame.experiment).pixel_size_um
+        return show_pictures(list(pictures.values()), list(pictures), um)
+    return Browser(dataset, draw)

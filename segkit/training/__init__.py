@@ -1,0 +1,1 @@
+"""Training: frames, augmentation, trainer, run folder, several processes."""

@@ -1,0 +1,119 @@
+"""Augmentation: sample crops, and turn, mirror, zoom and shade them."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .frames import Store
+
+BLUR_RADIUS = 3  # pixels
+
+
+def sample_crops(store: Store, count: int, size: tuple[int, int], generator: torch.Generator) -> dict[str, Tensor]:
+    """Place `count` crops of size (height, width) and draw their augmentation: small tensors on the CPU.
+
+    Where cells are rare, up to half of the crops are centred near one, so that nearly empty frames are of use; where
+    cells cover a tenth of the frames or more, crops lie anywhere. All are mirrored and rotated by quarter turns (half
+    turns where they are not square); three quarters are also shifted by parts of a pixel and zoomed by 0.84 to 1.18,
+    and of these a quarter is rotated by any angle and zoomed by 0.7 to 1.4 (measured: benchmarks/README.md).
+    """
+    def uniform(low: float, high: float, n: int = count) -> Tensor:
+        return torch.rand(n, generator=generator) * (high - low) + low
+
+    def sometimes(share: float) -> Tensor:
+        return torch.rand(count, generator=generator) < share
+
+    # Place: anywhere in the frame, or near a pixel of a cell; always inside the frame where the crop fits
+    frame = torch.randint(len(store.frames), (count,), generator=generator)
+    extent = torch.stack([store.height, store.width], 1)[frame].float()
+    point = store.points[frame, torch.randint(store.points.shape[1], (count,), generator=generator)].float()
+    half = torch.tensor(size) / 2
+    anywhere = half + torch.rand(count, 2, generator=generator) * (extent - 2 * half).clamp(min=0)
+    near = point + (torch.rand(count, 2, generator=generator) - 0.5) * half
+    seek = sometimes(max(0.0, 0.5 - store.foreground / 0.2)) & (point[:, 0] >= 0)
+    centre = torch.where(seek[:, None], near, anywhere)
+    centre = torch.minimum(torch.maximum(centre, half), (extent - half).clamp(min=0)).floor()
+    # Rotation, zoom and mirroring
+    zoomed = sometimes(0.75)
+    turned = zoomed & sometimes(0.25)
+    quarter = torch.randint(4, (count,), generator=generator) * (math.pi / 2)
+    angle = torch.where(turned, uniform(0, 2 * math.pi), quarter if size[0] == size[1] else 2 * quarter)
+    zoom = torch.exp(uniform(math.log(0.7), math.log(1.4)) * torch.where(turned, 1.0, 0.5) * zoomed)
+    centre = centre + torch.rand(count, 2, generator=generator) * zoomed[:, None]
+    mirror = torch.where(sometimes(0.5), -1.0, 1.0)
+    # Brightness, blur and noise: each for some of the crops only
+    one, zero = torch.ones(count), torch.zeros(count)
+    return {
+        "frame": frame, "centre": centre, "angle": angle, "zoom": zoom, "mirror": mirror,
+        "contrast": torch.where(sometimes(0.5), torch.exp(uniform(-0.25, 0.25)), one),
+        "offset": torch.where(sometimes(0.5), uniform(-0.1, 0.1), zero),
+        "gamma": torch.where(sometimes(0.5), torch.exp(uniform(-0.2, 0.2)), one),
+        "slope_y": torch.where(sometimes(0.3), uniform(-0.2, 0.2), zero),
+        "slope_x": torch.where(sometimes(0.3), uniform(-0.2, 0.2), zero),
+        "blur": torch.where(sometimes(0.3), uniform(0.15, 0.6), zero),
+        "noise": torch.where(sometimes(0.5), uniform(0.0, 0.04), zero),
+        "noise_seed": torch.randint(2**31, (1,), generator=generator),
+    }
+
+
+def gather_crops(store: Store, plan: dict[str, Tensor], size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """The crops that `sample_crops` chose, augmented.
+
+    Returns images (B, 1, h, w) float32 and targets (B, 1, h, w) float32: 0 = background, else distance in (0, 1].
+    """
+    # From (row, column) about the crop's centre to (row, column) about the same point of the frame: (B, 2, 2)
+    cos, sin = plan["angle"].cos() / plan["zoom"], plan["angle"].sin() / plan["zoom"]
+    matrix = torch.stack([torch.stack([cos, -sin * plan["mirror"]], 1), torch.stack([sin, cos * plan["mirror"]], 1)], 1)
+    # Windows of one size, about the pixel nearest to each centre, that hold all pixels of every crop
+    half = (torch.tensor(size) - 1) / 2
+    reach = [math.ceil(extent) + 1 for extent in (matrix.abs() @ half).amax(0).tolist()]  # pixels, rows and columns
+    centre = plan["centre"] - torch.tensor([0.5 if n % 2 == 0 else 0.0 for n in size])  # even: between two pixels
+    nearest = centre.round()
+    rows, columns = (nearest[:, k, None].long() + torch.arange(-reach[k], reach[k] + 1) for k in (0, 1))
+    window, target_window = store.window(plan["frame"], rows, columns)  # (B, 1, 2 * reach + 1) each
+    # The same map in the coordinates of grid_sample: (x, y), -1 to 1 over the window and over the crop
+    scaled = torch.cat([matrix * half, (centre - nearest)[:, :, None]], 2) / torch.tensor(reach)[:, None]  # (B, 2, 3)
+    theta = scaled[:, [1, 0]][:, :, [1, 0, 2]].to(window.device, non_blocking=True)
+    grid = F.affine_grid(theta, [len(theta), 1, *size], align_corners=True)
+    image = F.grid_sample(window, grid, mode="bilinear", padding_mode="border", align_corners=True)
+    target = F.grid_sample(target_window, grid, mode="nearest", padding_mode="border", align_corners=True)
+    return augment_light(image, plan), target
+
+
+def augment_light(image: Tensor, plan: dict[str, Tensor]) -> Tensor:
+    """Augment contrast, offset, gamma, a slope of light, blur and noise of each image (B, 1, h, w)."""
+    def per_image(name: str) -> Tensor:
+        return plan[name].to(image.device, non_blocking=True)[:, None, None, None]
+
+    # Gamma between black and white only; contrast about the middle
+    height, width = image.shape[-2:]
+    inside = (image > 0) & (image < 1)
+    image = torch.where(inside, image.clamp(1e-6, 1).pow(per_image("gamma")), image)
+    image = (image - 0.5) * per_image("contrast") + 0.5 + per_image("offset")
+    # A slope of light over the crop
+    ramp_y = torch.linspace(-0.5, 0.5, height, device=image.device)[:, None]
+    ramp_x = torch.linspace(-0.5, 0.5, width, device=image.device)
+    image = image + per_image("slope_y") * ramp_y + per_image("slope_x") * ramp_x
+    # Blur comes before noise, as in a microscope
+    blurred = _blur(image, plan["blur"])
+    noise_source = torch.Generator(image.device).manual_seed(int(plan["noise_seed"]))
+    noise = torch.randn(image.shape, generator=noise_source, device=image.device)
+    return blurred + noise * per_image("noise")
+
+
+def _blur(image: Tensor, sigma: Tensor) -> Tensor:
+    """Gaussian blur, each image by its own sigma (B,), pixels, on the CPU; sigma 0 leaves the image as it is."""
+    some = torch.nonzero(sigma > 0).flatten()
+    if len(some) == 0:
+        return image
+    chosen, sigma = (t.to(image.device, non_blocking=True) for t in (some, sigma[some]))
+    part = image[chosen, 0][None]  # (1, n, h, w): one group per image
+    steps = torch.arange(-BLUR_RADIUS, BLUR_RADIUS + 1, device=image.device).float()
+    kernel = torch.exp(-0.5 * (steps / sigma[:, None]) ** 2)
+    kernel = (kernel / kernel.sum(1, keepdim=True))[:, None, :]  # (n, 1, 2r + 1)
+    padded = F.pad(part, (BLUR_RADIUS,) * 4, mode="replicate")
+    rows = F.conv2d(padded, kernel[:, :, :, None], groups=len(some))
+    part = F.conv2d(rows, kernel[:, :, None, :], groups=len(some))
+    return image.index_copy(0, chosen, part[0][:, None])

@@ -1,0 +1,279 @@
+"""Training data: frames decoded once into one memory-mapped store, and the size and number of crops."""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from ..data.dataset import Frame, Problem, Split, common_area, read_whole_pair
+from ..data.images import hash_pixels, normalise
+from ..devices import describe_device
+from ..errors import SegkitError
+from ..files import log
+from ..measure.metrics import hashes_by_position
+from ..model.postprocess import smallest_area, whole_areas
+from ..model.targets import distance_target
+from ..model.unet import STRIDE
+from ..settings import Settings
+from .distributed import ProcessGroup
+
+POINTS = 128  # foreground pixels remembered per frame, for crops that contain cells
+GPU_CROP, CPU_CROP = (768, 448), (128, 128)  # CROP=auto, (height, width) pixels
+MIN_CROP = 2 * STRIDE  # pixels; the deepest level needs more than one value per channel
+MIN_STEPS = 200  # with fewer steps, touching cells are seldom separated (benchmarks/README.md)
+
+
+@dataclass(frozen=True)
+class Store:
+    """Decoded frames of any size, one after the other in two flat arrays.
+
+    The values per frame lie on the CPU, where crops are sampled, so that nothing waits for a GPU.
+    """
+
+    frames: tuple[Frame, ...]
+    pixels: Tensor  # (P,) float32, normalised; on the GPU where they fit
+    targets: Tensor  # (P,) uint8; on the same device
+    start: Tensor  # (N,) int64, where each frame begins
+    height: Tensor  # (N,) int64, pixels
+    width: Tensor  # (N,) int64, pixels
+    points: Tensor  # (N, POINTS, 2) int64 (y, x)
+    cell_width: float  # median, pixels
+    areas: np.ndarray  # (cells that do not touch the border,) int32, pixels
+    foreground: float  # share of pixels inside cells
+    hashes: tuple[str, ...]  # of the images, see images.hash_pixels
+
+    def window(self, index: Tensor, rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
+        """Normalised images and targets (0 = background, else (0, 1]) of rectangles, mirrored beyond the edge.
+
+        index: (B,) frames; rows: (B, H) and columns: (B, W) int64 pixels; all on the CPU.
+        Returns (B, 1, H, W) float32 twice.
+        """
+        height, width = self.height[index, None], self.width[index, None]
+        row_start = self.start[index, None] + _mirror(rows, height) * width  # (B, H)
+        row_start, columns = (t.to(self.pixels.device, non_blocking=True) for t in (row_start, _mirror(columns, width)))
+        at = (row_start[:, :, None] + columns[:, None, :])[:, None]  # (B, 1, H, W)
+        return self.pixels[at], self.targets[at].float() / 255
+
+    def whole(self, index: list[int], stride: int) -> tuple[Tensor, Tensor]:
+        """Frames of one size, padded to a multiple of stride: (n, 1, H', W') float32 twice."""
+        height, width = (-(-int(size[index[0]]) // stride) * stride for size in (self.height, self.width))
+        rows, columns = (torch.arange(size).expand(len(index), size) for size in (height, width))
+        return self.window(torch.tensor(index), rows, columns)
+
+
+def _mirror(position: Tensor, size: Tensor) -> Tensor:
+    """Fold pixel positions into 0..size-1 as a mirror at the outer pixels does."""
+    period = (2 * (size - 1)).clamp(min=1)
+    position = position.abs() % period
+    return torch.minimum(torch.minimum(position, period - position), size - 1)
+
+
+class Decoded(NamedTuple):
+    """One frame as the store keeps it."""
+
+    image: np.ndarray  # (H, W) float32, normalised
+    target: np.ndarray  # (H, W) uint8, see targets.distance_target
+    points: np.ndarray  # (POINTS, 2) int32 (y, x); -1 without foreground
+    widths: np.ndarray  # (cells,) float32, pixels
+    areas: np.ndarray  # (cells that do not touch the border,) int32, pixels
+    image_hash: str  # see images.hash_pixels; of the whole image, also where its masks file is smaller
+
+
+def decode(frame: Frame) -> Decoded:
+    """Read and normalise one pair and make its target. Raises SegkitError where a file cannot be used."""
+    whole, labels = read_whole_pair(frame)
+    image, labels = common_area(frame.image.name, whole, labels)
+    # The target, and some of its foreground pixels for crops that must contain cells
+    target, widths = distance_target(labels)
+    inside = np.argwhere(target)
+    points = np.full((POINTS, 2), -1, np.int32)
+    if len(inside):
+        points[:] = inside[np.linspace(0, len(inside) - 1, POINTS).astype(np.int64)]
+    return Decoded(normalise(image), target, points, widths, whole_areas(labels), hash_pixels(whole))
+
+
+def build_store(frames: Sequence[Frame], device: torch.device, cache_dir: Path) -> tuple[Store, list[Problem]]:
+    """Decode pairs into a Store that is mapped from a file in cache_dir, or moved to the GPU where it fits.
+
+    The file is used again as long as no image or masks file has changed and all of them could be decoded.
+    Returns the store and a Problem for each pair that could not be decoded.
+    Raises SegkitError where none could, or the file cannot be written.
+    """
+    folder = cache_dir / _fingerprint(frames)
+    if not (folder / "index.npz").is_file():
+        _fill_cache(folder, frames)
+    with np.load(folder / "index.npz") as archive:
+        index = {name: archive[name] for name in archive.files}
+    # Frames that could not be decoded
+    reasons = {int(i): reason for i, reason in json.loads(str(index["reasons"])).items()}
+    problems = [Problem(frames[i].image, reason, 1) for i, reason in reasons.items()]
+    if len(reasons) == len(frames):
+        first = f": {problems[0].reason}" if problems else ""
+        raise SegkitError(f"none of {len(frames)} pairs could be decoded{first}")
+    # The arrays stay in the file; a GPU that has room for them takes them whole
+    pixels, targets = (torch.from_numpy(np.memmap(folder / name, kind, mode="c"))
+                       for name, kind in (("pixels.f32", np.float32), ("targets.u8", np.uint8)))
+    if device.type == "cuda" and 5 * len(pixels) <= torch.cuda.mem_get_info(device)[0] / 2:
+        pixels, targets = pixels.to(device), targets.to(device)
+    if reasons:  # a file that could not be read now, on a network drive say, is tried again by the next training
+        (folder / "index.npz").unlink()
+    # Values of each frame, and of all cells
+    height, width = (torch.from_numpy(index["shapes"][:, k]) for k in (0, 1))
+    size = height * width
+    store = Store(
+        tuple(frame for i, frame in enumerate(frames) if i not in reasons), pixels, targets,
+        torch.cumsum(size, 0) - size, height, width, torch.from_numpy(index["points"]).long(),
+        float(np.median(index["widths"])) if len(index["widths"]) else 0.0, index["areas"],
+        float(index["foreground"].sum() / len(pixels)), tuple(index["hashes"].tolist()))
+    return store, problems
+
+
+def _fingerprint(frames: Sequence[Frame]) -> str:
+    """A name that changes with any image or masks file: paths, sizes and times of change."""
+    digest = hashlib.sha256(b"segkit store 6")
+    for frame in frames:
+        for path in (frame.image, frame.masks or frame.image):
+            stat = path.stat() if path.exists() else None
+            there = f"{stat.st_size}|{stat.st_mtime_ns}" if stat else "missing"
+            digest.update(f"{path.parent.resolve()}/{path.name}|{there}|{frame.page}\n".encode())
+    return digest.hexdigest()[:20]
+
+
+def _fill_cache(folder: Path, frames: Sequence[Frame]) -> None:
+    """Decode the frames into files beside their final place, and rename their folder when it is complete."""
+    part = folder.with_name(f"{folder.name}.{os.getpid()}.part")  # another training may fill the same cache
+    try:
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir(parents=True)
+        _decode_into(part, frames)
+        shutil.rmtree(folder, ignore_errors=True)
+        part.rename(folder)
+    except OSError as error:
+        raise SegkitError(f"cannot write the decoded frames into {folder.parent} ({error.strerror or error}): "
+                          "free some disk space, 5 bytes per pixel of the training data") from error
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def _decode_into(folder: Path, frames: Sequence[Frame]) -> None:
+    """Write pixels.f32, targets.u8 and index.npz; frames that cannot be decoded are in the index with the reason."""
+    def attempt(frame: Frame) -> Decoded | str:
+        try:
+            return decode(frame)
+        except SegkitError as error:
+            return str(error)
+
+    # Decode in parallel, and write in order
+    reasons: dict[int, str] = {}
+    kept: list[tuple] = []  # rows of the index: all but the large arrays
+    workers = min(16, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    with (ThreadPoolExecutor(workers) as pool, open(folder / "pixels.f32", "wb") as pixels,
+          open(folder / "targets.u8", "wb") as targets,
+          tqdm(total=len(frames), desc="decoding", unit="frame", leave=False) as bar):
+        for block in range(0, len(frames), 16 * workers):  # in blocks, so that decoded frames never pile up
+            for i, result in enumerate(pool.map(attempt, frames[block:block + 16 * workers]), start=block):
+                if isinstance(result, str):
+                    reasons[i] = result
+                else:
+                    pixels.write(result.image.tobytes())
+                    targets.write(result.target.tobytes())
+                    kept.append((result.image.shape, np.count_nonzero(result.target), *result[2:]))
+                bar.update()
+    # The index: a row for each decoded frame, widths and areas of all cells one after the other
+    names = ("shapes", "foreground", "points", "widths", "areas", "hashes")
+    columns = zip(*kept, strict=True) if kept else ([[]],) * len(names)
+    index = {name: np.concatenate(column) if name in ("widths", "areas") else np.array(column)
+             for name, column in zip(names, columns, strict=True)}
+    np.savez(folder / "index.npz", allow_pickle=False, reasons=np.array(json.dumps(reasons)), **index)
+
+
+def choose_crop(settings: Settings, device: torch.device, smallest: tuple[int, int]) -> tuple[int, int]:
+    """CROP as (height, width), reduced to the smallest training frame and to multiples of the network's stride."""
+    if settings.crop != "auto":
+        wanted = settings.crop_size()
+    elif device.type == "cpu":  # small crops train as well in less time; half a frame leaves room for augmentation
+        wanted = min(CPU_CROP[0], smallest[0] // 2), min(CPU_CROP[1], smallest[1] // 2)
+    else:
+        wanted = GPU_CROP
+    height, width = (max(MIN_CROP, min(w, s) // STRIDE * STRIDE) for w, s in zip(wanted, smallest, strict=True))
+    return height, width
+
+
+def default_crops(area: int, crop: tuple[int, int]) -> int:
+    """Crops in an epoch: as many as cover the training frames' area once, at least 64 and at most 4096."""
+    return min(max(64, round(area / (crop[0] * crop[1]))), 4096)
+
+
+def steps_per_epoch(crops: int, settings: Settings) -> int:
+    """Steps of the optimiser in an epoch of so many crops."""
+    return max(1, round(crops / settings.batch_size))
+
+
+class TrainingData(NamedTuple):
+    """Frames of one process; all other values are the same in all processes."""
+
+    train: Store
+    validation: Store
+    validation_frames: list[Frame]  # of all processes, those that could be decoded
+    foreground: float  # share of the training pixels
+    cell_width: float  # pixels, median of the training cells
+    min_area: int  # pixels, see postprocess.smallest_area
+    crop: tuple[int, int]  # height, width
+    steps: int  # of an epoch
+    trained_on: dict[str, list[str]]  # see metrics.hashes_by_position
+    validated_on: dict[str, list[str]]
+    left_out: dict[str, str]  # frames that could not be decoded, by name, and why
+
+
+def prepare(split: Split, settings: Settings, group: ProcessGroup) -> TrainingData:
+    """Decode this process's share of the split, and plan crops and steps. Frames that cannot be decoded are logged."""
+    cache, left_out = settings.run_dir.parent / ".cache", {}
+
+    def decoded(frames: Sequence[Frame], what: str) -> tuple[Store, list[tuple[Frame, str]]]:
+        share = group.shard(frames, what)
+        store, problems = build_store(share, group.device, cache)
+        lost = [frame.name for frame in share if frame not in set(store.frames)]
+        for name, problem in group.gather(list(zip(lost, problems, strict=True))):
+            log.info("left out %s: %s", problem.path, problem.reason)
+            left_out[name] = problem.reason
+        return store, group.gather(list(zip(store.frames, store.hashes, strict=True)))
+
+    train, train_hashes = decoded(split.train, "training frames")
+    validation, validation_hashes = decoded(split.validation, "validation frames")
+    decoded_frames = {frame for frame, _ in validation_hashes}
+    # Values of the training frames over all processes
+    shards = pd.DataFrame(group.gather([{
+        "height": int(train.height.min()), "width": int(train.width.min()), "foreground": train.foreground,
+        "area": int((train.height * train.width).sum()), "cell_width": train.cell_width,
+        "train": len(train.frames), "validation": len(validation.frames)}]))
+    foreground = float(np.average(shards["foreground"], weights=shards["area"]))
+    cell_width = float(shards["cell_width"].median())
+    min_area = smallest_area(group.gather(train.areas.tolist()), cell_width)
+    # The plan: size and number of crops, steps
+    crop = choose_crop(settings, group.device, (int(shards["height"].min()), int(shards["width"].min())))
+    crops = settings.crops_per_epoch or default_crops(int(shards["area"].sum()), crop)
+    steps = steps_per_epoch(crops, settings)
+    log.info("%d training frames, %d validation frames; crops of %d x %d, %d steps of %d an epoch; %s",
+             shards["train"].sum(), shards["validation"].sum(), *crop, steps, settings.batch_size,
+             describe_device(group.device, settings.precision))
+    if settings.epochs * steps < MIN_STEPS:
+        log.info("%d steps in all are few: %d and more are usual, so set more EPOCHS", settings.epochs * steps,
+                 MIN_STEPS)
+    if group.size > 1:
+        log.info("%d processes, each with %s training frames, %s validation frames and %d crops of every batch",
+                 group.size, "/".join(map(str, shards["train"])), "/".join(map(str, shards["validation"])),
+                 settings.batch_size // group.size)
+    return TrainingData(train, validation, [frame for frame in split.validation if frame in decoded_frames],
+                        foreground, cell_width, min_area, crop, steps, hashes_by_position(train_hashes),
+                        hashes_by_position(validation_hashes), left_out)
