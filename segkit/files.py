@@ -84,7 +84,7 @@ def locked(folder: Path) -> Iterator[None]:
 def check_lock(folder: Path) -> None:
     """Raise SegkitError where another process holds the folder's lock."""
     path = folder / LOCK
-    if path.is_file() and not _is_held(folder):
+    if os.path.isfile(path) and not _is_held(folder):
         with writing(path), open(path, encoding="utf-8") as file:
             _lock(file, path)
 
