@@ -63,8 +63,8 @@ show_segmentation(model, validation[len(validation) // 2:], settings)
 # %%
 record_settings(settings)
 student = with_openvino(model) if settings.openvino else model
-pixel_size = {frame.experiment: settings.for_experiment(frame.experiment).pixel_size_um
-              for frame in dataset.frames}
+pixel_size = {name: settings.for_experiment(name).pixel_size_um
+              for name in {frame.experiment for frame in dataset.frames}}
 cells_csv = segment_dataset(
     student, dataset.frames, settings.run_dir, pixel_size_um=pixel_size, scale=settings.scale,
     flips=settings.flips, cluster=settings.cluster)

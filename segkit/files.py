@@ -24,12 +24,12 @@ log.propagate = False
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Raise SegkitError where the block cannot write `path`, for want of rights or of space."""
+    """Raise SegkitError where the block cannot write `path`, without the rights or the space."""
     try:
         yield
     except OSError as error:
         raise SegkitError(f"cannot write {path} ({error.strerror or error}): free some disk space or choose a folder "
-                          "that you may write to; files written before are as they were") from error
+                          "that you may write to; existing files are unchanged") from error
 
 
 @contextmanager
@@ -73,7 +73,7 @@ def locked(folder: Path) -> Iterator[None]:
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%Y-%m-%d %H:%M:%S')}")
         file.flush()
-        os.environ[HELD] = os.pathsep.join(filter(None, (held, str(folder.resolve()))))
+        os.environ[HELD] = "\n".join(filter(None, (held, str(folder.resolve()))))
         try:
             yield
         finally:
@@ -91,7 +91,7 @@ def check_lock(folder: Path) -> None:
 
 def _is_held(folder: Path) -> bool:
     """Whether this process, or one that started it, holds the folder's lock."""
-    return str(folder.resolve()) in os.environ.get(HELD, "").split(os.pathsep)
+    return str(folder.resolve()) in os.environ.get(HELD, "").split("\n")
 
 
 def _lock(file: TextIO, path: Path) -> None:

@@ -21,7 +21,8 @@ DEMO = Path("tests") / "fixture"
 PRECISIONS = ("auto", "bf16", "float32")
 FORBIDDEN_IN_NAMES = re.compile(r'[/\\:*?"<>|\x00-\x1f]')  # characters that some system forbids in a folder's name
 BY_EXPERIMENT = ("PIXEL_SIZE_UM", "MINUTES_PER_FRAME", "DRUG_FRAME", "REFERENCE")  # settings that may differ
-OF_A_DATASET = ("RUN", "MASKS_PATH", "VALIDATION", "EXCLUDE", "SCALE", "CONDITIONS", *BY_EXPERIMENT)
+OF_A_DATASET = ("RUN", "MASKS_PATH", "VALIDATION", "EXCLUDE", "SCALE", "CONDITIONS", "EXPERIMENTS",
+                *BY_EXPERIMENT)
 FORM_FILE = "segkit.json"  # at the project's root: what the form of 01_setup saved
 CONDITIONS_FILE = "experiments.csv"  # in a dataset's folder, optional
 RESULT_FILES = ("last.pt", "model.safetensors", "report.json", "masks", "cells.csv")  # that make a run a dataset's own
@@ -107,8 +108,7 @@ class Settings:
             named = FORBIDDEN_IN_NAMES.sub("-", self.dataset_path.resolve().name).strip()
             self._set(run="demo" if self.dataset_path == self.root / DEMO else named)
         if self.run in ("", ".", "..") or FORBIDDEN_IN_NAMES.search(self.run):
-            raise SegkitError(f"RUN is {self.run or 'empty'}: a plain folder name was needed, without / or other marks "
-                              "of a path")
+            raise SegkitError(f"RUN is {self.run or 'empty'}: a folder name without / was needed")
         # what one field alone does not show
         if self.precision not in PRECISIONS:
             raise SegkitError(f"PRECISION is {self.precision}: one of {', '.join(PRECISIONS)} was needed")
@@ -262,7 +262,9 @@ def read_conditions(source: Path | str) -> dict[str, dict[str, str]]:
         table = pd.read_csv(file, dtype=str, keep_default_na=False, encoding="utf-8-sig")
     except (OSError, ValueError) as error:
         raise SegkitError(f"{place} cannot be read ({str(error).strip()}): a table with commas was needed") from None
+    # a spreadsheet may leave empty columns at the end, which pandas names itself
     table = table.rename(columns=lambda name: name.strip().lower()).fillna("").map(str.strip)
+    table = table.loc[:, [not name.startswith("unnamed:") or table[name].ne("").any() for name in table]]
     known = [name.lower() for name in BY_EXPERIMENT]
     longer = table.index.dtype.kind != "i"  # rows of more cells than columns: pandas takes the first cell as an index
     if longer or "experiment" not in table or set(table) - {"experiment", *known}:

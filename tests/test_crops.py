@@ -1,3 +1,6 @@
+import os
+import time
+
 import numpy as np
 import pytest
 import torch
@@ -133,3 +136,25 @@ def test_a_pair_that_could_not_be_decoded_is_tried_again_by_the_next_training(tm
     store, problems = build_store(pairs, CPU, tmp_path / "c")
     assert (len(store.frames), [p.reason for p in problems]) == (3, ["the network drive does not answer"])
     assert len(build_store(pairs, CPU, tmp_path / "c")[0].frames) == 4
+
+
+def test_a_dataset_that_could_not_be_read_at_all_is_tried_again(tmp_path, tiny, monkeypatch):
+    def away(frame):
+        raise SegkitError("the network drive does not answer")
+
+    pairs = discover(tiny).pairs
+    with monkeypatch.context() as patch:
+        patch.setattr(frames_module, "decode", away)
+        with pytest.raises(SegkitError, match=r"none of 4 pairs .*network drive"):
+            build_store(pairs, CPU, tmp_path / "c")
+    assert len(build_store(pairs, CPU, tmp_path / "c")[0].frames) == 4
+
+
+def test_stores_that_no_training_has_used_for_a_month_are_removed(tmp_path, tiny):
+    pairs = discover(tiny).pairs
+    for part, age in ((pairs[:2], 40), (pairs[2:], 20)):
+        build_store(part, CPU, tmp_path / "c")
+        newest = max((tmp_path / "c").iterdir(), key=lambda folder: folder.stat().st_mtime)
+        os.utime(newest, (time.time() - 86400 * age,) * 2)
+    build_store(pairs, CPU, tmp_path / "c")
+    assert len(list((tmp_path / "c").iterdir())) == 2

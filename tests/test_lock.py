@@ -93,6 +93,12 @@ def test_a_lock_is_removed_after_an_error(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_process_that_the_holder_starts_is_let_in_whatever_the_folder_is_called(tmp_path):
+    folder = tmp_path / "2024-01-01 12:30"
+    with locked(folder):
+        subprocess.run([sys.executable, "-c", HOLD, folder, "0"], check=True)
+
+
 def test_two_folders_are_locked_one_inside_the_other(tmp_path):
     one, two = tmp_path / "one", tmp_path / "two"
     with locked(one), locked(two):

@@ -36,8 +36,8 @@ def test_an_unknown_name_is_an_error_that_guesses(tmp_path, monkeypatch):
 @pytest.mark.parametrize(("name", "value", "words"), [
     ("EPOCHS", "many", "a whole number"), ("EPOCHS", "2.5", "a whole number"), ("EPOCHS", 0, "from 1"),
     ("LEARNING_RATE", "x", "a number"), ("RESUME", "perhaps", "1 or 0"), ("CROP", "8x8", "at least 16"),
-    ("CROP", "a", "height x width"), ("RUN", "a/b", "plain folder name"),
-    ("RUN", "2024-01-01 12:30", "plain folder name"), ("RUN", "a\tb", "plain folder name"),
+    ("CROP", "a", "height x width"), ("RUN", "a/b", "a folder name without /"),
+    ("RUN", "2024-01-01 12:30", "a folder name without /"), ("RUN", "a\tb", "a folder name without /"),
     ("DATASET_PATH", "", "give a folder"),
     ("SEED", "1e99", "from 0"), ("CROP", "\u00b2\u00b2", "height x width"), ("DATASET_PATH", "/", "RUN is empty")])
 def test_a_wrong_value_names_setting_value_and_need(name, value, words):

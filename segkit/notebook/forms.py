@@ -3,6 +3,7 @@
 import asyncio
 import html
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -79,8 +80,10 @@ class SettingsForm(w.VBox):
         self._base = settings
         self._table: str | None = None  # CONDITIONS as edited in the table of experiments
         self._followed = ""  # RUN as it follows from DATASET_PATH
-        of_file = Settings(root=settings.root, dataset_path=settings.dataset_path).conditions
-        self._unsaved = {"CONDITIONS": None} if settings.conditions == of_file else {}  # read the file each time
+        self._unsaved: dict[str, Any] = {}
+        with suppress(SegkitError):  # a table that cannot be read, where the saved form's own is used
+            if settings.conditions == Settings(root=settings.root, dataset_path=settings.dataset_path).conditions:
+                self._unsaved = {"CONDITIONS": None}  # read the file each time
 
     def _row(self, name: str) -> w.Widget:
         """The widget of a setting, by its kind, beside its help."""
@@ -195,6 +198,7 @@ class ExperimentsForm(w.VBox):
 
     def __init__(self, form: SettingsForm) -> None:
         self._form = form
+        self._rows: dict[str, dict[str, str]] = {}  # the table as it was read
         self.cells: dict[tuple[str, str], w.Text] = {}  # by experiment and lower-case setting
         self._message = w.HTML()
         self._button = _button(f"Write {CONDITIONS_FILE}", "keep this table in the dataset's folder", self.write)
@@ -211,7 +215,7 @@ class ExperimentsForm(w.VBox):
             self.children = [w.HTML("the table appears when DATASET_PATH above is right")]
             return
         settings, names = self._form.settings, [name.lower() for name in BY_EXPERIMENT]
-        table = read_conditions(settings.conditions or "")
+        table = self._rows = read_conditions(settings.conditions or "")
         frames = {frame.experiment: frame for frame in reversed(self._form.dataset.frames)}
         items = [w.HTML(f"<b>{name}</b>") for name in ("", *BY_EXPERIMENT, "in the file")]
         for experiment, frame in sorted(frames.items()):
@@ -226,7 +230,8 @@ class ExperimentsForm(w.VBox):
         self.children = [grid, w.HBox([self._button, self._message])]
 
     def _edit(self) -> None:
-        table: dict[str, dict[str, str]] = {}
+        shown = {experiment for experiment, _ in self.cells}  # others, without a usable image now, keep their rows
+        table = {name: dict(row) for name, row in self._rows.items() if name not in shown}
         for (experiment, name), cell in self.cells.items():
             table.setdefault(experiment, {}).update({name: cell.value.strip()} if cell.value.strip() else {})
         self._form.set_conditions(conditions_text(table))

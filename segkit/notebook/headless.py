@@ -5,9 +5,11 @@ import os
 import signal
 import sys
 import time
+import traceback
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from importlib.metadata import files
 from pathlib import Path
 
 from ..data.discovery import discover, discover_split
@@ -65,6 +67,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except SegkitError as error:
         print(f"\n{STOPPED}{error}", file=sys.stderr)
         return 1
+    except Exception as error:
+        traceback.print_exc()
+        print(f"\n{STOPPED}{type(error).__name__}: {' '.join(str(error).split())}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print(f"\n{STOPPED}interrupted; RESUME=1 continues after the last epoch that was saved", file=sys.stderr)
         return 1
@@ -121,7 +127,8 @@ def run_notebooks(names: Sequence[str], values: dict[str, str]) -> Settings:
         for name in names:
             began = time.perf_counter()
             print(f"{name} ...", flush=True)
-            _execute(name, folder, settings)
+            with _printing_log(settings.run_dir / "run.log"):
+                _execute(name, folder, settings)
             print(f"{name} done in {duration(time.perf_counter() - began)}", flush=True)
         write_report(settings.run_dir)
     for line in dataset.problem_summary():
@@ -141,8 +148,9 @@ def _execute(name: str, folder: Path, settings: Settings) -> None:
 
     # the checkout's notebooks, else those that come with an installed package
     source = settings.root / "notebooks" / f"{name}.ipynb"
-    if not source.parent.is_dir():
-        source = Path(sys.prefix) / "share" / "segkit" / "notebooks" / source.name
+    if not source.is_file():
+        installed = [Path(str(file.locate())) for file in files("segkit") or () if file.name == source.name]
+        source = next((path.resolve() for path in installed if path.is_file()), source)
     if not source.is_file():
         raise SegkitError(f"no notebook {source}: run this in the project's folder, which holds notebooks/")
     values = {name: "" if value is None else value for name, value in settings.as_dict().items()}  # None is "not set"
@@ -156,13 +164,26 @@ def _execute(name: str, folder: Path, settings: Settings) -> None:
         except PapermillExecutionError as error:
             stopped = error
         except DeadKernelError:
-            raise SegkitError(f"{name}: its kernel was killed, most likely for want of memory: set a smaller "
+            raise SegkitError(f"{name}: its kernel was killed, most likely out of memory: set a smaller "
                               "BATCH_SIZE or CROP") from None
     # after the copy is in place, so that it can be looked at
     if stopped:
         if stopped.ename != "SegkitError":
             print("\n".join(stopped.traceback), file=sys.stderr)
-        raise SegkitError(f"{name}: {stopped.evalue or stopped.ename}")
+        raise SegkitError(f"{name}: {' '.join(stopped.evalue.split()) or stopped.ename}")
+
+
+@contextmanager
+def _printing_log(path: Path) -> Iterator[None]:
+    """Print what the block adds to the run's log, but for the epochs, which a cell prints."""
+    before = path.read_text(encoding="utf-8") if path.is_file() else ""
+    try:
+        yield
+    finally:
+        after = path.read_text(encoding="utf-8") if path.is_file() else ""
+        for line in after.removeprefix(before).splitlines():
+            if "  epoch " not in line:
+                print(f"  {line}", flush=True)
 
 
 @contextmanager

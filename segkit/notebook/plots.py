@@ -212,7 +212,7 @@ def show_training(table: pd.DataFrame) -> Picture:
 def _name_rows(axes: Axes, names: Sequence[str]) -> None:
     """A row for each name, the first on top."""
     axes.set_yticks(range(len(names)), names)
-    axes.set_ylim(len(names) - 0.5, -0.5)
+    axes.set_ylim(max(len(names), 1) - 0.5, -0.5)
 
 
 def show_split(dataset: Dataset, split: Split) -> Picture:

@@ -56,8 +56,8 @@ class ProcessGroup:
     def shard(self, items: Sequence[Item], what: str) -> list[Item]:
         """Every size-th item, for this process. Raises SegkitError where there are fewer items than processes."""
         if len(items) < self.size:
-            raise SegkitError(f"{len(items)} {what} cannot be split over {self.size} processes: start "
-                              f"torchrun with --nproc-per-node={len(items)} at most")
+            raise SegkitError(f"{len(items)} {what} cannot be split over {self.size} processes: use "
+                              f"at most --nproc-per-node={len(items)}")
         return list(items[self.rank::self.size])
 
     def wrap(self, model: nn.Module) -> nn.Module:

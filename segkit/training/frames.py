@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import shutil
+import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ from ..model.unet import STRIDE
 from ..settings import Settings
 from .distributed import ProcessGroup
 
+MAX_UNUSED = 30 * 24 * 3600  # seconds that a store is kept after its last use
 POINTS = 128  # foreground pixels remembered per frame, for crops that contain cells
 GPU_CROP, CPU_CROP = (768, 448), (128, 128)  # CROP=auto, (height, width) pixels
 MIN_CROP = 2 * STRIDE  # pixels; the deepest level needs more than one value per channel
@@ -110,14 +112,21 @@ def build_store(frames: Sequence[Frame], device: torch.device, cache_dir: Path) 
     Returns the store and a Problem for each pair that could not be decoded.
     Raises SegkitError where none could, or the file cannot be written.
     """
+    # Remove the stores of other frames that no training has used for long
     folder = cache_dir / _fingerprint(frames)
+    for pixels_file in cache_dir.glob("*/pixels.f32"):
+        if pixels_file.parent != folder and time.time() - pixels_file.parent.stat().st_mtime > MAX_UNUSED:
+            shutil.rmtree(pixels_file.parent, ignore_errors=True)
     if not (folder / "index.npz").is_file():
         _fill_cache(folder, frames)
+    os.utime(folder)
     with np.load(folder / "index.npz") as archive:
         index = {name: archive[name] for name in archive.files}
     # Frames that could not be decoded
     reasons = {int(i): reason for i, reason in json.loads(str(index["reasons"])).items()}
     problems = [Problem(frames[i].image, reason, 1) for i, reason in reasons.items()]
+    if reasons:  # a file that could not be read now, on a network drive say, is tried again by the next training
+        (folder / "index.npz").unlink(missing_ok=True)
     if len(reasons) == len(frames):
         first = f": {problems[0].reason}" if problems else ""
         raise SegkitError(f"none of {len(frames)} pairs could be decoded{first}")
@@ -126,8 +135,6 @@ def build_store(frames: Sequence[Frame], device: torch.device, cache_dir: Path) 
                        for name, kind in (("pixels.f32", np.float32), ("targets.u8", np.uint8)))
     if device.type == "cuda" and 5 * len(pixels) <= torch.cuda.mem_get_info(device)[0] / 2:
         pixels, targets = pixels.to(device), targets.to(device)
-    if reasons:  # a file that could not be read now, on a network drive say, is tried again by the next training
-        (folder / "index.npz").unlink()
     # Values of each frame, and of all cells
     height, width = (torch.from_numpy(index["shapes"][:, k]) for k in (0, 1))
     size = height * width
@@ -237,13 +244,14 @@ class TrainingData(NamedTuple):
 
 
 def prepare(split: Split, settings: Settings, group: ProcessGroup) -> TrainingData:
-    """Decode this process's share of the split, and plan crops and steps. Frames that cannot be decoded are logged."""
+    """Decode this process's shard of the split, and plan crops and steps. Frames that cannot be decoded are logged."""
     cache, left_out = settings.run_dir.parent / ".cache", {}
 
     def decoded(frames: Sequence[Frame], what: str) -> tuple[Store, list[tuple[Frame, str]]]:
-        share = group.shard(frames, what)
-        store, problems = build_store(share, group.device, cache)
-        lost = [frame.name for frame in share if frame not in set(store.frames)]
+        shard = group.shard(frames, what)
+        store, problems = build_store(shard, group.device, cache)
+        kept = set(store.frames)
+        lost = [frame.name for frame in shard if frame not in kept]
         for name, problem in group.gather(list(zip(lost, problems, strict=True))):
             log.info("left out %s: %s", problem.path, problem.reason)
             left_out[name] = problem.reason
@@ -268,8 +276,7 @@ def prepare(split: Split, settings: Settings, group: ProcessGroup) -> TrainingDa
              shards["train"].sum(), shards["validation"].sum(), *crop, steps, settings.batch_size,
              describe_device(group.device, settings.precision))
     if settings.epochs * steps < MIN_STEPS:
-        log.info("%d steps in all are few: %d and more are usual, so set more EPOCHS", settings.epochs * steps,
-                 MIN_STEPS)
+        log.info("only %d steps in all; %d or more are usual: set more EPOCHS", settings.epochs * steps, MIN_STEPS)
     if group.size > 1:
         log.info("%d processes, each with %s training frames, %s validation frames and %d crops of every batch",
                  group.size, "/".join(map(str, shards["train"])), "/".join(map(str, shards["validation"])),

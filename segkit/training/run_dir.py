@@ -103,15 +103,15 @@ def check_training(settings: Settings) -> bool:
         epochs = History.read(table).trained if os.path.isfile(table) else 0
         if epochs > settings.epochs:
             raise SegkitError(f"RESUME is set and {epochs} epochs of runs/{settings.run} are trained already, more "
-                              f"than EPOCHS={settings.epochs}: set EPOCHS to {epochs} to end with these, or higher to "
-                              "train on")
+                              f"than EPOCHS={settings.epochs}: set EPOCHS to {epochs} to finish, or higher to "
+                              "continue")
         return False
     # A new training needs a folder without one; only that of the bundled demo is replaced
     if not any(os.path.isfile(run_dir / name) for name in ("last.pt", "model.safetensors", "report.json")):
         return False
     bundled = same_dataset and settings.dataset_path == settings.root / DEMO  # a user's folder may be called demo too
     if settings.run != "demo" or not bundled:
-        how = "with more EPOCHS" if (run_dir / "report.json").is_file() else "if it is not running still"
+        how = "with more EPOCHS" if (run_dir / "report.json").is_file() else "unless it is still running"
         raise SegkitError(f"runs/{settings.run} holds a training already: RESUME=1 continues it, {how}; another RUN "
                           "starts a new one")
     return True
@@ -229,9 +229,9 @@ panoptic quality at IoU 0.5 {report['val_panoptic_quality']:.4f}.
 
 **Use**: `segkit.load_model` and `segkit.segment`. Images are normalised by their {PERCENTILES[0]} and {PERCENTILES[1]}
 percentiles; a pixel belongs to a cell where the probability is above {info.threshold}; two touching cells are separated
-where the distance map falls by {info.prominence} between them; parts smaller than {info.min_area} pixels are no cells.
-The training cells were {info.cell_width:.1f} pixels wide (median); for another magnification, SCALE brings the cells to
-that width.
+where the distance map falls by {info.prominence} between them; parts of fewer than {info.min_area} pixels are not
+counted. The training cells were {info.cell_width:.1f} pixels wide (median); for another magnification, SCALE brings the
+cells to that width.
 
 **Limits**: the scores are agreement with the teacher labels, not with the truth, on images of the same kind as the
 training images. Other organisms, optics or growth conditions were not tried.

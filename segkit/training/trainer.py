@@ -137,7 +137,9 @@ def fit(model: UNet, split: Split, settings: Settings, on_epoch: Callable[[Histo
         except (KeyboardInterrupt, SegkitError, RuntimeError) as error:
             failure = _described(error, group, history, settings)
             log.info("stopped: %s", failure)
-            raise failure from (error if failure is error else None)
+            if failure is error:
+                raise
+            raise failure from None
     return history
 
 
