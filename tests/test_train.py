@@ -101,7 +101,7 @@ def test_fewer_epochs_than_are_trained_already_are_refused_and_as_many_end_the_r
 
     with pytest.raises(SegkitError, match="3 of 5 epochs"):
         fit(UNet(), split_by_position(discover(tiny).pairs), settings_for(tiny, EPOCHS=5), interrupt)
-    with pytest.raises(SegkitError, match=r"3 epochs of runs/r are trained already.*EPOCHS=2: set EPOCHS to 3 to end"):
+    with pytest.raises(SegkitError, match=r"3 epochs of runs/r are trained already.*EPOCHS=2: set EPOCHS to 3"):
         train(tiny, EPOCHS=2, RESUME=1)
     _, _, settings = train(tiny, EPOCHS=3, RESUME=1)
     report = json.loads((settings.run_dir / "report.json").read_text())

@@ -187,7 +187,7 @@ def _decode_into(folder: Path, frames: Sequence[Frame]) -> None:
     workers = min(16, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
     with (ThreadPoolExecutor(workers) as pool, open(folder / "pixels.f32", "wb") as pixels,
           open(folder / "targets.u8", "wb") as targets,
-          tqdm(total=len(frames), desc="decoding", unit="frame", leave=False) as bar):
+          tqdm(total=len(frames), desc="decoding", unit="frame", leave=False, delay=2) as bar):
         for block in range(0, len(frames), 16 * workers):  # in blocks, so that decoded frames never pile up
             for i, result in enumerate(pool.map(attempt, frames[block:block + 16 * workers]), start=block):
                 if isinstance(result, str):
