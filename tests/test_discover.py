@@ -349,3 +349,15 @@ def test_a_projection_beside_a_film_is_no_frame_of_it(tmp_path):
     dataset = discover(tmp_path)
     assert [(f.image.name, f.frame, f.page) for f in dataset.frames] == [("film.tif", k, k) for k in range(3)]
     assert "AVG_film.tif" in dataset.problems[0].reason
+
+
+def test_hidden_folders_are_no_experiments_and_links_between_positions_end(tiny):
+    shutil.copytree(tiny / "REF_raw_data", tiny / ".REF_raw_data")
+    shutil.copytree(tiny / "REF_raw_data", tiny / "__MACOSX_raw_data")
+    names = sorted((tiny / "REF_raw_data").iterdir())
+    for folder in names:
+        for other in names:
+            if other != folder:
+                (folder / f"link_{other.name}").symlink_to(other)
+    assert {frame.experiment for frame in discover(tiny).frames} == {"REF"}
+    assert len(discover(tiny).frames) == 4

@@ -90,3 +90,9 @@ def test_a_colony_of_thousands_of_cells_takes_little_memory():
 def test_shapes_must_agree():
     with pytest.raises(SegkitError, match="differ"):
         dice(np.zeros((2, 2)), np.zeros((2, 3)))
+
+
+def test_labels_of_any_byte_order_are_matched():
+    labels = np.zeros((8, 8), np.uint16)
+    labels[1:4, 1:4] = 7
+    assert match_instances(labels.astype(">u2"), labels).tp == 1

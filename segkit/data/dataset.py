@@ -98,11 +98,21 @@ def walk(root: Path, problems: Problems, follow: bool = True) -> Iterator[tuple[
 
     for name, subfolders, files in os.walk(root, onerror=closed, followlinks=follow):
         folder = Path(name)
-        # a link to a folder above would lead round in a circle
+        # a link to a folder above leads round in a circle; links between positions multiply with every level
+        deep = len(folder.relative_to(root).parts) >= 2
         subfolders[:] = sorted(sub for sub in subfolders if not JUNK.match(sub)
+                               and not (deep and (folder / sub).is_symlink())
                                and not folder.resolve().is_relative_to((folder / sub).resolve()))
         paths = [folder / file for file in sorted(files) if not JUNK.match(file)]
-        yield folder, [path for path in paths if path.is_file()]  # without broken links
+        yield folder, [path for path in paths if _may_be_file(path)]  # without broken links
+
+
+def _may_be_file(path: Path) -> bool:
+    """Whether a path is a file; one in a closed folder counts, so that its reader names it."""
+    try:
+        return path.is_file()
+    except PermissionError:
+        return True
 
 
 def table_of_problems(problems: Iterable[Problem], root: Path) -> pd.DataFrame:

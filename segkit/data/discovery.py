@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ..errors import SegkitError
 from ..settings import Settings
-from .dataset import Dataset, Frame, Problems, Split, exclude, masks_folder_name, split_by_position, walk
+from .dataset import JUNK, Dataset, Frame, Problems, Split, exclude, masks_folder_name, split_by_position, walk
 from .images import IMAGE_SUFFIXES
 from .pairing import MASK_NAME, pair, plain_name
 
@@ -43,7 +43,7 @@ def discover(dataset_path: str | Path, masks_path: str | Path | None = None) -> 
     """
     root = _folder("DATASET_PATH", dataset_path, "*_raw_data")
     masks_root = _folder("MASKS_PATH", masks_path, "*_masks") if masks_path else root
-    raw_folders = [folder for folder in sorted(root.iterdir()) if folder.is_dir() and _is_raw(folder)]
+    raw_folders = [folder for folder in _folders_in(root) if _is_raw(folder)]
     problems = Problems()
 
     # beside experiments, other folders do not count
@@ -97,8 +97,8 @@ def _below(tree: Tree, folder: Path) -> Iterator[Path]:
 
 def _scan_experiments(raw_folders: Sequence[Path], masks_root: Path, problems: Problems) -> list[Frame]:
     """The frames of all experiments."""
-    masks_folders = [folder for folder in sorted(masks_root.iterdir())
-                     if folder.is_dir() and "masks" in folder.name.lower() and folder not in raw_folders]
+    masks_folders = [folder for folder in _folders_in(masks_root)
+                     if "masks" in folder.name.lower() and folder not in raw_folders]
     frames: list[Frame] = []
     names: set[str] = set()
     used: set[Path | None] = set()  # masks folders of experiments and positions
@@ -215,6 +215,11 @@ def _pick(folder: Path, tree: Tree, names: tuple[str, ...], problems: Problems) 
 def _named(name: str, folders: Iterable[Path]) -> Path | None:
     """The folder of that name, if it is there."""
     return next((folder for folder in folders if plain_name(folder.name) == plain_name(name)), None)
+
+
+def _folders_in(root: Path) -> list[Path]:
+    """The folders in a folder, sorted, without hidden ones."""
+    return sorted(path for path in root.iterdir() if not JUNK.match(path.name) and os.path.isdir(path))
 
 
 def _is_raw(folder: Path) -> bool:

@@ -165,7 +165,7 @@ def plan_arrangement(source: str | Path, dataset_path: str | Path) -> Plan:
             unplaced[entry.where] += 1
             continue
         first = plan.copies.setdefault(plan.dataset_path / place, entry)
-        if (first.size, first.crc) != (entry.size, entry.crc):
+        if first is not entry and (first.size, first.crc) != (entry.size, entry.crc):
             plan.problems.add(Path(entry.name), f"{entry.where} and {first.where} hold different files for {place}: "
                                                 f"that of {first.where} is used; look which one is right", 1)
     for where, count in unplaced.items():

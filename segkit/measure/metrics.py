@@ -143,7 +143,7 @@ def match(table: csr_array, iou: float = 0.5) -> Matching:
 
 def _number(labels: np.ndarray) -> tuple[np.ndarray, int]:
     """Labels (n,) as 1, 2, ... without gaps, in order, 0 still background; and how many there are."""
-    codes, found = pd.factorize(labels, sort=True)
+    found, codes = np.unique(labels, return_inverse=True)
     numbers = np.where(found != 0, np.cumsum(found != 0), 0)
     return numbers[codes], int(np.count_nonzero(found))
 
