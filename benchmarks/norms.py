@@ -27,17 +27,19 @@ NORMS: dict[str, Callable[[int], nn.Module]] = {
     "instance": lambda channels: nn.GroupNorm(channels, channels)}
 
 
-def with_norm(norm: Callable[[int], nn.Module]) -> segkit.UNet:
-    """A student with another norm in place of batch norm, and trained biases."""
-    model = segkit.UNet()
-    for block in model.modules():
-        if norm is nn.BatchNorm2d or not isinstance(block, DoubleConv):
-            continue
-        for k, layer in enumerate(block):
-            if isinstance(layer, nn.BatchNorm2d):
-                block[k] = norm(layer.num_features)
-                block[k - 1].requires_grad_()
-    return model
+PLAIN_INIT = DoubleConv.__init__
+
+
+def use_norm(norm: Callable[[int], nn.Module]) -> None:
+    """Build every network from here on with this norm, and with trained biases where it is not batch norm."""
+    def init(self: DoubleConv, channels_in: int, channels_out: int) -> None:
+        PLAIN_INIT(self, channels_in, channels_out)
+        for k, layer in enumerate(self):
+            if norm is not nn.BatchNorm2d and isinstance(layer, nn.BatchNorm2d):
+                self[k] = norm(layer.num_features)
+                self[k - 1].requires_grad_()
+
+    DoubleConv.__init__ = init  # type: ignore[method-assign]
 
 
 def main(arguments: list[str]) -> None:
@@ -55,7 +57,8 @@ def main(arguments: list[str]) -> None:
                 with tempfile.TemporaryDirectory() as folder:
                     settings = replace(settings, root=Path(folder),
                                        crops_per_epoch=settings.batch_size * steps // settings.epochs)
-                    model = with_norm(make_norm)
+                    use_norm(make_norm)
+                    model = segkit.UNet()
                     history = segkit.fit(model, split, settings)
                 scores = score_frames(model, split.validation)[["dice", "panoptic_quality"]].mean()
                 speed = settings.batch_size / history.table()["crops_per_second"].median()
