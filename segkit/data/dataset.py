@@ -98,13 +98,20 @@ def walk(root: Path, problems: Problems, follow: bool = True) -> Iterator[tuple[
 
     for name, subfolders, files in os.walk(root, onerror=closed, followlinks=follow):
         folder = Path(name)
-        # a link to a folder above leads round in a circle; links between positions multiply with every level
-        deep = len(folder.relative_to(root).parts) >= 2
-        subfolders[:] = sorted(sub for sub in subfolders if not JUNK.match(sub)
-                               and not (deep and (folder / sub).is_symlink())
-                               and not folder.resolve().is_relative_to((folder / sub).resolve()))
+        subfolders[:] = sorted(sub for sub in subfolders if not JUNK.match(sub) and _is_followed(folder / sub, root))
         paths = [folder / file for file in sorted(files) if not JUNK.match(file)]
         yield folder, [path for path in paths if _may_be_file(path)]  # without broken links
+
+
+def _is_followed(folder: Path, root: Path) -> bool:
+    """Whether `walk` enters a folder: a link only near the root, and not one to a folder above it.
+
+    The latter leads round in a circle, and links between positions multiply with every level.
+    """
+    if not os.path.islink(folder):
+        return True
+    near = len(folder.relative_to(root).parts) <= 2
+    return near and not folder.parent.resolve().is_relative_to(folder.resolve())
 
 
 def _may_be_file(path: Path) -> bool:

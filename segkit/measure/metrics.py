@@ -143,7 +143,8 @@ def match(table: csr_array, iou: float = 0.5) -> Matching:
 
 def _number(labels: np.ndarray) -> tuple[np.ndarray, int]:
     """Labels (n,) as 1, 2, ... without gaps, in order, 0 still background; and how many there are."""
-    found, codes = np.unique(labels, return_inverse=True)
+    native = labels.astype(labels.dtype.newbyteorder("="), copy=False)  # pandas takes no other byte order
+    codes, found = pd.factorize(native, sort=True)
     numbers = np.where(found != 0, np.cumsum(found != 0), 0)
     return numbers[codes], int(np.count_nonzero(found))
 

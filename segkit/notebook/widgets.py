@@ -15,7 +15,6 @@ from ..data.discovery import discover
 from ..data.images import read_image
 from ..devices import pick_device
 from ..errors import SegkitError
-from ..files import duration
 from ..model.predict import segment
 from ..model.unet import UNet
 from ..settings import DEMO, Settings
@@ -159,11 +158,7 @@ class LivePicture(w.VBox):
         if history.previews:
             self._previews.value = to_png(show_previews(history.previews))
             self.children = [self._curves, self._previews]
-        row = history.rows[-1]
-        left = duration((self._epochs - history.trained) * row["seconds"])
-        line = (f"epoch {row['epoch']}/{self._epochs}  loss {row['train_loss']:.4f}  validation Dice "
-                f"{row['val_dice']:.4f}  {row['crops_per_second']:.0f} crops/s  {left} left  {row['event']}")
-        print(f"\r{line:<100}", end="", flush=True)
+        print(f"\r{history.newest(self._epochs):<100}", end="", flush=True)
 
 
 class Browser(w.VBox):

@@ -17,7 +17,7 @@ import torch
 from ..data.dataset import Split
 from ..data.images import PERCENTILES
 from ..errors import SegkitError
-from ..files import check_lock, log, read_json, replacing, write_json, write_table, write_text, writing
+from ..files import check_lock, duration, log, read_json, replacing, write_json, write_table, write_text, writing
 from ..model.checkpoint import save_model
 from ..model.unet import UNet
 from ..settings import DEMO, Settings, check_dataset
@@ -67,6 +67,14 @@ class History:
     def events(self) -> list[str]:
         """Rollbacks and restarts, in order."""
         return [f"epoch {row['epoch']}: {row['event']}" for row in self.rows if row["event"]]
+
+    def newest(self, epochs: int) -> str:
+        """The newest epoch in a line, with the time that is left of so many epochs."""
+        row = self.rows[-1]
+        left = duration((epochs - self.trained) * row["seconds"])
+        event = f"  {row['event']}" if row["event"] else ""
+        return (f"epoch {row['epoch']}/{epochs}  loss {row['train_loss']:.4f}  validation Dice {row['val_dice']:.4f}  "
+                f"{row['crops_per_second']:.0f} crops/s  {left} left{event}")
 
     def save(self, path: Path) -> None:
         write_table(path, self.table())

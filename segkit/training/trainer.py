@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 from ..data.dataset import Split
 from ..devices import autocast, describe_device, keep_memory
 from ..errors import SegkitError
-from ..files import duration, locked, log, logging_to
+from ..files import locked, log, logging_to
 from ..measure.metrics import join_records, positions_trained_on, score_frames, tune_prominence
 from ..model.checkpoint import load_model, save_model
 from ..model.unet import ModelInfo, UNet
@@ -230,7 +230,7 @@ def run_training(trainer: "Trainer", data: TrainingData, progress: Progress, his
             if group.is_main_process:
                 save_checkpoint(checkpoint, settings.run_dir)
                 history.save(settings.run_dir / "history.csv")  # after the checkpoint that its rows are saved in
-            _report(row, progress, settings)
+            log.info(history.newest(settings.epochs))
             bar.n = progress.epoch * data.steps
             bar.set_postfix_str(f"Dice {val_dice:.3f}, {crops_per_second:.0f} crops/s")
             if on_epoch:
@@ -399,14 +399,6 @@ def _save_best(trainer: Trainer, data: TrainingData, record: dict[str, Any], sco
                          settings=trainer.settings.as_dict(), scores=scores, **record)
     if trainer.group.is_main_process:
         save_model(model, trainer.settings.run_dir / "model.safetensors")
-
-
-def _report(row: dict[str, Any], progress: Progress, settings: Settings) -> None:
-    """Log an epoch, with the time that is left."""
-    left = duration((settings.epochs - progress.epoch) * row["seconds"])
-    log.info("epoch %d/%d  loss %.4f  validation Dice %.4f  %.0f crops/s  %s left%s", row["epoch"], settings.epochs,
-             row["train_loss"], row["val_dice"], row["crops_per_second"], left,
-             f"  {row['event']}" if row["event"] else "")
 
 
 def _check_start_from(start_from: ModelInfo, data: TrainingData, settings: Settings) -> None:
