@@ -9,7 +9,17 @@ class SegkitError(Exception):
 
     Jupyter shows the sentence alone: IPython asks an exception for `_render_traceback_` before it
     prints a traceback.
+
+    Parameters
+    ----------
+    sentence : str
+    frames_lost : int
+        How many frames of a time-lapse it costs, where it is about one of its files.
     """
+
+    def __init__(self, sentence: str, frames_lost: int = 1) -> None:
+        super().__init__(sentence)
+        self.frames_lost = frames_lost
 
     def _render_traceback_(self) -> list[str]:
         return [f"SegkitError: {self}"]

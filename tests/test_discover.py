@@ -62,7 +62,6 @@ def stamps(*minutes):
     (stamps(54, 56, 58, 60, 62), [0, 1, 2, 3, 4], "is a time stamp and no frame number"),
     (stamps(30, 32, 34, 60, 62), [0, 1, 2, 3, 4], "steps between the stamps are uneven"),
     (["a_20240101_235800.tif", "a_20240102_000000.tif", "a_20240102_000200.tif"], [0, 1, 2], "do not tell the time"),
-    (["t2_c1.tif", "t2_c2.tif", "t10_c1.tif", "t10_c2.tif"], [0, 1, 2, 3], "do not tell the time"),
     (["s1_t2.tif", "s2_t3.tif", "s3_t1.tif"], [0, 1, 2], "do not tell the time"),
     (["ctrl.tif", "inh.tif", "rif.tif"], [0, 1, 2], "do not tell the time"),
     (["exp_5_t12c1.tif"], [1], ""), (["ctrl.tif"], [0], "")])

@@ -19,8 +19,9 @@ from hypothesis.extra.numpy import array_shapes, arrays
 from PIL import Image
 
 from segkit import SegkitError, UNet, arrange, discover, match_instances, read_image, read_labels, segment
-from segkit.data.images import read_header, read_metadata
+from segkit.data.images import read_header
 from segkit.data.pairing import name_key
+from segkit.data.tiff import read_metadata
 from segkit.model.postprocess import label_cells
 from segkit.model.targets import distance_target
 from segkit.settings import Settings, parse_settings, public_fields

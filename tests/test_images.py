@@ -4,7 +4,8 @@ import tifffile
 from PIL import Image
 
 from segkit import SegkitError, read_image, read_labels
-from segkit.data.images import read_header, read_metadata
+from segkit.data.images import read_header
+from segkit.data.tiff import read_metadata
 from tests.helpers import squares
 
 RAMP = np.arange(20 * 24, dtype=np.uint16).reshape(20, 24) * 100

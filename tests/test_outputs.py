@@ -10,7 +10,7 @@ import torch
 
 from segkit import SegkitError, UNet, dice, discover, match_instances, read_image, read_labels, segment, segment_dataset
 from segkit.data.dataset import Dataset, Frame, masks_path_in, read_pair
-from segkit.data.images import read_metadata
+from segkit.data.tiff import read_metadata
 from segkit.measure import segment_dataset as inference_module
 from segkit.measure.segment_dataset import dice_warning, segmented_frames, width_warning
 from segkit.model import predict as predict_module

@@ -1,39 +1,29 @@
-"""Read images and labels from TIFF and PNG files, pixel size and frame interval from TIFF tags; normalisation."""
+"""Read images and labels from TIFF and PNG files; normalisation."""
 
 import hashlib
-import logging
-import math
-import os
-import struct
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal, NamedTuple
-from xml.etree import ElementTree
+from typing import NamedTuple
 
+import imagecodecs
 import numpy as np
 import pandas as pd
-import tifffile
 from PIL import Image
 from scipy import ndimage
 from skimage.segmentation import relabel_sequential
 
 from ..errors import SegkitError
+from .tiff import DAMAGE, decode_tiff, find_planes
 
 IMAGE_SUFFIXES = (".tif", ".tiff", ".png")
-MAX_EXPANSION = 50_000  # pixel bytes per stored byte; compressed images without any cell stay below it
-DAMAGE = (OSError, ValueError, KeyError, IndexError, TypeError, RuntimeError, EOFError, ArithmeticError,
-          SyntaxError, MemoryError, AttributeError, struct.error, tifffile.TiffFileError, Image.DecompressionBombError)
 CROPPABLE = 2  # pixels by which an image and its masks file may differ in height or width
 SPECK = 12  # pixels; nothing smaller is a cell
 OUTLIER = 8  # normalised intensities are clipped this many intensity ranges below 0 and above 1
 EIGHT = np.ones((3, 3), bool)  # 8-neighbourhood
 PERCENTILES = (0.5, 99.5)
 BT601 = np.array([0.299, 0.587, 0.114], np.float32)  # luminance of red, green and blue
-UM_PER_UNIT = {"um": 1.0, "µm": 1.0, "\\u00B5m": 1.0, "micron": 1.0, "nm": 1e-3, "mm": 1e3, "cm": 1e4, "inch": 25400.0,
-               2: 25400.0, 3: 1e4}  # units as ImageJ writes them, and the codes of the tag ResolutionUnit
-PLAUSIBLE = {"PIXEL_SIZE_UM": (0.005, 20), "MINUTES_PER_FRAME": (1e-3, 1e4)}  # 72 dots per inch is no pixel size
 
 
 class Header(NamedTuple):
@@ -43,6 +33,8 @@ class Header(NamedTuple):
     height: int
     width: int
     axis: str = ""  # of the pages, by the file's metadata: T, Z, or I and Q (unknown)
+    times: tuple[int, ...] = (0,)  # of each page
+    left_out: tuple[str, int] | None = None  # what the file holds besides, and how many pages that are
 
     @property
     def size(self) -> tuple[int, int]:
@@ -50,32 +42,23 @@ class Header(NamedTuple):
         return self.height, self.width
 
 
-def read_header(path: str | Path) -> Header:
-    """Read page count and size (pixels) of an image file without decoding it.
+def read_header(path: str | Path, *, labels: bool = False) -> Header:
+    """Read page count and size (pixels) of an image file without decoding it; labels: of a masks file.
 
     Raises SegkitError where the file is empty, damaged, cut short or of a kind segkit does not read.
     """
     path = Path(path)
     is_png = path.suffix.lower() == ".png"
     with _damage_named(path, "read as PNG" if is_png else "read as TIFF", "it is damaged or of another kind"):
-        file_size = path.stat().st_size
-        if file_size == 0:
+        if path.stat().st_size == 0:
             raise SegkitError(f"{path.name} is empty (0 bytes): copy it again from its source")
         if is_png:
             with warnings.catch_warnings(action="ignore"), Image.open(path) as image:
                 return Header(1, image.height, image.width)
-        with open_tiff(path) as tif:
-            series = tif.series[0]
-            sizes = dict(zip(series.axes, series.shape, strict=True))
-            # a file cut short keeps its header: compare where the pixel data should end with where the file ends
-            pages = [page.aspage() for page in tif.pages]
-            end = max((offset + count for page in pages
-                       for offset, count in zip(page.dataoffsets, page.databytecounts, strict=False)), default=0)
-            if end > file_size:
-                raise SegkitError(f"{path.name} is cut short: {file_size} of {end} bytes are there; copy it again from "
-                                  "its source")
-            planes, axis = _stack(path, series)
-            return Header(planes, sizes["Y"], sizes["X"], axis)
+        planes = find_planes(path)
+        if planes.planar and not labels:
+            decode_tiff(path, 0, image=True)  # only its pixels tell grey saved in colour from frames saved as colours
+        return Header(len(planes.times), *planes.shape, planes.axis, planes.times, planes.left_out)
 
 
 @contextmanager
@@ -84,76 +67,24 @@ def _damage_named(path: Path, action: str, cause: str) -> Iterator[None]:
     try:
         yield
     except PermissionError:
-        raise SegkitError(f"{path.name} may not be read: give yourself the right to read it") from None
+        raise SegkitError(f"{path.name} may not be read: change its permissions") from None
     except DAMAGE as error:
         raise SegkitError(f"{path.name} cannot be {action} ({type(error).__name__}): {cause}; copy or export it "
                           "again") from None
 
 
-@contextmanager
-def open_tiff(path: str | Path) -> Iterator[tifffile.TiffFile]:
-    """A TIFF, checked for what would take all memory: a circle of pages, or a size far beyond what is stored.
-
-    Raises one of DAMAGE where the file is damaged.
-    """
-    # what tifffile logs about a damaged file becomes an error of segkit; nothing is dropped while segkit does not read
-    logger, silence = logging.getLogger("tifffile"), logging.Filter("segkit")
-    logger.addFilter(silence)
-    try:
-        with tifffile.TiffFile(path) as tif:
-            # a damaged size would be allocated before decoding fails
-            page = tif.pages.first
-            stored = sum(page.databytecounts)
-            expansion = MAX_EXPANSION if page.compression > 1 else 8  # 8: a bit becomes a byte
-            if page.nbytes > stored * expansion or math.prod(page.chunked) > len(page.dataoffsets):
-                raise ValueError(f"{page.shape} pixels in the header, {stored} bytes stored")
-            _check_page_chain(tif)
-            yield tif
-    finally:
-        logger.removeFilter(silence)
-
-
-def _check_page_chain(tif: tifffile.TiffFile) -> None:
-    """Raise ValueError where a page is followed by an earlier one; tifffile looks for that in 100 pages only."""
-    layout, file, offset = tif.tiff, tif.filehandle, tif.pages.first.offset
-    endian: Literal["little", "big"] = "little" if tif.byteorder == "<" else "big"
-    seen: set[int] = set()
-    while 0 < offset < file.size:
-        if offset in seen:
-            raise ValueError("the chain of pages leads back into itself")
-        seen.add(offset)
-        file.seek(offset)
-        tags = int.from_bytes(file.read(layout.tagnosize), endian)
-        file.seek(tags * layout.tagsize, os.SEEK_CUR)
-        offset = int.from_bytes(file.read(layout.offsetsize), endian)
-
-
-def _stack(path: Path, series: tifffile.TiffPageSeries) -> tuple[int, str]:
-    """Number of (H, W) planes in a series, and the one axis that they form; RGB samples are not planes."""
-    stacks = [(axis, size) for axis, size in zip(series.axes, series.shape, strict=True)
-              if axis not in "YXS" and size > 1]  # an axis of unknown kind, Q, may be there twice
-    axes = {axis for axis, _ in stacks}
-    if len(stacks) > 1 or "C" in axes:
-        what = ("several z and several times: export one z plane of every time, or a projection along z"
-                if "Z" in axes and "C" not in axes else "a stack of which segkit needs one channel with time as its "
-                "only stack axis: export the phase-contrast channel alone")
-        raise SegkitError(f"{path.name} (axes {series.axes} {series.shape}) holds {what}")
-    return (stacks[0][1], stacks[0][0]) if stacks else (1, "")
-
-
-def _read_plane(path: Path, page: int, *, white_is_zero: bool = False) -> np.ndarray:
+def _read_plane(path: Path, page: int, *, image: bool = False) -> np.ndarray:
     """Decode one plane: (H, W), also where grey is saved in colour, else (H, W, 3); alpha is dropped; any dtype.
 
-    white_is_zero: see `_decode_tiff`.
+    image: see `decode_tiff`.
     """
     with _damage_named(path, "decoded", "it is damaged"):
         if path.suffix.lower() == ".png":
-            with Image.open(path) as image:
-                if page:
-                    raise SegkitError(f"{path.name} has 1 page, page {page} was asked for")
-                plane = np.asarray(image.convert("RGBA") if image.mode == "P" else image)
+            if page:
+                raise SegkitError(f"{path.name} has 1 page, page {page} was asked for")
+            plane = _decode_png(path)
         else:
-            plane = _decode_tiff(path, page, white_is_zero)
+            plane = decode_tiff(path, page, image=image)
         plane = np.squeeze(plane)
         if plane.ndim < 2:  # an image of one row or one column lost an axis
             height, width = read_header(path).size
@@ -174,27 +105,10 @@ def _read_plane(path: Path, page: int, *, white_is_zero: bool = False) -> np.nda
     return colours[..., 0] if is_grey else colours
 
 
-def _decode_tiff(path: Path, page: int, white_is_zero: bool) -> np.ndarray:
-    """One plane of a TIFF as stored.
-
-    white_is_zero: obey a TIFF that stores bright as low (MINISWHITE). ImageJ marks an inverting display so and keeps
-    the values, so its files are left as they are.
-    """
-    with open_tiff(path) as tif:
-        series = tif.series[0]
-        planes, _ = _stack(path, series)
-        if not 0 <= page < planes:
-            raise SegkitError(f"{path.name} has {planes} page(s), page {page} was asked for")
-        single = series.pages[page] if len(series.pages) == planes else None
-        if single is not None:
-            plane = single.asarray()
-        else:  # ImageJ writes large stacks as one page followed by raw planes
-            stack = series.asarray(out="memmap")
-            plane = np.asarray(stack.reshape(planes, *stack.shape[-2:])[page])
-        tags = series.keyframe
-        if white_is_zero and tags.photometric == tifffile.PHOTOMETRIC.MINISWHITE and not tags.is_imagej:
-            plane = (1 << tags.bitspersample) - 1 - plane if plane.dtype.kind in "bu" else -plane
-    return plane
+def _decode_png(path: Path) -> np.ndarray:
+    """The pixels of a PNG; Pillow, which checks size and kind, reduces 16 bits of several channels to 8."""
+    with Image.open(path) as image:
+        return imagecodecs.png_decode(path.read_bytes()) if image.format == "PNG" else np.asarray(image)
 
 
 def read_image(path: str | Path, page: int = 0) -> np.ndarray:
@@ -221,7 +135,7 @@ def read_image(path: str | Path, page: int = 0) -> np.ndarray:
     -----
     Luminance by ITU-R BT.601.
     """
-    plane = _read_plane(Path(path), page, white_is_zero=True)
+    plane = _read_plane(Path(path), page, image=True)
     if plane.ndim == 3:
         plane = plane.astype(np.float32) @ BT601  # (H, W, 3) -> (H, W)
     return np.ascontiguousarray(plane, dtype=np.float32)
@@ -299,35 +213,6 @@ def _labels_from_colours(name: str, colours: np.ndarray) -> np.ndarray:
     index = pixels.groupby([0, 1, 2]).ngroup().to_numpy().reshape(colours.shape[:2])  # (H, W), sorted by colour
     has_background = (colours == 0).all(axis=-1).any()
     return index if has_background else index + 1
-
-
-def read_metadata(path: str | Path) -> dict[str, float]:
-    """Pixel size and frame interval from TIFF tags: PIXEL_SIZE_UM and MINUTES_PER_FRAME, where plausible.
-
-    Read from ImageJ's and OME's metadata, else from the resolution tags. Empty for other or damaged files.
-    """
-    found: dict[str, float] = {}
-    try:
-        with open_tiff(path) as tif:
-            tags, imagej = tif.pages.first.tags, tif.imagej_metadata or {}
-            # ImageJ names the unit of length itself, other files by a tag
-            unit = str(imagej.get("unit", "")) if imagej else int(tags.valueof("ResolutionUnit", default=1))
-            pixels, units = tags.valueof("XResolution", default=(0, 1))
-            if pixels:
-                found["PIXEL_SIZE_UM"] = UM_PER_UNIT.get(unit, 0.0) * max(units, 1) / pixels
-            if "finterval" in imagej:
-                found["MINUTES_PER_FRAME"] = float(imagej["finterval"]) / 60
-            # OME goes before the resolution tags
-            if tif.is_ome and tif.ome_metadata:
-                node = ElementTree.fromstring(tif.ome_metadata).find(".//{*}Pixels")
-                ome = node.attrib if node is not None else {}
-                if ome.get("PhysicalSizeXUnit", "µm") in ("µm", "um") and "PhysicalSizeX" in ome:
-                    found["PIXEL_SIZE_UM"] = float(ome["PhysicalSizeX"])
-                if ome.get("TimeIncrementUnit", "s") == "s" and "TimeIncrement" in ome:
-                    found["MINUTES_PER_FRAME"] = float(ome["TimeIncrement"]) / 60
-    except (*DAMAGE, ElementTree.ParseError):
-        return {}
-    return {name: value for name, value in found.items() if PLAUSIBLE[name][0] <= value <= PLAUSIBLE[name][1]}
 
 
 def fill_gaps(image: np.ndarray) -> np.ndarray:

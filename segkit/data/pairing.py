@@ -14,6 +14,10 @@ from .dataset import Frame, Problem, Problems, labels_stem
 from .images import Header, check_sizes, read_header
 
 MASK_NAME = re.compile(r"^mask_(?P<a>.+)$|^(?P<b>.+?)_(?:cp_)?masks?$|^(?P<c>.+?)_labels$", re.IGNORECASE)
+PHASE = re.compile(r"(^|[^a-z])(a?phase|phase.?contrast|ph|phc|phaco)($|[^a-z])")  # in the name of a channel
+WORDS = {"time": {"t", "time", "tp", "timepoint", "frame", "fr", "img", "image", "day", "hour", "h", "min"},
+         "position": {"xy", "pos", "position", "p", "s", "site", "stage", "series", "scene", "fov", "field", "point",
+                      "well", "tile"}}  # what a number counts, by the letters before it
 MIN_STAMP, MIN_STAMP_STEP = 10_000, 50  # larger numbers with larger steps are time stamps and no frame numbers
 BY_ORDER = "are numbered by the order of their names, as if equally spaced in time"
 UNTOLD = f"{BY_ORDER}: their names do not tell the time"
@@ -80,6 +84,79 @@ def frame_numbers(keys: Iterable[Key]) -> tuple[dict[Key, int], str]:
     return dict(zip(series, numbers, strict=True)), doubt
 
 
+def turns(keys: Collection[Key]) -> dict[Key, tuple[str, str]]:
+    """By which position, and by which channel (or depth), the files of one folder take turns; "" where they do not.
+
+    Files take turns where the same times occur with different words (img_1_phase, img_1_gfp), or where no number
+    differs in every name: then one number counts the time, and each other one that differs something else (t1xy2).
+    """
+    series = [same for same in _by_words(keys) if len(same) > 1]
+    channel = dict.fromkeys(keys, "")
+    position = dict.fromkeys(keys, "")
+
+    # the same numbers with other words
+    largest = max(series, key=len, default=[])
+    times = {key.numbers for key in largest}
+    alike = [same for same in series if len(same[0].words) == len(largest[0].words)
+             and 2 * len(times.intersection(key.numbers for key in same)) >= len(same)]
+    differ = [i for i, words in enumerate(zip(*(same[0].words for same in alike), strict=True)) if len(set(words)) > 1]
+    for key in [key for same in alike for key in same]:
+        channel[key] = " ".join(key.words[i].strip("_-. ") or "(no word)" for i in differ)
+
+    # other numbers than the time; a date has several that count the time together
+    for same in series:
+        columns = list(zip(*(key.numbers for key in same), strict=True))
+        dated = any(1900 <= n <= 2100 or 19_000_101 <= n <= 21_001_231 for n in same[0].numbers)
+        if dated or any(len(set(column)) == len(column) for column in columns):
+            continue
+        letters = [re.findall(r"[^\W\d_]*$", word)[0] for word in same[0].words]
+        varying = [i for i, column in enumerate(columns) if len(set(column)) > 1]
+        time = max(varying, key=lambda i: (letters[i] in WORDS["time"], len(set(columns[i])), i))
+        for i in varying:
+            if i != time and letters[i] not in WORDS["time"]:
+                found = position if letters[i] in WORDS["position"] else channel
+                for key in same:
+                    found[key] += f" {letters[i]}{key.numbers[i]:02d}"
+    return {key: (position[key].strip(), channel[key].strip()) for key in keys}
+
+
+def positions_by_name(files: Iterable[Path]) -> dict[str, list[Path]]:
+    """Files of a plain folder by the position that their names tell, "" where they tell none."""
+    files = list(files)
+    found = turns({name_key(file.stem) for file in files})
+    by_name: dict[str, list[Path]] = defaultdict(list)
+    for file in files:
+        by_name[found[name_key(file.stem)][0]].append(file)
+    return by_name
+
+
+def _one_time_lapse(images: Mapping[Key, Path], where: Path, problems: Problems) -> dict[Key, Path]:
+    """The images of one position and channel: that of phase contrast, where the names tell it; else none."""
+    found = turns(images.keys())
+    positions = {position: images[key].name for key, (position, _) in sorted(found.items()) if position}
+    channels = {channel: images[key].name for key, (_, channel) in sorted(found.items()) if channel}
+    phase = [channel for channel in channels if PHASE.search(channel)]
+    if len(positions) > 1:
+        problems.add(where, f"{where.name} holds images of several positions, such as {_some(positions)}: give each "
+                            "position a PosXXX folder of its own", len(images))
+        return {}
+    if len(channels) < 2:
+        return dict(images)
+    if len(phase) == 1:
+        others = {channel: name for channel, name in channels.items() if channel not in phase}
+        problems.add(where, f"the images of {where.name} are of several channels: those such as "
+                            f"{channels[phase[0]]} are read, those such as {_some(others)} are not")
+        return {key: path for key, path in images.items() if found[key][1] == phase[0]}
+    problems.add(where, f"{where.name} holds images of several channels, depths or positions, such as "
+                        f"{_some(channels)}, and their names do not tell which is phase contrast: move the others "
+                        "elsewhere", len(images))
+    return {}
+
+
+def _some(names: Mapping[str, str]) -> str:
+    return " and ".join(list(names.values())[:4])
+
+
 def time_slot(series: Sequence[Key]) -> int | None:
     """Which number tells the time of names with the same words, in natural order; None where it cannot be told.
 
@@ -141,16 +218,10 @@ def pair(images: Sequence[Path], masks: Sequence[Path], experiment: str, positio
     where: the folder that a problem of several files names. quiet: missing masks are no problem here.
     """
     masks_by_key = _by_key(masks, "masks file", problems)
-    images_by_key = _by_key(images, "image", problems)
+    all_images = _by_key(images, "image", problems)
+    images_by_key = _one_time_lapse(all_images, where, problems)
 
-    # a damaged image keeps its place in time, so that it shifts no other frame
-    headers: dict[Key, Header] = {}
-    damaged: dict[Key, Problem] = {}
-    for key, path in images_by_key.items():
-        try:
-            headers[key] = read_header(path)
-        except SegkitError as error:
-            damaged[key] = Problem(path, str(error), 1)
+    headers, damaged = _read_headers(images_by_key, problems)
     starts = _first_frames(images_by_key, headers, where, problems)
     first = min(starts.values(), default=None)
     problems += [damaged[key] for key in damaged if key in starts]
@@ -158,7 +229,7 @@ def pair(images: Sequence[Path], masks: Sequence[Path], experiment: str, positio
     # pair by name, or else by the number that tells the frame; masks of images that are left out are no problem
     other_names = masks_by_key.keys() - images_by_key.keys()
     same_number = {key: other for key, other in same_frames(starts, masks_by_key).items() if other in other_names}
-    used: set[Key | None] = {*images_by_key.keys() - starts.keys()}
+    used: set[Key | None] = {*all_images.keys() - starts.keys()}
     frames: list[Frame] = []
     unpaired, cropped = 0, 0
     for key, start in starts.items():
@@ -172,8 +243,9 @@ def pair(images: Sequence[Path], masks: Sequence[Path], experiment: str, positio
             unpaired += files.count(None)
             files, differ = _usable_masks(image, header, files, problems)
             cropped += differ
-            frames += [Frame(image, file, experiment, position, start + page, page, first)
-                       for page, file in enumerate(files)]
+            times = header.times if header.pages > 1 else (0,)
+            frames += [Frame(image, file, experiment, position, start + time, page, first)
+                       for page, (file, time) in enumerate(zip(files, times, strict=True))]
 
     if unpaired and not quiet:
         problems.add(where, f"{unpaired} frame(s) of {experiment} {position} have no masks file", unpaired)
@@ -183,6 +255,20 @@ def pair(images: Sequence[Path], masks: Sequence[Path], experiment: str, positio
         problems.add(spare[0].parent, f"{len(spare)} masks file(s) of {experiment} {position} have no image, "
                                       f"{spare[0].name} the first", len(spare))
     return frames
+
+
+def _read_headers(images: Mapping[Key, Path], problems: Problems) -> tuple[dict[Key, Header], dict[Key, Problem]]:
+    """The headers, and why others are damaged: these images keep their places in time, so that no frame is shifted."""
+    headers: dict[Key, Header] = {}
+    damaged: dict[Key, Problem] = {}
+    for key, path in images.items():
+        try:
+            headers[key] = header = read_header(path)
+            if header.left_out:
+                problems.add(path, f"{path.name}: {header.left_out[0]}", header.left_out[1])
+        except SegkitError as error:
+            damaged[key] = Problem(path, str(error), error.frames_lost)
+    return headers, damaged
 
 
 def _keys_of_pages(image: Path, pages: int, masks_key: Key | None, other_names: Collection[Key]) -> list[Key | None]:
@@ -198,7 +284,7 @@ def _usable_masks(image: Path, header: Header, files: list[Path | None],
     differ = 0
     for file, pages in Counter(f for f in files if f is not None).items():
         try:
-            masks = read_header(file)
+            masks = read_header(file, labels=True)
             check_sizes(image.name, header.size, masks.size)
             if pages != masks.pages:
                 raise SegkitError(f"{image.name} has {pages} page(s), its masks file {masks.pages}: one page of masks "
@@ -213,6 +299,12 @@ def _usable_masks(image: Path, header: Header, files: list[Path | None],
 def _first_frames(by_key: Mapping[Key, Path], headers: Mapping[Key, Header], where: Path,
                   problems: Problems) -> dict[Key, int]:
     """The frame number of each file's first page, in order; files left out, and what is assumed, become problems."""
+    # headers that tell the time of every page go before names
+    times = [time for header in headers.values() for time in header.times]
+    most = max((header.pages for header in headers.values()), default=0)
+    if len(headers) == len(by_key) and most > 1 and len(set(times)) == len(times) and "Z" not in [
+            header.axis for header in headers.values()]:
+        return {key: 0 if headers[key].pages > 1 else headers[key].times[0] for key in sorted(by_key, key=Key.natural)}
     numbers, doubt = frame_numbers(by_key)
     strays = sorted(by_key[key].name for key in by_key.keys() - numbers.keys())
 
@@ -244,9 +336,8 @@ def _first_frames(by_key: Mapping[Key, Path], headers: Mapping[Key, Header], whe
 
     # parts of a time-lapse follow one another; the pages of a damaged part (0) are unknown
     pages = [headers[key].pages if key in headers else 0 for key in numbers]
-    most = max(pages, default=0)
-    if most > 1:
-        assumed = [count or most for count in pages]
+    if max(pages, default=0) > 1:
+        assumed = [headers[key].times[-1] + 1 if key in headers else most for key in numbers]
         gaps = any(step != 1 for step in _steps(numbers.values()))
         if len(pages) > 1 and (doubt or gaps or min(pages) < 2):
             doubt = f"({sum(assumed)} pages) {BY_ORDER}, and none missing between them"

@@ -17,7 +17,8 @@ import tifffile
 from tqdm.auto import tqdm
 
 from ..data.dataset import Dataset, Frame, frames_of, masks_path_in, of_experiment
-from ..data.images import DAMAGE, open_tiff, read_image
+from ..data.images import read_image
+from ..data.tiff import DAMAGE, open_tiff
 from ..errors import SegkitError
 from ..files import locked, log, logging_to, read_table, replacing, write_table
 from ..model.predict import POSTPROCESSING, Maps, label, predict

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..data.images import DAMAGE
+from ..data.tiff import DAMAGE
 from ..errors import SegkitError
 from .unet import WIDTHS, ModelInfo, UNet, UpConv
 

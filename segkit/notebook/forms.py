@@ -13,7 +13,7 @@ import traitlets
 from ..data.dataset import Dataset
 from ..data.discovery import discover
 from ..data.downloads import Plan, arrange, plan_arrangement
-from ..data.images import read_metadata
+from ..data.tiff import read_metadata
 from ..errors import SegkitError
 from ..files import write_text
 from ..settings import (

@@ -1,0 +1,263 @@
+"""TIFF files: the planes that a file itself holds and their times, pixels, pixel size and frame interval."""
+
+import logging
+import math
+import os
+import re
+import struct
+import unicodedata
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+from xml.etree import ElementTree
+
+import numpy as np
+import tifffile
+from PIL import Image
+
+from ..errors import SegkitError
+
+MAX_EXPANSION = 50_000  # pixel bytes per stored byte; compressed images without any cell stay below it
+DAMAGE = (OSError, ValueError, KeyError, IndexError, TypeError, RuntimeError, EOFError, ArithmeticError,
+          SyntaxError, MemoryError, AttributeError, struct.error, tifffile.TiffFileError, Image.DecompressionBombError)
+NO_STACK = ("a stack of which segkit needs one channel with time as its only stack axis: export the phase-contrast "
+            "channel alone")
+UM_PER_UNIT = {"nm": 1e-3, "um": 1.0, "mm": 1e3, "cm": 1e4, "m": 1e6, "in": 25400.0}
+MINUTES_PER_UNIT = {"us": 1e-6 / 60, "ms": 1e-3 / 60, "s": 1 / 60, "min": 1.0, "h": 60.0, "d": 1440.0}
+SAME_UNIT = {"nanometer": "nm", "micron": "um", "micrometer": "um", "millimeter": "mm", "centimeter": "cm",
+             "meter": "m", "inch": "in", "msec": "ms", "millisecond": "ms", "sec": "s", "second": "s", "minute": "min",
+             "hr": "h", "hour": "h", "day": "d"}
+TAG_UNITS = {2: "in", 3: "cm"}  # of the tag ResolutionUnit
+PLAUSIBLE = {"PIXEL_SIZE_UM": (0.005, 2), "MINUTES_PER_FRAME": (1e-3, 1e4)}  # 2400 dots per inch are 10.6 um
+
+
+class Planes(NamedTuple):
+    """The planes (H, W) of a file, in the order of their times."""
+
+    pages: tuple[int, ...]  # the page of each plane; () where raw planes follow one page
+    times: tuple[int, ...]  # of each plane
+    axis: str  # that the planes form, by the file's metadata: T, Z, or I and Q (unknown); "" of a single plane
+    shape: tuple[int, int]  # (H, W)
+    planar: bool = False  # whether three or four planes are saved as the colours of one picture
+    left_out: tuple[str, int] | None = None  # which pages do not belong to the time-lapse, and how many
+
+
+@contextmanager
+def open_tiff(path: str | Path) -> Iterator[tifffile.TiffFile]:
+    """A TIFF, checked for what would take all memory: a circle of pages, or a size far beyond what is stored.
+
+    Other files that its OME header names are not opened. Raises one of DAMAGE where the file is damaged.
+    """
+    # what tifffile logs about a damaged file becomes an error of segkit; nothing is dropped while segkit does not read
+    logger, silence = logging.getLogger("tifffile"), logging.Filter("segkit")
+    logger.addFilter(silence)
+    try:
+        with tifffile.TiffFile(path, is_ome=False) as tif:
+            # a damaged size would be allocated before decoding fails
+            page = tif.pages.first
+            stored = sum(page.databytecounts)
+            expansion = MAX_EXPANSION if page.compression > 1 else 8  # 8: a bit becomes a byte
+            if page.nbytes > stored * expansion or math.prod(page.chunked) > len(page.dataoffsets):
+                raise ValueError(f"{page.shape} pixels in the header, {stored} bytes stored")
+            _check_page_chain(tif)
+            yield tif
+    finally:
+        logger.removeFilter(silence)
+
+
+def _check_page_chain(tif: tifffile.TiffFile) -> None:
+    """Raise ValueError where a page is followed by an earlier one; tifffile looks for that in 100 pages only."""
+    layout, file, offset = tif.tiff, tif.filehandle, tif.pages.first.offset
+    endian: Literal["little", "big"] = "little" if tif.byteorder == "<" else "big"
+    seen: set[int] = set()
+    while 0 < offset < file.size:
+        if offset in seen:
+            raise ValueError("the chain of pages leads back into itself")
+        seen.add(offset)
+        file.seek(offset)
+        tags = int.from_bytes(file.read(layout.tagnosize), endian)
+        file.seek(tags * layout.tagsize, os.SEEK_CUR)
+        offset = int.from_bytes(file.read(layout.offsetsize), endian)
+
+
+def find_planes(path: Path) -> Planes:
+    """The planes of a TIFF. Raises SegkitError where they are no time-lapse, or the file is cut short."""
+    stat = path.stat()
+    return _find_planes(path, stat.st_size, stat.st_mtime_ns)
+
+
+@lru_cache(64)
+def _find_planes(path: Path, size: int, changed: int) -> Planes:
+    with open_tiff(path) as tif:
+        # a file cut short keeps its header: compare where the pixel data should end with where the file ends
+        pages = [page.aspage() for page in tif.pages]
+        end = max((offset + count for page in pages
+                   for offset, count in zip(page.dataoffsets, page.databytecounts, strict=False)), default=0)
+        if end > size:
+            raise SegkitError(f"{path.name} is cut short: {size} of {end} bytes are there; copy it again from its "
+                              "source")
+        return _planes_by_header(path.name, tif, pages) or _planes_by_series(path.name, tif, pages)
+
+
+def _ome_xml(tif: tifffile.TiffFile) -> str:
+    description = tif.pages.first.description
+    return description if description[-10:].strip().endswith("OME>") else ""
+
+
+def _planes_by_header(name: str, tif: tifffile.TiffFile, pages: list[tifffile.TiffPage]) -> Planes | None:
+    """The planes that an OME header places in this file itself; None without such a header."""
+    try:
+        images = list(_ome_images(name, ElementTree.fromstring(_ome_xml(tif)))) if _ome_xml(tif) else []
+    except (ElementTree.ParseError, ValueError, KeyError):  # ImageJ writes invalid ones when it crops a stack
+        return None
+    # of several series (positions) the first is used; a header may name pages that are not there
+    images = [image for image in images if any(page < len(pages) for page in image)]
+    if not images:
+        return None
+    usual = Counter(pages[page].shape for page in images[0] if page < len(pages)).most_common(1)[0][0]
+    places = {page: place for page, place in images[0].items() if page < len(pages) and pages[page].shape == usual}
+    axes = [axis for axis in "CZT" if len({place[axis] for place in places.values()}) > 1]
+    _check_axes(name, axes, f"{len(places)} pages")
+    axis = axes[0] if axes else ""
+    order = sorted(places, key=lambda page: places[page][axis or "T"])
+    keyframe = pages[order[0]]
+    times = tuple(places[page][axis or "T"] for page in order)
+    return Planes(tuple(order), times, axis, _size(keyframe), keyframe.axes[0] == "S",
+                  _left_out(pages, order, len(images)))
+
+
+def _ome_images(name: str, root: ElementTree.Element) -> Iterator[dict[int, dict[str, int]]]:
+    """For each image of an OME header: this file's own pages, each with its place along C, Z and T."""
+    uuids = {(uuid.text, uuid.get("FileName")) for uuid in root.iterfind(".//{*}TiffData/{*}UUID")}
+    own = {text for text, file in uuids if len(uuids) == 1 or text == root.get("UUID") or file == name}
+    for pixels in root.iterfind("{*}Image/{*}Pixels"):
+        # the sizes along the stack's axes, the one that changes fastest first; samples of a pixel are no channels
+        channel = pixels.find("{*}Channel")
+        samples = int(channel.get("SamplesPerPixel", 1)) if channel is not None else 1
+        order = pixels.attrib["DimensionOrder"][2:]
+        shape = [int(pixels.attrib[f"Size{axis}"]) // (samples if axis == "C" else 1) for axis in order]
+        found: dict[int, dict[str, int]] = {}
+        for data in pixels.iterfind("{*}TiffData"):
+            uuid = data.find("{*}UUID")
+            if uuid is not None and uuid.text not in own:
+                continue
+            at = np.ravel_multi_index([int(data.get(f"First{axis}", 0)) for axis in order], shape, order="F")
+            count = int(data.get("PlaneCount", 1 if "IFD" in data.attrib else math.prod(shape) - int(at)))
+            for k in range(count):
+                place = np.unravel_index(int(at) + k, shape, order="F")
+                found.setdefault(int(data.get("IFD", 0)) + k, dict(zip(order, map(int, place), strict=True)))
+        yield found
+
+
+def _planes_by_series(name: str, tif: tifffile.TiffFile, pages: list[tifffile.TiffPage]) -> Planes:
+    """The planes of the longest series that tifffile finds; pages written one by one are one series."""
+    series = [s for s in tif.series if not s.keyframe.is_reduced] or tif.series  # without thumbnails
+    main = max(series, key=lambda s: math.prod(s.shape[:-2]))
+    stacks = [(axis, size) for axis, size in zip(main.axes, main.shape, strict=True)
+              if axis not in "YXS" and size > 1]  # an axis of unknown kind, Q, may be there twice
+    _check_axes(name, [axis for axis, _ in stacks], f"axes {main.axes} {main.shape}")
+    count, axis = (stacks[0][1], stacks[0][0]) if stacks else (1, "")
+    written = int(tif.imagej_metadata.get("images", 1)) if tif.imagej_metadata else 1
+    if count < written and main.kind == "generic":
+        raise SegkitError(f"{name} is cut short: {count} of {written} images are there; copy it again from its source",
+                          written)
+    shape, planar = _size(main.keyframe), "S" in main.axes[:-2]
+    if len(main.pages) != count:  # ImageJ writes large stacks as one page followed by raw planes
+        return Planes((), tuple(range(count)), axis, shape, planar, _left_out(pages, range(len(pages)), len(series)))
+    alike = [s for s in series if s is main or (s.kind == main.kind == "shaped" and (s.keyframe.shape, s.dtype)
+                                                == (main.keyframe.shape, main.dtype))]
+    used = sorted(page.index for s in alike for page in s.pages if page is not None)
+    # a page of another size leaves a gap in time
+    frames = [page.index for page in pages if not page.is_reduced or page.index in used]
+    left_out = _left_out([pages[index] for index in frames], used, len(series))
+    times = tuple(frames.index(index) for index in used) if left_out else tuple(range(len(used)))
+    return Planes(tuple(used), times, axis or ("I" if len(used) > 1 else ""), shape, planar, left_out)
+
+
+def _size(page: tifffile.TiffPage) -> tuple[int, int]:
+    return page.imagelength, page.imagewidth
+
+
+def _left_out(pages: list[tifffile.TiffPage], used: Any, series: int) -> tuple[str, int] | None:
+    """Which of a file's pages are in none of the planes used, in words, and how many."""
+    lost = [page for page in pages if page.index not in set(used)]
+    if not lost:
+        return None
+    sizes = " and ".join(sorted({" x ".join(map(str, _size(page))) for page in lost}))
+    which = ", ".join(str(page.index) for page in lost[:5]) + ", ..." * (len(lost) > 5)
+    return (f"{len(lost)} page(s) ({which}, counted from 0, of {sizes} pixels) are left out: the file holds {series} "
+            "series, and one is read", len(lost))
+
+
+def _check_axes(name: str, axes: list[str], what: str) -> None:
+    """Raise SegkitError unless a stack has one axis, and not that of channels."""
+    if len(axes) > 1 or "C" in axes:
+        several = ("several z and several times: export one z plane of every time, or a projection along z"
+                   if "Z" in axes and "C" not in axes else NO_STACK)
+        raise SegkitError(f"{name} ({what}) holds {several}")
+
+
+def decode_tiff(path: Path, plane: int, *, image: bool) -> np.ndarray:
+    """One plane of a TIFF as stored: (H, W), (H, W, samples) or (samples, H, W).
+
+    image: obey a TIFF that stores bright as low (MINISWHITE), and refuse colours that may be frames. ImageJ marks an
+    inverting display as MINISWHITE and keeps the values, so its files are left as they are.
+    """
+    planes = find_planes(path)
+    if not 0 <= plane < len(planes.times):
+        raise SegkitError(f"{path.name} has {len(planes.times)} page(s), page {plane} was asked for")
+    with open_tiff(path) as tif:
+        if planes.pages:
+            page = tif.pages[planes.pages[plane]].aspage()
+            pixels = page.asarray()
+        else:
+            page = tif.pages.first
+            stack = max(tif.series, key=lambda s: math.prod(s.shape[:-2])).asarray(out="memmap")
+            pixels = np.asarray(stack.reshape(len(planes.times), *stack.shape[-2:])[plane])
+        if image and page.photometric == tifffile.PHOTOMETRIC.MINISWHITE and not tif.is_imagej:
+            pixels = (1 << page.bitspersample) - 1 - pixels if pixels.dtype.kind in "bu" else -pixels
+    if image and planes.planar and (pixels != pixels[:1]).any():
+        raise SegkitError(f"{path.name} holds {len(pixels)} planes that differ, saved as the colours of one picture: "
+                          "save them as a stack (tifffile: photometric='minisblack'), or one grey image", len(pixels))
+    return pixels
+
+
+def read_metadata(path: str | Path) -> dict[str, float]:
+    """Pixel size and frame interval from TIFF tags: PIXEL_SIZE_UM and MINUTES_PER_FRAME, where plausible.
+
+    Read from ImageJ's and OME's metadata, else from the resolution tags. Empty for other or damaged files, for units
+    that are not known, and for the resolutions of printers and screens.
+    """
+    found: dict[str, float] = {}
+    try:
+        with open_tiff(path) as tif:
+            tags, imagej = tif.pages.first.tags, tif.imagej_metadata or {}
+            # ImageJ names the unit of length itself, other files by a tag
+            unit = imagej.get("unit", "") if imagej else TAG_UNITS.get(tags.valueof("ResolutionUnit", default=1), "")
+            pixels, units = tags.valueof("XResolution", default=(0, 1))
+            if pixels:
+                found["PIXEL_SIZE_UM"] = _in_unit(max(units, 1) / pixels, unit, UM_PER_UNIT)
+            interval, unit = imagej.get("finterval", 0), imagej.get("tunit", "s")
+            found["MINUTES_PER_FRAME"] = _in_unit(interval, unit, MINUTES_PER_UNIT)
+            # OME goes before the resolution tags
+            node = ElementTree.fromstring(_ome_xml(tif)).find(".//{*}Pixels") if _ome_xml(tif) else None
+            ome = node.attrib if node is not None else {}
+            if "PhysicalSizeX" in ome:
+                found["PIXEL_SIZE_UM"] = _in_unit(ome["PhysicalSizeX"], ome.get("PhysicalSizeXUnit", "um"), UM_PER_UNIT)
+            if "TimeIncrement" in ome:
+                found["MINUTES_PER_FRAME"] = _in_unit(ome["TimeIncrement"], ome.get("TimeIncrementUnit", "s"),
+                                                      MINUTES_PER_UNIT)
+    except (*DAMAGE, ElementTree.ParseError):
+        return {}
+    return {name: value for name, value in found.items() if PLAUSIBLE[name][0] <= value <= PLAUSIBLE[name][1]}
+
+
+def _in_unit(value: Any, unit: Any, factors: dict[str, float]) -> float:
+    """A value in um or minutes; 0 where its unit is not known."""
+    # micro is written as the micro sign, the Greek letter, and by ImageJ as an escape
+    name = unicodedata.normalize("NFKC", str(unit).replace("\\u00B5", "µ")).strip(" .\0").lower().replace("μ", "u")
+    name = re.sub(r"(?<=..)s$", "", name.replace("metre", "meter")) if name not in ("us", "ms") else name
+    return float(value) * factors.get(SAME_UNIT.get(name, name), 0.0)

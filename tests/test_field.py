@@ -1,0 +1,236 @@
+"""Files as people who do this work have them, made small."""
+
+import re
+import uuid
+from pathlib import Path
+
+import imagecodecs
+import numpy as np
+import pytest
+import tifffile
+
+from segkit import SegkitError, discover, read_image, read_labels
+from segkit.data.tiff import read_metadata
+from tests.helpers import squares
+
+SHAPE = (32, 40)
+
+
+def numbered(count, start=0):
+    """Images (count, H, W) whose median is their number, times 100."""
+    y, x = np.mgrid[:SHAPE[0], :SHAPE[1]]
+    return np.stack([100 * (start + k) + (x + 2 * y) % 7 for k in range(count)]).astype(np.uint16)
+
+
+def number(frame):
+    return int(np.median(read_image(frame.image, frame.page)) // 100)
+
+
+def found(folder):
+    """(position, frame, number of the image) of every frame, and what was said besides missing masks."""
+    try:
+        dataset = discover(folder)
+    except SegkitError as error:
+        return [], str(error), 0
+    said = [p for p in dataset.problems if "no masks" not in p.reason]
+    return ([(f.position, f.frame, number(f)) for f in dataset.frames], " | ".join(p.reason for p in said),
+            sum(p.frames_lost for p in said))
+
+
+def position(folder, name="A_raw_data/Pos101"):
+    (folder / name).mkdir(parents=True, exist_ok=True)
+    return folder / name
+
+
+def ome(images, own, times, **attributes):
+    """An OME header: for each image (file name, uuid, page) of every time."""
+    text = ""
+    for planes in images:
+        places = "".join(f'<TiffData FirstT="{t}" IFD="{page}" PlaneCount="1"><UUID FileName="{name}">{key}</UUID>'
+                         "</TiffData>" for t, (name, key, page) in enumerate(planes))
+        more = "".join(f' {name}="{value}"' for name, value in attributes.items())
+        text += (f'<Image><Pixels DimensionOrder="XYCZT" Type="uint16" SizeX="{SHAPE[1]}" SizeY="{SHAPE[0]}" SizeC="1" '
+                 f'SizeZ="1" SizeT="{times}"{more}><Channel SamplesPerPixel="1"/>{places}</Pixels></Image>')
+    return ('<?xml version="1.0"?><OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06" '
+            f'UUID="{own}">{text}</OME>')
+
+
+def write_pages(path, pages, header=None):
+    with tifffile.TiffWriter(path) as tif:
+        for k, page in enumerate(pages):
+            tif.write(page, description=None if k else header, metadata=None, contiguous=False)
+
+
+@pytest.mark.parametrize(("parts", "kept", "expected"), [
+    ((1, 1, 1, 1), (0, 1, 2, 3), [0, 1, 2, 3]),  # a file for each time
+    ((3, 3), (0, 1), [0, 1, 2, 3, 4, 5]), ((3, 3), (0,), [0, 1, 2]), ((3, 3), (1,), [3, 4, 5]),
+    ((3, 1), (0, 1), [0, 1, 2, 3])], ids=str)
+def test_of_ome_files_that_name_each_other_each_gives_its_own_pages_at_their_times(tmp_path, parts, kept, expected):
+    folder, ids = position(tmp_path), [f"urn:uuid:{uuid.UUID(int=k)}" for k in range(len(parts))]
+    planes = [(f"film_{k}.ome.tif", ids[k], page) for k, count in enumerate(parts) for page in range(count)]
+    for k, count in enumerate(parts):
+        if k in kept:
+            header = ome([planes], ids[k], len(planes))
+            write_pages(folder / f"film_{k}.ome.tif", numbered(count, sum(parts[:k])), header)
+    frames, said, lost = found(tmp_path)
+    assert frames == [("Pos101", n, n) for n in expected]
+    assert (said, lost) == ("", 0)
+
+
+def test_a_neighbours_pages_are_not_taken_from_this_files_header(tmp_path):
+    ids = ["urn:uuid:a", "urn:uuid:b"]
+    images = [[(f"Pos{p}.ome.tif", ids[p], page) for page in range(2)] for p in range(2)]
+    for p in range(2):
+        folder = position(tmp_path, f"A_raw_data/Pos{101 + p}")
+        for q in range(2):  # copies of both lie in both folders of the microscope's export
+            write_pages(folder.parent.parent / f"Pos{q}.ome.tif", numbered(2, 5 * q), ome(images, ids[q], 2))
+        (tmp_path / f"Pos{p}.ome.tif").rename(folder / f"Pos{p}.ome.tif")
+    frames, said, _ = found(tmp_path)
+    assert frames == [("Pos101", 0, 0), ("Pos101", 1, 1), ("Pos102", 0, 5), ("Pos102", 1, 6)]
+    assert said == ""
+
+
+def test_several_series_of_one_file_are_one_position_and_a_problem(tmp_path):
+    with tifffile.TiffWriter(position(tmp_path) / "film.ome.tif", ome=True) as tif:
+        for k in range(3):
+            tif.write(numbered(4, 10 * k), metadata={"axes": "TYX"}, photometric="minisblack")
+    frames, said, lost = found(tmp_path)
+    assert [n for _, _, n in frames] == [0, 1, 2, 3]
+    assert "8 page(s) (4, 5, 6, 7, 8, ..., counted from 0" in said
+    assert "3 series" in said
+    assert lost == 8
+
+
+@pytest.mark.parametrize("kind", ["append", "plain"])
+def test_pages_written_one_by_one_are_one_time_lapse(tmp_path, kind):
+    path = position(tmp_path) / "film.tif"
+    for image in numbered(5):
+        tifffile.imwrite(path, image, append=True, metadata=None if kind == "plain" else {})
+    assert found(tmp_path) == ([("Pos101", n, n) for n in range(5)], "", 0)
+
+
+@pytest.mark.parametrize("odd", [0, 1, 7])
+def test_a_page_of_another_size_is_a_problem_and_keeps_its_time(tmp_path, odd):
+    images = list(numbered(8))
+    images[odd] = images[odd][:20, :16]
+    write_pages(position(tmp_path) / "film.tif", images)
+    frames, said, lost = found(tmp_path)
+    assert frames == [("Pos101", n, n) for n in range(8) if n != odd]
+    assert f"1 page(s) ({odd}, counted from 0, of 20 x 16 pixels) are left out" in said
+    assert lost == 1
+
+
+def test_an_imagej_stack_cut_short_is_refused_with_its_frames(tmp_path):
+    path = position(tmp_path) / "film.tif"
+    tifffile.imwrite(path, numbered(12), imagej=True, metadata={"axes": "TYX"})
+    path.write_bytes(path.read_bytes()[:12 * 2 * SHAPE[0] * SHAPE[1] // 2])
+    frames, said, _ = found(tmp_path)
+    assert frames == []
+    assert "film.tif is cut short" in said
+
+
+@pytest.mark.parametrize("count", [3, 4])
+def test_frames_saved_as_colours_are_refused_and_grey_in_colour_is_read(tmp_path, count):
+    path = position(tmp_path) / "film.tif"
+    tifffile.imwrite(path, numbered(count), photometric="rgb", planarconfig="separate")
+    frames, said, _ = found(tmp_path)
+    assert frames == []
+    assert f"{count} planes that differ, saved as the colours of one picture" in said
+    with pytest.raises(SegkitError, match="saved as the colours"):
+        read_image(path)
+    tifffile.imwrite(path, np.repeat(numbered(1, 3), 3, axis=0), photometric="rgb", planarconfig="separate")
+    assert found(tmp_path)[0] == [("Pos101", 0, 3)]
+
+
+@pytest.mark.parametrize(("names", "read", "words"), [
+    (["img_{t:09d}_Phase_000.tif", "img_{t:09d}_GFP_000.tif"], 0, "those such as img_000000002_GFP_000.tif are not"),
+    (["t{t:03d}_gfp.tif", "t{t:03d}_ph.tif", "t{t:03d}_mCherry.tif"], 1, "of several channels"),
+    (["Position01Channel01Frame{t:06d}.tif", "Position01Channel02Frame{t:06d}.tif"], None, "several channels"),
+    (["t{t}_c1.tif", "t{t}_c2.tif"], None, "t2_c1.tif and t2_c2.tif, and their names do not tell"),
+    (["w1_t{t}.tif", "w2_t{t}.tif"], None, "do not tell which is phase contrast"),
+    (["t{t:04d}z1.tif", "t{t:04d}z2.tif"], None, "depths"),
+    (["t{t:04d}xy1.tif", "t{t:04d}xy2.tif"], None, "several positions"),
+    (["img_BF_{t}.tif", "img_YFP_{t}.tif"], None, "do not tell which is phase contrast")], ids=str)
+def test_channels_do_not_take_turns_as_frames(tmp_path, names, read, words):
+    folder = position(tmp_path)
+    for t in range(3):
+        for c, name in enumerate(names):
+            tifffile.imwrite(folder / name.format(t=t), numbered(3, 10 * c)[t])
+    frames, said, lost = found(tmp_path)
+    assert frames == ([] if read is None else [("Pos101", t, 10 * read + t) for t in range(3)])
+    assert words in said
+    if read is not None:
+        assert lost == 0
+
+
+@pytest.mark.parametrize("name", ["t{t:04d}xy{p}.tif", "XY{p:02d}T{t:04d}.tif", "exp_s{p}_t{t}.tif",
+                                  "XY{p:02d}T{t:04d}C1.tif"])
+def test_positions_of_a_plain_folder_become_positions_with_their_masks(tmp_path, name):
+    for t in range(3):
+        for p in (1, 2):
+            tifffile.imwrite(tmp_path / name.format(t=t, p=p), numbered(3, 10 * p)[t])
+            tifffile.imwrite(tmp_path / f"MASK_{name.format(t=t, p=p)}", np.ones(SHAPE, np.uint8))
+    dataset = discover(tmp_path)
+    assert [(f.position[-2:], f.frame, number(f)) for f in dataset.frames] == [
+        (f"0{p}", t, 10 * p + t) for p in (1, 2) for t in range(3)]
+    assert len(dataset.pairs) == 6
+    assert all(re.sub("^MASK_", "", f.masks.name) == f.image.name for f in dataset.pairs)
+
+
+def test_a_date_and_a_clock_in_names_are_no_positions(tmp_path):
+    names = [f"img_2024-01-01_{h}-{m:02d}.tif" for h in (10, 11) for m in (0, 30)]
+    for k, name in enumerate(names):
+        tifffile.imwrite(position(tmp_path) / name, numbered(4)[k])
+    frames, said, lost = found(tmp_path)
+    assert [n for _, _, n in frames] == [0, 1, 2, 3]
+    assert "numbered by the order of their names" in said
+    assert lost == 0
+
+
+@pytest.mark.parametrize("channels", [2, 3, 4])
+def test_labels_of_16_bits_and_several_channels_are_read_whole(tmp_path, channels):
+    truth = squares((2, 2), (2, 22), (22, 2))
+    grey = np.repeat((truth * 3)[..., None], channels, -1).astype(np.uint16)
+    if channels != 3:
+        grey[..., -1] = 65535
+    (tmp_path / "m.png").write_bytes(imagecodecs.png_encode(np.ascontiguousarray(grey)))
+    np.testing.assert_array_equal(np.unique(read_labels(tmp_path / "m.png")), [0, 3, 6, 9])
+
+
+def described(folder, **options):
+    path = Path(folder) / "a.tif"
+    tifffile.imwrite(path, numbered(2), photometric="minisblack", **options)
+    return {name: round(value, 6) for name, value in read_metadata(path).items()}
+
+
+@pytest.mark.parametrize(("unit", "um"), [("micron", 0.1), ("microns", 0.1), ("um", 0.1), ("\u00b5m", 0.1),
+                                          ("\\u00B5m", 0.1), ("Micrometres", 0.1), ("nm", None), ("mm", None),
+                                          ("pixel", None), ("furlong", None), ("", None)])
+@pytest.mark.parametrize(("tunit", "minutes"), [("sec", 0.5), ("s", 0.5), ("min", 30), ("minutes", 30), ("h", 1800),
+                                                ("ms", None), ("fortnight", None)])
+def test_imagejs_units_are_read_and_others_give_no_value(tmp_path, unit, um, tunit, minutes):
+    if not unit.isascii():
+        unit = unit.encode("unicode_escape").decode().replace("\\xb5", "\\u00B5")
+    metadata = described(tmp_path, imagej=True, resolution=(10, 10),
+                         metadata={"axes": "TYX", "unit": unit, "finterval": 30, "tunit": tunit})
+    assert metadata.get("PIXEL_SIZE_UM") == um
+    assert metadata.get("MINUTES_PER_FRAME") == minutes
+
+
+@pytest.mark.parametrize(("attributes", "expected"), [
+    ({"PhysicalSizeX": 65, "PhysicalSizeXUnit": "nm"}, {"PIXEL_SIZE_UM": 0.065}),
+    ({"PhysicalSizeX": 0.065, "PhysicalSizeXUnit": "\u03bcm"}, {"PIXEL_SIZE_UM": 0.065}),
+    ({"PhysicalSizeX": 0.065}, {"PIXEL_SIZE_UM": 0.065}), ({"PhysicalSizeX": 1, "PhysicalSizeXUnit": "pixel"}, {}),
+    ({"TimeIncrement": 5, "TimeIncrementUnit": "min"}, {"MINUTES_PER_FRAME": 5}),
+    ({"TimeIncrement": 300000, "TimeIncrementUnit": "ms"}, {"MINUTES_PER_FRAME": 5}),
+    ({"TimeIncrement": 300}, {"MINUTES_PER_FRAME": 5})], ids=str)
+def test_omes_units_are_read(tmp_path, attributes, expected):
+    header = ome([[("a.tif", "urn:uuid:a", k) for k in range(2)]], "urn:uuid:a", 2, **attributes)
+    assert described(tmp_path, description=header.encode(), metadata=None) == expected
+
+
+@pytest.mark.parametrize("dpi", [72, 96, 300, 600, 1200, 2400, 4800])
+@pytest.mark.parametrize("unit", ["INCH", "CENTIMETER"])
+def test_print_resolutions_are_no_pixel_sizes(tmp_path, dpi, unit):
+    per_unit = dpi if unit == "INCH" else dpi / 2.54
+    assert described(tmp_path, resolution=(per_unit, per_unit), resolutionunit=unit) == {}
