@@ -1,6 +1,8 @@
 """Files as people who do this work have them, made small."""
 
+import io
 import re
+import shutil
 import uuid
 from pathlib import Path
 
@@ -8,8 +10,10 @@ import imagecodecs
 import numpy as np
 import pytest
 import tifffile
+from PIL import Image
+from skimage import segmentation, transform
 
-from segkit import SegkitError, discover, read_image, read_labels
+from segkit import SegkitError, discover, read_image, read_labels, review_teacher
 from segkit.data.tiff import read_metadata
 from tests.helpers import squares
 
@@ -234,3 +238,79 @@ def test_omes_units_are_read(tmp_path, attributes, expected):
 def test_print_resolutions_are_no_pixel_sizes(tmp_path, dpi, unit):
     per_unit = dpi if unit == "INCH" else dpi / 2.54
     assert described(tmp_path, resolution=(per_unit, per_unit), resolutionunit=unit) == {}
+
+
+@pytest.fixture(scope="module")
+def pairs():
+    """Six frames of the demo with their labels."""
+    frames = discover("tests/fixture").pairs
+    return [(f.image, read_labels(f.masks)) for f in frames if f.unit == ("REF", "Pos101")][4:10]
+
+
+def reviewed(folder, pairs, make, suffix=".tif", save=tifffile.imwrite):
+    """What the review says of the demo's frames with other masks."""
+    for image, labels in pairs:
+        shutil.copy(image, position(folder) / image.name)
+        save(position(folder, "A_masks/Pos101") / f"MASK_{image.stem}{suffix}", make(labels))
+    return list(review_teacher(discover(folder))["flags"])
+
+
+def as_jpeg(path, mask):
+    content = io.BytesIO()
+    Image.fromarray(mask).save(content, "jpeg", quality=80)
+    Image.open(content).save(path)
+
+
+def colours(labels, background, alpha=255):
+    table = np.random.default_rng(0).integers(40, 220, (labels.max() + 1, 4)).astype(np.uint8)
+    table[:, 3] = 255
+    table[0] = (*[background] * 3, alpha)
+    return table[labels]
+
+
+def borders(labels):
+    return np.where(segmentation.find_boundaries(labels, mode="inner"), 2, labels > 0).astype(np.uint8)
+
+
+@pytest.mark.parametrize(("make", "words"), [
+    (lambda a: np.where(a > 0, 2, 1).astype(np.uint8), "has no background"),
+    (lambda a: np.where(a > 0, 0, 255).astype(np.uint8), "are cells and background swapped"),
+    (lambda a: colours(a, 255), "has no background"), (lambda a: colours(a, 255, 0), "has no background"),
+    (borders, "few numbers"), (lambda a: (a % 4 + 1) * (a > 0).astype(np.uint8), "one number in several distant parts|few numbers"),
+    (lambda a: np.zeros(a.shape, np.uint8), "no masks file of the dataset holds a cell"),
+    (lambda a: transform.resize(a.astype(float), (256, 256), order=3)[::2, ::2].round().clip(0).astype(np.uint8),
+     "grey levels along the edges|distant"),
+], ids=["classes", "inverted", "white", "transparent", "borders", "n-color", "empty", "smooth"])
+def test_what_is_no_labels_is_flagged_by_its_name(tmp_path, pairs, make, words):
+    flags = reviewed(tmp_path, pairs, make)
+    assert all(re.search(words, flag) for flag in flags), flags
+
+
+def test_labels_that_went_through_jpeg_are_flagged_and_true_ones_are_not(tmp_path, pairs):
+    flags = reviewed(tmp_path / "jpeg", pairs, lambda a: (a > 0).astype(np.uint8) * 255, ".png", as_jpeg)
+    assert all("grey levels along the edges" in flag for flag in flags), flags
+    assert set(reviewed(tmp_path / "true", pairs, lambda a: a)) == {""}
+    assert set(reviewed(tmp_path / "binary", pairs, lambda a: a > 0)) == {""}
+
+
+def test_a_number_that_is_used_twice_is_flagged(tmp_path, pairs):
+    flags = reviewed(tmp_path, pairs, lambda a: np.where(a == a.max(), 1, a).astype(np.uint8))
+    assert any("one number in several distant parts: 1" in flag for flag in flags), flags
+
+
+def test_n_colour_masks_beside_masks_are_passed_over(tmp_path, pairs):
+    for image, labels in pairs:
+        shutil.copy(image, tmp_path / image.name)
+        tifffile.imwrite(tmp_path / f"{image.stem}_cp_masks.tif", labels)
+        tifffile.imwrite(tmp_path / f"{image.stem}_cp_ncolor_masks.tif", labels % 4)
+    assert [f.masks.name for f in discover(tmp_path).pairs] == [f"{image.stem}_cp_masks.tif" for image, _ in pairs]
+
+
+def test_cells_that_touch_at_a_corner_only_are_two(tmp_path):
+    mask = np.ones((20, 20), np.uint8)
+    mask[np.arange(20), np.arange(20)] = 0  # a diagonal line
+    mask[:3] = mask[-3:] = 0
+    thin = np.eye(20, dtype=np.uint8)  # a diagonal line alone is one cell
+    for name, array, count in (("a", mask, 2), ("b", thin, 1)):
+        tifffile.imwrite(tmp_path / f"{name}.tif", array)
+        assert read_labels(tmp_path / f"{name}.tif").max() == count

@@ -277,9 +277,13 @@ def read_whole_pair(frame: Frame) -> tuple[np.ndarray, np.ndarray]:
     if frame.masks is None:
         raise SegkitError(f"{frame.name} has no masks file: a pair was needed")
     try:
-        return read_image(frame.image, frame.page), read_labels(frame.masks, frame.masks_page)
+        image, labels = read_image(frame.image, frame.page), read_labels(frame.masks, frame.masks_page)
     except SegkitError as error:
         raise SegkitError(f"{frame.name}: {error}") from None
+    if labels.all():
+        raise SegkitError(f"{frame.name}: its masks file {frame.masks.name} has no background, which is 0 in instance "
+                          "labels: are these classes, or colours on white?")
+    return image, labels
 
 
 def read_valid(frames: Iterable[Frame], at_most: int) -> list[tuple[Frame, np.ndarray, np.ndarray]]:

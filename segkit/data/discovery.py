@@ -11,7 +11,7 @@ from .dataset import JUNK, Dataset, Frame, Problems, Split, exclude, masks_folde
 from .images import IMAGE_SUFFIXES
 from .pairing import MASK_NAME, pair, plain_name, positions_by_name
 
-BY_PRODUCT = re.compile(r"_(flows|cp_output|cp_outlines|outlines|dP|probability)$", re.IGNORECASE)
+BY_PRODUCT = re.compile(r"_(flows|cp_output|cp_outlines|outlines|dP|probability|ncolor_masks)$", re.IGNORECASE)
 IMAGE_FOLDERS = ("aphase", "preprocessedphase", "")  # "": directly in PosXXX; the first that holds images is used
 MASK_FOLDERS = ("preprocessedphasemasks", "")
 Tree = dict[Path, list[Path]]  # image files by folder
@@ -87,7 +87,8 @@ def _images(files: Iterable[Path]) -> list[Path]:
 
 def _masks(files: Iterable[Path]) -> list[Path]:
     """The image files that are named as masks."""
-    return [f for f in files if f.suffix.lower() in IMAGE_SUFFIXES and MASK_NAME.match(f.stem)]
+    return [f for f in files if f.suffix.lower() in IMAGE_SUFFIXES
+            and MASK_NAME.match(f.stem) and not BY_PRODUCT.search(f.stem)]
 
 
 def _below(tree: Tree, folder: Path) -> Iterator[Path]:

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 from scipy import ndimage
-from skimage.segmentation import relabel_sequential
+from skimage.segmentation import expand_labels, relabel_sequential
 
 from ..errors import SegkitError
 from .tiff import DAMAGE, decode_tiff, find_planes
@@ -166,7 +166,7 @@ def read_labels(path: str | Path, page: int = 0) -> np.ndarray:
     ----------
     path : str or Path
         TIFF or PNG with whole numbers of any type, with one colour per cell, or with a binary mask (one value beside
-        0), whose connected components (8-neighbourhood) become the cells.
+        0), whose connected components become the cells; cells that touch at a corner only are two.
     page : int
         The plane of a stack, from 0.
 
@@ -198,10 +198,20 @@ def read_labels(path: str | Path, page: int = 0) -> np.ndarray:
 
     # a binary mask has no instances yet; huge numbers would slow down what loops up to the largest label
     if labels.any() and np.all((labels == 0) | (labels == labels.max())):
-        labels = ndimage.label(labels, structure=EIGHT)[0].astype(np.int32)
+        labels = _cells_of_mask(labels > 0)
     if labels.size and labels.max() > labels.size:
         labels = relabel_sequential(labels)[0].astype(np.int32)
     return np.ascontiguousarray(labels)
+
+
+def _cells_of_mask(mask: np.ndarray) -> np.ndarray:
+    """The connected components of a binary mask (H, W), int32; specks that touch a larger one's corner belong to it."""
+    pieces = ndimage.label(mask)[0]  # pixels that share an edge
+    areas = np.bincount(pieces.ravel())
+    large = np.where(areas[pieces] >= SPECK, pieces, 0)
+    joined = np.where(mask, expand_labels(large, 2), 0)
+    rest, _ = ndimage.label(mask & (joined == 0), structure=EIGHT)
+    return relabel_sequential(np.where(rest > 0, rest + len(areas), joined))[0].astype(np.int32)
 
 
 def _labels_from_colours(name: str, colours: np.ndarray) -> np.ndarray:

@@ -1,8 +1,11 @@
 """Review teacher labels: measure every pair and flag what looks wrong."""
 
+from collections import Counter
+
 import numpy as np
 import pandas as pd
 from scipy import ndimage
+from skimage import measure
 from tqdm.auto import tqdm
 
 from ..errors import SegkitError
@@ -11,6 +14,8 @@ from .images import SPECK, normalise
 
 MEASURES = ("cells", "foreground", "largest_cell", "contrast", "focus")
 SHIFT_GAIN = 1.25  # correct masks of three public datasets reach 1.24, masks moved by 6 pixels 1.26 to 5.3
+DISTANT = 10  # pixels between two parts of one cell that are not one
+NO_CELL = "no masks file of the dataset holds a cell"
 SHIFTS = (-6, -3, 0, 3, 6)  # pixels by which a mask is tried against its image
 
 
@@ -48,9 +53,13 @@ def review_teacher(dataset: Dataset) -> pd.DataFrame:
             row["flags"].append("same image as the frame before")
         previous = frame.unit, image
 
+    measured = [row for row in rows if "cells" in row]
+    if not any(row["cells"] for row in measured):
+        for row in measured:
+            row["flags"].append(NO_CELL)
     # only a position's own frames are comparable
-    for unit in {(row["experiment"], row["position"]) for row in rows}:
-        _compare_in_time([row for row in rows if (row["experiment"], row["position"]) == unit and "cells" in row])
+    for unit in {(row["experiment"], row["position"]) for row in measured}:
+        _compare_in_time([row for row in measured if (row["experiment"], row["position"]) == unit])
     table = pd.DataFrame(rows, columns=["experiment", "position", "frame", *MEASURES, "flags"])
     return table.assign(flags=["; ".join(flags) for flags in table["flags"]])
 
@@ -74,13 +83,48 @@ def _measure(image: np.ndarray, labels: np.ndarray) -> dict:
         flags.append(f"{specks} speck(s) of under {SPECK} pixels")
     if len(areas) >= 5 and areas.max() > 8 * np.median(areas):
         flags.append("one cell is over 8 times the median: merged cells?")
-    if foreground.any() and not foreground.all():
+    flags += _no_labels(labels, areas)
+    if foreground.any():
         gain, (y, x) = _best_shift(scaled, foreground)
         if gain > SHIFT_GAIN:
             flags.append(f"mask seems shifted: it fits better moved by {y}, {x} pixels (y, x)")
     return {"cells": len(areas), "foreground": float(foreground.mean()), "flags": flags,
             "contrast": _contrast(scaled, foreground), "largest_cell": int(areas.max(initial=0)),
             "focus": float(np.abs(ndimage.laplace(scaled)).mean())}
+
+
+def _no_labels(labels: np.ndarray, areas: np.ndarray) -> list[str]:
+    """Flags of labels (H, W) that look like classes, colours or grey levels, or like the background.
+
+    areas: pixels of each label. A cell is one connected part with a number of its own.
+    """
+    parts = measure.label(labels, background=0, connectivity=2)  # connected pixels of one number
+    boxes = [box for box in measure.regionprops(parts, labels) if box.area >= SPECK]
+    numbers = Counter(int(box.intensity_max) for box in boxes)
+    specks = int(parts.max()) - len(boxes)
+    flags = []
+    if specks > max(10, len(boxes)):
+        flags.append(f"grey levels along the edges: {specks} specks beside {len(boxes)} larger parts; was the file "
+                     "saved as JPEG, or resized smoothly?")
+    elif len(boxes) > 2 * len(numbers):
+        flags.append(f"few numbers ({len(numbers)}) for many parts ({len(boxes)}): classes or colours in place of "
+                     "cells?")
+    elif repeated := [number for number, count in numbers.items() if count > 1 and _distant(boxes, number)]:
+        flags.append(f"one number in several distant parts: {', '.join(map(str, repeated[:5]))}")
+    # the background of a frame reaches all its edges
+    largest = labels == 1 + np.argmax(np.bincount(labels.ravel(), minlength=2)[1:])
+    edges = [largest[0].any(), largest[-1].any(), largest[:, 0].any(), largest[:, -1].any()]
+    if areas.max(initial=0) > labels.size / 2 or (areas.max(initial=0) > labels.size / 5 and all(edges)):
+        flags.append(f"the largest cell covers {areas.max() / labels.size:.0%} of the frame: are cells and background "
+                     "swapped, or is the background a cell?")
+    return flags
+
+
+def _distant(boxes: list, number: int) -> bool:
+    """Whether two parts of one number lie further apart than a cell that something crosses."""
+    places = np.array([box.bbox for box in boxes if box.intensity_max == number])  # (n, 4): rows and columns
+    gaps = np.maximum(places[None, :, :2] - places[:, None, 2:], 0)  # (n, n, 2)
+    return bool(gaps.max() >= DISTANT)
 
 
 def _contrast(scaled: np.ndarray, foreground: np.ndarray) -> float:
