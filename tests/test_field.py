@@ -11,10 +11,13 @@ import numpy as np
 import pytest
 import tifffile
 from PIL import Image
+from scipy import ndimage
 from skimage import segmentation, transform
 
-from segkit import SegkitError, discover, read_image, read_labels, review_teacher
+from segkit import Frame, SegkitError, UNet, discover, read_image, read_labels, review_teacher, segment
+from segkit.data.images import blank_pixels, normalise
 from segkit.data.tiff import read_metadata
+from segkit.training.frames import decode
 from tests.helpers import squares
 
 SHAPE = (32, 40)
@@ -276,8 +279,9 @@ def borders(labels):
     (lambda a: np.where(a > 0, 2, 1).astype(np.uint8), "has no background"),
     (lambda a: np.where(a > 0, 0, 255).astype(np.uint8), "are cells and background swapped"),
     (lambda a: colours(a, 255), "has no background"), (lambda a: colours(a, 255, 0), "has no background"),
-    (borders, "few numbers"), (lambda a: (a % 4 + 1) * (a > 0).astype(np.uint8), "one number in several distant parts|few numbers"),
-    (lambda a: np.zeros(a.shape, np.uint8), "no masks file of the dataset holds a cell"),
+    (borders, "few numbers"),
+    (lambda a: (a % 4 + 1) * (a > 0).astype(np.uint8), "one number in several distant parts|few numbers"),
+    (lambda a: np.zeros(a.shape, np.uint8), "no cell in any masks file"),
     (lambda a: transform.resize(a.astype(float), (256, 256), order=3)[::2, ::2].round().clip(0).astype(np.uint8),
      "grey levels along the edges|distant"),
 ], ids=["classes", "inverted", "white", "transparent", "borders", "n-color", "empty", "smooth"])
@@ -314,3 +318,52 @@ def test_cells_that_touch_at_a_corner_only_are_two(tmp_path):
     for name, array, count in (("a", mask, 2), ("b", thin, 1)):
         tifffile.imwrite(tmp_path / f"{name}.tif", array)
         assert read_labels(tmp_path / f"{name}.tif").max() == count
+
+
+def drawn_over(kind, image):
+    """An image (H, W) with something drawn over it, and where."""
+    over = np.zeros(image.shape, bool)
+    full = np.iinfo(image.dtype).max
+    if kind.endswith("border"):
+        over[:6] = over[:, :9] = True
+    elif kind == "rotated":
+        over |= np.add.outer(np.arange(image.shape[0]), np.arange(image.shape[1])) < 40
+    elif kind == "scale bar":
+        over[-10:-6, -40:-10] = True
+    else:  # letters
+        for left in range(10, 60, 10):
+            over[10:22, left:left + 2] = over[20:22, left:left + 6] = True
+    return np.where(over, 0 if kind in ("black border", "rotated") else full, image).astype(image.dtype), over
+
+
+@pytest.mark.parametrize("kind", ["black border", "white border", "rotated", "scale bar", "letters"])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_what_is_drawn_over_a_picture_is_treated_as_not_seen(pairs, kind, dtype):
+    image = read_image(pairs[0][0])
+    image = (image / image.max() * np.iinfo(dtype).max * 0.8).astype(dtype)
+    changed, over = drawn_over(kind, image)
+    np.testing.assert_array_equal(blank_pixels(changed), over)
+    np.testing.assert_array_equal(normalise(changed), normalise(np.where(over, np.nan, image.astype(float))))
+    assert not blank_pixels(image).any()
+    model = UNet()
+    model.out.bias.data[0] = 10.0  # every pixel is foreground
+    found = segment(model, changed)
+    np.testing.assert_array_equal(found.mask, ~over)
+    assert found.probability[over].max() == 0
+
+
+def test_halos_and_cells_that_are_cut_off_by_the_cameras_range_are_seen(pairs):
+    image = read_image(pairs[0][0])
+    low, high = np.percentile(image, (3, 97))
+    clipped = np.clip((ndimage.gaussian_filter(image, 1.5) - low) / (high - low) * 255, 0, 255).astype(np.uint8)
+    assert (clipped == 255).sum() + (clipped == 0).sum() > 100
+    assert not blank_pixels(clipped).any()
+    assert not blank_pixels(np.zeros((9, 9))).any()
+
+
+def test_no_target_lies_where_a_picture_is_drawn_over(tmp_path, pairs):
+    changed, over = drawn_over("black border", read_image(pairs[0][0]).astype(np.uint16))
+    tifffile.imwrite(tmp_path / "a.tif", changed)
+    tifffile.imwrite(tmp_path / "m.tif", np.ones(over.shape, np.uint8) * (np.arange(over.shape[1]) > 3))
+    decoded = decode(Frame(tmp_path / "a.tif", tmp_path / "m.tif", "A", "Pos1", 0))
+    np.testing.assert_array_equal(decoded.target > 0, ~over)

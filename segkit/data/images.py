@@ -23,6 +23,7 @@ SPECK = 12  # pixels; nothing smaller is a cell
 OUTLIER = 8  # normalised intensities are clipped this many intensity ranges below 0 and above 1
 EIGHT = np.ones((3, 3), bool)  # 8-neighbourhood
 PERCENTILES = (0.5, 99.5)
+FULL_SCALE = (1, 255, 4095, 16383, 65535)  # the largest values of common cameras and files
 BT601 = np.array([0.299, 0.587, 0.114], np.float32)  # luminance of red, green and blue
 
 
@@ -225,6 +226,35 @@ def _labels_from_colours(name: str, colours: np.ndarray) -> np.ndarray:
     return index if has_background else index + 1
 
 
+def blank_pixels(image: np.ndarray) -> np.ndarray:
+    """Pixels (bool, H, W) that hold no picture: not finite, or drawn over it, as borders, scale bars and text are.
+
+    Such are connected pixels of exactly 0, or of the largest value that a camera can give, with a sharp edge: one pixel
+    further the image is nearer to its median. Optics blur the edges of what is seen in a microscope.
+    """
+    with np.errstate(over="ignore"):
+        image = np.asarray(image).astype(np.float32)
+    blank = ~np.isfinite(image)
+    if blank.all():
+        return blank
+    usual, largest = np.median(image[~blank]), image[~blank].max()
+    for value in (0, *([largest] if largest in FULL_SCALE else [])):
+        equal = image == value
+        if value == usual or np.count_nonzero(equal) < SPECK:
+            continue
+        regions, _ = ndimage.label(equal, structure=EIGHT)
+        areas = np.bincount(regions.ravel())
+        for number, (rows, columns) in enumerate(ndimage.find_objects(regions), start=1):
+            if areas[number] >= SPECK:
+                # one pixel more on every side holds all neighbours
+                box = slice(max(0, rows.start - 1), rows.stop + 1), slice(max(0, columns.start - 1), columns.stop + 1)
+                inside = regions[box] == number
+                ring = image[box][ndimage.binary_dilation(inside, EIGHT) & ~inside & ~blank[box]]
+                if len(ring) and abs(np.median(ring) - value) > abs(usual - value) / 2:
+                    blank[box] |= inside
+    return blank
+
+
 def fill_gaps(image: np.ndarray) -> np.ndarray:
     """An image (H, W), float32, with the median of its finite pixels in place of the others (NaN, infinite)."""
     finite = np.isfinite(image)
@@ -240,7 +270,7 @@ def has_contrast(image: np.ndarray) -> bool:
     the others must be as large as the smallest cell, SPECK pixels.
     """
     with np.errstate(over="ignore"):
-        image = fill_gaps(np.asarray(image).astype(np.float32))
+        image = fill_gaps(np.where(blank_pixels(image), np.nan, np.asarray(image)).astype(np.float32))
         usual = np.median(image)
         other = np.abs(image - usual) > 4 * np.spacing(np.abs(usual))
     if other.mean() > 0.5:
@@ -267,9 +297,12 @@ def intensity_range(image: np.ndarray, normalisation: str = "percentile") -> tup
 
 
 def normalise(image: np.ndarray, normalisation: str = "percentile") -> np.ndarray:
-    """Map an image (H, W) of any dtype to float32 with its intensity range at 0..1; outliers are cut off."""
+    """Map an image (H, W) of any dtype to float32 with its intensity range at 0..1; outliers are cut off.
+
+    `blank_pixels` have no part in the range, and become the median of the others.
+    """
     with np.errstate(over="ignore"):  # beyond float32 is infinite
-        image = np.asarray(image).astype(np.float32)
+        image = np.where(blank_pixels(image), np.nan, np.asarray(image)).astype(np.float32)
         low, high = intensity_range(image, normalisation)
         scaled = (fill_gaps(image) - np.float32(low)) * np.float32(1 / (high - low))
     return np.clip(scaled, -OUTLIER, 1 + OUTLIER)

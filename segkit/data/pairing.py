@@ -109,9 +109,12 @@ def turns(keys: Collection[Key]) -> dict[Key, tuple[str, str]]:
         dated = any(1900 <= n <= 2100 or 19_000_101 <= n <= 21_001_231 for n in same[0].numbers)
         if dated or any(len(set(column)) == len(column) for column in columns):
             continue
-        letters = [re.findall(r"[^\W\d_]*$", word)[0] for word in same[0].words]
+        letters = [re.findall(r"[^\W\d_]*$", word.rstrip("_-. ="))[0] for word in same[0].words]
         varying = [i for i, column in enumerate(columns) if len(set(column)) > 1]
         time = max(varying, key=lambda i: (letters[i] in WORDS["time"], len(set(columns[i])), i))
+        steps = _steps(sorted(set(columns[time])))
+        if letters[time] not in WORDS["time"] and len(set(steps)) > 1 and median_low(steps) > 1:
+            continue  # nothing counts up
         for i in varying:
             if i != time and letters[i] not in WORDS["time"]:
                 found = position if letters[i] in WORDS["position"] else channel

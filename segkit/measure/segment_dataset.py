@@ -179,7 +179,7 @@ def _finish(model: UNet, options: InferenceOptions, given: _Input, maps: Maps | 
     frame, labels, um = given.frame, given.labels, of_experiment(options.pixel_size_um, given.frame.experiment)
     error = given.error
     # a lamp that was off is no frame without cells: its growth would count as death
-    if maps is not None and not maps.contrast:
+    if maps is not None and np.all(maps.blank):
         error = f"{frame.image.name} is constant: there is nothing to see in it"
     if error:
         return FrameResult(skipped=(frame.name, str(frame.image), error))

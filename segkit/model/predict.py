@@ -11,14 +11,14 @@ import torch.nn.functional as F
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from ..data.images import has_contrast, normalise
+from ..data.images import blank_pixels, has_contrast, normalise
 from ..devices import autocast, in_parts
 from ..errors import SegkitError
 from .baseline import BaselineUNet
 from .postprocess import label_cells, relabel
 from .unet import STRIDE, ModelInfo, UNet
 
-POSTPROCESSING = 2  # version; raise it with every change that gives other labels for the same image and weights
+POSTPROCESSING = 3  # version; raise it with every change that gives other labels for the same image and weights
 TILE, MARGIN = 1024, 128  # pixels, multiples of STRIDE: tile size, and overlap on either side
 MIRRORS = ((), (-2,), (-1,), (-2, -1))  # axes to flip
 MIN_SCALE, MAX_SCALE = 0.02, 50
@@ -38,7 +38,7 @@ class Maps(NamedTuple):
     probability: np.ndarray  # float32 (h, w), the image's height and width times `scale`
     distance: np.ndarray | None  # float32 (h, w), 1 at a cell's core, 0 at its edge; the baseline has none
     shape: tuple[int, ...]  # (H, W) of the image
-    contrast: bool = True  # see has_contrast; without it the maps are 0
+    blank: np.ndarray | bool = False  # bool (H, W), see blank_pixels; all of an image without contrast
 
 
 def segment(model: UNet, image: ArrayLike, *, scale: float = 1.0, flips: bool = False) -> Segmentation:
@@ -58,8 +58,8 @@ def segment(model: UNet, image: ArrayLike, *, scale: float = 1.0, flips: bool = 
     Returns
     -------
     Segmentation
-        probability, float32; mask, bool; labels, int32; (H, W) each. Without cells, or in an image without contrast,
-        all are 0.
+        probability, float32; mask, bool; labels, int32; (H, W) each. Where nothing is seen (without contrast, not
+        finite, or drawn over, as borders and scale bars are) all are 0.
 
     Raises
     ------
@@ -72,7 +72,7 @@ def segment(model: UNet, image: ArrayLike, *, scale: float = 1.0, flips: bool = 
 def predict(model: UNet, images: Sequence[ArrayLike], *, scale: float = 1.0, flips: bool = False) -> list[Maps]:
     """The network's maps for images (H, W) of one size, of any dtype; see `segment`.
 
-    The maps of an image without contrast are 0: normalised, it is a constant, and the training data hold none.
+    An image without contrast is blank: normalised, it is a constant, and the training data hold none.
     Raises SegkitError unless every image is 2-D, not empty and as large as the first.
     """
     # checked here, before torch gives an error that no user understands
@@ -93,10 +93,9 @@ def predict(model: UNet, images: Sequence[ArrayLike], *, scale: float = 1.0, fli
     # a flipped image is predicted, and its maps are flipped back
     mirrors = MIRRORS if flips else MIRRORS[:1]
     maps = torch.stack([_predict_tiles(model, x.flip(axes)).flip(axes) for axes in mirrors]).mean(0)
-    contrast = [has_contrast(array) for array in arrays]
-    maps[np.logical_not(contrast)] = 0  # (B, 1 or 2, h, w)
-    return [Maps(of_image[0], of_image[1] if len(of_image) > 1 else None, shape, seen)
-            for of_image, seen in zip(maps.numpy(), contrast, strict=True)]
+    blank = [blank_pixels(array) | (not has_contrast(array)) for array in arrays]
+    return [Maps(of_image[0], of_image[1] if len(of_image) > 1 else None, shape, unseen)
+            for of_image, unseen in zip(maps.numpy(), blank, strict=True)]  # (1 or 2, h, w) each
 
 
 def _scaled(size: int, scale: float) -> int:
@@ -159,7 +158,8 @@ def label(info: ModelInfo, maps: Maps) -> Segmentation:
     labels = label_cells(probability, maps.distance, info.threshold, info.prominence, info.min_area)
     if labels.shape != maps.shape:  # (h, w) -> (H, W)
         nearest = [((np.arange(n) + 0.5) * (m / n)).astype(int) for n, m in zip(maps.shape, labels.shape, strict=True)]
-        labels = relabel(labels[np.ix_(*nearest)])
+        labels = labels[np.ix_(*nearest)]
         resized = F.interpolate(torch.from_numpy(probability)[None, None], maps.shape, mode="bilinear", antialias=True)
         probability = resized[0, 0].numpy()
-    return Segmentation(probability, labels > 0, labels)
+    labels = relabel(np.where(maps.blank, 0, labels))
+    return Segmentation(np.where(maps.blank, 0, probability), labels > 0, labels)

@@ -18,7 +18,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..data.dataset import Frame, Problem, Split, common_area, read_whole_pair
-from ..data.images import hash_pixels, normalise
+from ..data.images import blank_pixels, hash_pixels, normalise
 from ..devices import describe_device
 from ..errors import SegkitError
 from ..files import log
@@ -96,6 +96,7 @@ def decode(frame: Frame) -> Decoded:
     """Read and normalise one pair and make its target. Raises SegkitError where a file cannot be used."""
     whole, labels = read_whole_pair(frame)
     image, labels = common_area(frame.image.name, whole, labels)
+    labels = np.where(blank_pixels(image), 0, labels)
     # The target, and some of its foreground pixels for crops that must contain cells
     target, widths = distance_target(labels)
     inside = np.argwhere(target)
@@ -148,7 +149,7 @@ def build_store(frames: Sequence[Frame], device: torch.device, cache_dir: Path) 
 
 def _fingerprint(frames: Sequence[Frame]) -> str:
     """A name that changes with any image or masks file: paths, sizes and times of change."""
-    digest = hashlib.sha256(b"segkit store 6")
+    digest = hashlib.sha256(b"segkit store 7")
     for frame in frames:
         for path in (frame.image, frame.masks or frame.image):
             stat = path.stat() if path.exists() else None
