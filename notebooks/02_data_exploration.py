@@ -21,8 +21,8 @@ import pandas as pd
 
 from segkit import Split, discover, review_teacher, split_by_position
 from segkit.notebook import (
-    browser, by_position, check_crop, check_dataset, exclude, film_strip, load_settings,
-    measure_cells, middle_frames, normalise, show_flagged, show_histograms, show_over_time,
+    browser, by_position, cells_of_frame, check_crop, check_dataset, exclude, film_strip,
+    load_settings, middle_frames, normalise, show_flagged, show_histograms, show_over_time,
     show_split, write_table,
 )
 
@@ -90,7 +90,7 @@ browser(dataset, settings)
 
 # %%
 middle = middle_frames(frames)
-cells = pd.concat([measure_cells(labels, frame) for frame, _, labels in middle])
+cells = pd.concat([cells_of_frame(labels, frame) for frame, _, labels in middle])
 lengths = {name: group["length_px"] for name, group in cells.groupby("experiment")}
 show_histograms(lengths, "cell length (pixels)", bins=20)
 

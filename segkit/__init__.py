@@ -7,6 +7,7 @@ from .data.images import read_image, read_labels
 from .data.label_review import review_teacher
 from .data.synthetic import make_demo_dataset
 from .errors import SegkitError
+from .measure.cells import measure_cells
 from .measure.growth import compare_growth, growth_rates
 from .measure.metrics import dice, match_instances
 from .measure.segment_dataset import segment_dataset
@@ -20,5 +21,6 @@ from .training.trainer import fit
 __all__ = [
     "Dataset", "Frame", "History", "Problem", "SegkitError", "Segmentation", "Settings", "Split", "UNet", "arrange",
     "compare_growth", "dice", "discover", "export_onnx", "fit", "growth_rates", "load_model", "make_demo_dataset",
-    "match_instances", "read_image", "read_labels", "review_teacher", "segment", "segment_dataset", "split_by_position",
+    "match_instances", "measure_cells", "read_image", "read_labels", "review_teacher", "segment", "segment_dataset",
+    "split_by_position",
 ]

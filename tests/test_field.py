@@ -12,9 +12,10 @@ import pytest
 import tifffile
 from PIL import Image
 from scipy import ndimage
+from scipy.spatial import cKDTree
 from skimage import segmentation, transform
 
-from segkit import Frame, SegkitError, UNet, discover, read_image, read_labels, review_teacher, segment
+from segkit import Frame, SegkitError, UNet, discover, measure_cells, read_image, read_labels, review_teacher, segment
 from segkit.data.images import blank_pixels, normalise
 from segkit.data.tiff import read_metadata
 from segkit.training.frames import decode
@@ -367,3 +368,39 @@ def test_no_target_lies_where_a_picture_is_drawn_over(tmp_path, pairs):
     tifffile.imwrite(tmp_path / "m.tif", np.ones(over.shape, np.uint8) * (np.arange(over.shape[1]) > 3))
     decoded = decode(Frame(tmp_path / "a.tif", tmp_path / "m.tif", "A", "Pos1", 0))
     np.testing.assert_array_equal(decoded.target > 0, ~over)
+
+
+def rod(length, width, angle, bend=0.0, shift=0.0):
+    """A drawn rod (bool) with round ends; bend: curvature of its middle line, per pixel."""
+    along = np.linspace(-1, 1, 6 * int(length)) * (length - width) / 2
+    x, y = (np.sin(along * bend) / bend, (1 - np.cos(along * bend)) / bend) if bend else (along, 0 * along)
+    line = np.stack([np.sin(angle) * x + np.cos(angle) * y, np.cos(angle) * x - np.sin(angle) * y])
+    line += width / 2 + 2 + shift - line.min(axis=1, keepdims=True)
+    size = np.ceil(line.max(axis=1) + width / 2 + 2).astype(int)
+    pixels = np.stack(np.mgrid[:size[0], :size[1]], -1).reshape(-1, 2)
+    return (cKDTree(line.T).query(pixels)[0] <= width / 2).reshape(size)
+
+
+@pytest.mark.parametrize(("ratio", "bend"), [(2, 0), (3, 0), (5, 0), (12, 0), (30, 0), (60, 0), (5, 0.5), (12, 0.3),
+                                             (30, 0.08)])
+@pytest.mark.parametrize("width", [8, 10, 13])
+def test_length_and_width_are_those_along_a_cell_straight_or_bent(width, ratio, bend):
+    for k in range(3):
+        cell = rod(ratio * width, width, 0.2 + 0.5 * k, bend / width, 0.3 * k).astype(np.int32)
+        row = measure_cells(cell).iloc[0]
+        assert row["length_px"] == pytest.approx(ratio * width, rel=0.03)
+        assert row["width_px"] == pytest.approx(width, rel=0.06)
+
+
+def test_any_labels_are_measured():
+    labels = np.zeros((30, 40), np.uint16)
+    labels[5:9, 10:20], labels[5:9, 20:24], labels[20:, 30:] = 7, 3, 9
+    table = measure_cells(labels, pixel_size_um=0.5)
+    assert table["label"].tolist() == [3, 7, 9]
+    assert table["area_px"].tolist() == [16, 40, 100]
+    assert table["area_um2"].tolist() == [4, 10, 25]
+    assert table["touches_border"].tolist() == [False, False, True]
+    assert table[["centroid_y", "centroid_x"]].to_numpy().tolist() == [[6.5, 21.5], [6.5, 14.5], [24.5, 34.5]]
+    assert len(measure_cells(np.zeros((5, 5), int))) == 0
+    with pytest.raises(SegkitError, match="whole numbers from 0"):
+        measure_cells(np.zeros((5, 5)))

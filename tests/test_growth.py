@@ -11,7 +11,7 @@ from benchmarks.verdicts import coverage, verdicts
 from segkit import SegkitError, discover, growth_rates
 from segkit.data.dataset import Frame, read_pair
 from segkit.files import read_table, write_table
-from segkit.measure.cells import measure_cells
+from segkit.measure.cells import cells_of_frame
 from segkit.measure.growth import areas_over_time, compare_growth, find_reference, measure_growth
 from segkit.settings import Settings, parse_settings
 from tests.helpers import FIXTURE
@@ -231,7 +231,7 @@ def test_a_table_that_is_none_of_cells_is_refused():
 def test_the_fixtures_growth_is_measured_within_5_percent():
     truth = json.loads((FIXTURE / "truth.json").read_text())
     pairs = discover(FIXTURE).pairs
-    cells = pd.concat([measure_cells(read_pair(f)[1], f) for f in pairs])
+    cells = pd.concat([cells_of_frame(read_pair(f)[1], f) for f in pairs])
     growth = growth_rates(cells, pairs, minutes_per_frame=truth["minutes_per_frame"], drug_frame=truth["drug_frame"])
     reference = np.mean([p["growth_per_minute_before"] for p in truth["positions"].values()])
     for row in growth[growth["phase"] != "all"].itertuples():

@@ -2,48 +2,88 @@
 
 import numpy as np
 import pandas as pd
-from skimage.measure import regionprops_table
+from scipy import ndimage
 
 from ..data.dataset import Frame
+from ..errors import SegkitError
 
 CELL_COLUMNS = ("experiment", "position", "frame", "label", "area_px", "length_px", "width_px", "centroid_y",
                 "centroid_x", "touches_border", "area_um2", "length_um", "width_um")
-MEASURED = {"label": "label", "area": "area_px", "axis_major_length": "length_px", "axis_minor_length": "width_px",
-            "centroid-0": "centroid_y", "centroid-1": "centroid_x"}  # scikit-image's names -> ours
+DIGITAL = 0.995  # a straight line's length, as a share of that measured on pixels, on the average over all directions
 
 
-def measure_cells(labels: np.ndarray, frame: Frame, pixel_size_um: float | None = None) -> pd.DataFrame:
+def measure_cells(labels: np.ndarray, pixel_size_um: float | None = None) -> pd.DataFrame:
     """Measure every cell of a frame.
 
     Parameters
     ----------
     labels : ndarray of int, (H, W)
         0 is background.
-    frame : Frame
-        The frame of the labels.
     pixel_size_um : float, optional
         um per pixel.
 
     Returns
     -------
     DataFrame
-        One row per cell, CELL_COLUMNS: sizes in pixels and, with a pixel size, in um; the centroid (y, x) in pixels
-        from the upper left corner.
+        One row per cell, CELL_COLUMNS from label on: sizes in pixels and, with a pixel size, in um; the centroid (y, x)
+        in pixels from the upper left corner; whether the frame's border cuts the cell off.
+
+    Raises
+    ------
+    SegkitError
+        If labels are no whole numbers from 0, or not (H, W).
 
     Notes
     -----
-    Length and width are the axes of the ellipse with the cell's second moments, as in scikit-image's regionprops.
+    Length (along the cell's middle) and width are those of the spherocylinder, straight or bent, with the cell's area
+    A and perimeter P: P = 2 (length - width) + pi width, A = width (length - width) + pi width^2 / 4. The perimeter is
+    the total variation of the cell's smoothed mask (coarea formula; Fleming and Rishel 1960, Arch Math 11:218). Both
+    are within 3 % on drawn rods of 8 pixels' width or more, straight ones of 2 to 60 widths and bent ones.
     """
-    measured = regionprops_table(labels, properties=("label", "area", "axis_major_length", "axis_minor_length",
-                                                     "centroid", "bbox"))
-    table = pd.DataFrame(measured).rename(columns=MEASURED)
-    # such cells are cut off: their sizes are too small
-    height, width = labels.shape
-    border = ((table["bbox-0"] == 0) | (table["bbox-1"] == 0)
-              | (table["bbox-2"] == height) | (table["bbox-3"] == width))
-    # without a pixel size these columns are empty
-    um = pixel_size_um or np.nan
-    table = table.assign(experiment=frame.experiment, position=frame.position, frame=frame.frame,
-                         touches_border=border, area_um2=table["area_px"] * um ** 2,
-                         length_um=table["length_px"] * um, width_um=table["width_px"] * um)
-    return table[list(CELL_COLUMNS)]
+    labels = np.asarray(labels)
+    if labels.ndim != 2 or labels.dtype.kind not in "iu" or (labels.size and labels.min() < 0):
+        raise SegkitError(f"labels have shape {labels.shape} and type {labels.dtype}: whole numbers from 0 of height x "
+                          "width were needed")
+    rows = []
+    boxes = {label: box for label, box in enumerate(ndimage.find_objects(labels), start=1) if box}
+    for label, box in boxes.items():
+        cell = labels[box] == label
+        rows_of_cell, columns_of_cell = cell.sum(1), cell.sum(0)  # pixels
+        area, perimeter = int(rows_of_cell.sum()), _perimeter(cell)
+        length, width = _spherocylinder(area, perimeter)
+        # smoothing by a variance of 1/2 shortens a curve of radius r by 1 / (4 r^2): both ends together are a circle
+        length, width = _spherocylinder(area, perimeter + np.pi / width)
+        y, x = (side.start + float(pixels @ np.arange(len(pixels))) / area
+                for side, pixels in zip(box, (rows_of_cell, columns_of_cell), strict=True))
+        border = any(side.start == 0 or side.stop == size for side, size in zip(box, labels.shape, strict=True))
+        rows.append((label, area, length, width, y, x, border))
+    names, types = CELL_COLUMNS[3:10], (int, int, float, float, float, float, bool)
+    table = pd.DataFrame(rows, columns=list(names)).astype(dict(zip(names, types, strict=True)))
+    um = pixel_size_um or np.nan  # without it these columns are empty
+    return table.assign(area_um2=table["area_px"] * um ** 2, length_um=table["length_px"] * um,
+                        width_um=table["width_px"] * um)
+
+
+def _perimeter(cell: np.ndarray) -> float:
+    """Perimeter in pixels of a cell's mask (h, w): the sum of the gradient of the mask, smoothed by (1, 2, 1) / 4."""
+    mask = np.zeros((cell.shape[0] + 8, cell.shape[1] + 8), np.int16)
+    mask[4:-4, 4:-4] = cell
+    mask = mask[:-2] + 2 * mask[1:-1] + mask[2:]
+    mask = mask[:, :-2] + 2 * mask[:, 1:-1] + mask[:, 2:]
+    dy = mask[2:, 1:-1] - mask[:-2, 1:-1]
+    dx = mask[1:-1, 2:] - mask[1:-1, :-2]
+    total = float(np.sqrt(dy * dy + dx * dx, dtype=np.float32).sum())
+    return DIGITAL * total / 32  # 16 of the smoothing, 2 of the difference
+
+
+def _spherocylinder(area: float, perimeter: float) -> tuple[float, float]:
+    """Length and width of a rod with round ends; a disc where the perimeter is the smallest possible."""
+    width = (perimeter - np.sqrt(max(perimeter ** 2 - 4 * np.pi * area, 0))) / np.pi
+    return (perimeter - np.pi * width) / 2 + width, width
+
+
+def cells_of_frame(labels: np.ndarray, frame: Frame, pixel_size_um: float | None = None) -> pd.DataFrame:
+    """`measure_cells` with the columns that name the frame: CELL_COLUMNS."""
+    table = measure_cells(labels, pixel_size_um)
+    named = table.assign(experiment=frame.experiment, position=frame.position, frame=frame.frame)
+    return named[list(CELL_COLUMNS)]

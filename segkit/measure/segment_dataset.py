@@ -24,7 +24,7 @@ from ..files import locked, log, logging_to, read_table, replacing, write_table
 from ..model.predict import POSTPROCESSING, Maps, label, predict
 from ..model.targets import distance_target
 from ..model.unet import UNet
-from .cells import CELL_COLUMNS, measure_cells
+from .cells import CELL_COLUMNS, cells_of_frame
 from .dask_backend import run_on_cluster
 from .metrics import score_frame
 
@@ -189,7 +189,7 @@ def _finish(model: UNet, options: InferenceOptions, given: _Input, maps: Maps | 
         write_labels(given.path, labels, um, given.provenance)
     assert labels is not None
     widths = distance_target(labels)[1] if frame.name in options.width_of else np.zeros(0)
-    result = FrameResult(measure_cells(labels, frame, um), widths=widths)
+    result = FrameResult(cells_of_frame(labels, frame, um), widths=widths)
     # a damaged masks file costs the score, not the cells
     try:
         return result._replace(scores=score_frame(frame, labels)) if frame.masks else result

@@ -7,7 +7,7 @@ from ..data.dataset import exclude, read_valid
 from ..data.discovery import discover_split
 from ..data.images import normalise
 from ..files import read_table, write_table
-from ..measure.cells import measure_cells
+from ..measure.cells import cells_of_frame
 from ..measure.growth import areas_over_time, measure_growth
 from ..measure.metrics import frame_parts
 from ..measure.segment_dataset import segmented_frames
