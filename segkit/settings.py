@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import difflib
 import io
 import os
@@ -14,7 +15,7 @@ from typing import Any
 
 import pandas as pd
 
-from .errors import SegkitError
+from .errors import SegkitError, readable
 from .files import HELD, locked, read_json, write_json
 
 DEMO = Path("tests") / "fixture"
@@ -105,7 +106,7 @@ class Settings:
                   masks_path=self.masks_path and self._absolute(self.masks_path))
         # the run's name follows from the dataset's, such as "2024-01-01 12:30"
         if not self.run:
-            named = FORBIDDEN_IN_NAMES.sub("-", self.dataset_path.resolve().name).strip()
+            named = FORBIDDEN_IN_NAMES.sub("-", readable(self.dataset_path.resolve().name)).strip()
             self._set(run="demo" if self.dataset_path == self.root / DEMO else named)
         if self.run in ("", ".", "..") or FORBIDDEN_IN_NAMES.search(self.run):
             raise SegkitError(f"RUN is {self.run or 'empty'}: a folder name without / was needed")
@@ -254,12 +255,15 @@ def _parse(spec: Any, value: Any) -> Any:
 def read_conditions(source: Path | str) -> dict[str, dict[str, str]]:
     """The rows of a table of experiments (a file or its text) by experiment and setting, without empty cells.
 
+    Commas, semicolons or tabs separate the cells, decimals have a point or a comma, as spreadsheets write them.
     Raises SegkitError, naming the file and row, for an unknown column or a row without a name of its own.
     """
-    place, file = (source, source) if isinstance(source, Path) else ("CONDITIONS", io.StringIO(source or "experiment"))
+    place = source if isinstance(source, Path) else "CONDITIONS"
     # all as text: 001 and NA are names of experiments, too, and the settings read their own values
     try:
-        table = pd.read_csv(file, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+        text = (_decoded(source.read_bytes()) if isinstance(source, Path) else source or "experiment").strip()
+        separator = max(",;\t", key=text.partition("\n")[0].count)
+        table = pd.read_csv(io.StringIO(text), sep=separator, dtype=str, keep_default_na=False)
     except (OSError, ValueError) as error:
         raise SegkitError(f"{place} cannot be read ({str(error).strip()}): a table with commas was needed") from None
     # a spreadsheet may leave empty columns at the end, which pandas names itself
@@ -275,8 +279,20 @@ def read_conditions(source: Path | str) -> dict[str, dict[str, str]]:
     wrong = table.index.duplicated() | (table.index == "")
     if wrong.any():
         raise SegkitError(f"{place}, row {wrong.argmax() + 2}: a name in every row was needed, each once")
+    numbers = table.columns.difference(["reference"])
+    table[numbers] = table[numbers].map(lambda value: value.replace(",", "."))
     return {experiment: {name: value for name, value in row.items() if value}
             for experiment, row in table.to_dict("index").items()}
+
+
+def _decoded(content: bytes) -> str:
+    """The text of a file that a spreadsheet wrote: UTF-16 with its mark, UTF-8, or what Windows used before."""
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return content.decode("utf-16")
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        return content.decode("cp1252", "replace")
 
 
 def conditions_text(table: Mapping[str, Mapping[str, str]]) -> str:

@@ -228,7 +228,7 @@ def test_an_image_that_cannot_be_read_is_listed_and_the_rest_goes_on(tiny):
 @pytest.mark.parametrize(("by", "pairs"), [(2, 4), (3, 3)])
 def test_a_size_difference_of_2_pixels_is_cropped_and_of_3_refused(tiny, by, pairs):
     mask = next((tiny / "REF_masks").rglob("MASK_img_000000001.tif"))
-    write(mask, np.ones((40 - by, 48), np.uint16))
+    write(mask, np.eye(40 - by, 48, dtype=np.uint16))
     dataset = discover(tiny)
     assert len(dataset.pairs) == pairs
     assert len(dataset.problems) == 1

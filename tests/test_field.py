@@ -4,6 +4,7 @@ import io
 import re
 import shutil
 import uuid
+import zipfile
 from pathlib import Path
 
 import imagecodecs
@@ -15,9 +16,23 @@ from scipy import ndimage
 from scipy.spatial import cKDTree
 from skimage import segmentation, transform
 
-from segkit import Frame, SegkitError, UNet, discover, measure_cells, read_image, read_labels, review_teacher, segment
+from segkit import (
+    Frame,
+    SegkitError,
+    Settings,
+    UNet,
+    arrange,
+    discover,
+    measure_cells,
+    read_image,
+    read_labels,
+    review_teacher,
+    segment,
+)
 from segkit.data.images import blank_pixels, normalise
 from segkit.data.tiff import read_metadata
+from segkit.notebook.report import check_conditions
+from segkit.settings import read_conditions
 from segkit.training.frames import decode
 from tests.helpers import squares
 
@@ -404,3 +419,95 @@ def test_any_labels_are_measured():
     assert len(measure_cells(np.zeros((5, 5), int))) == 0
     with pytest.raises(SegkitError, match="whole numbers from 0"):
         measure_cells(np.zeros((5, 5)))
+
+
+TABLE = "experiment,minutes_per_frame,drug_frame\nREF,2.5,\nRIF10,2.5,30\n"
+
+
+@pytest.mark.parametrize("content", [
+    TABLE.encode(), TABLE.replace(",", ";").replace(".", ",").encode(), TABLE.replace(",", "\t").encode("utf-16"),
+    TABLE.replace(",", ";").replace("2.5", "2,5").encode("utf-8-sig"),
+    TABLE.replace("\n", ";;\r\n").replace(",", ";").encode("cp1252"), ("\n" + TABLE + "\n,,\n").encode(),
+    TABLE.replace("2.5", '"2,5"').encode()], ids=range(7))
+def test_a_spreadsheets_table_of_experiments_is_read(tmp_path, content):
+    (tmp_path / "experiments.csv").write_bytes(content)
+    assert read_conditions(tmp_path / "experiments.csv") == {
+        "REF": {"minutes_per_frame": "2.5"}, "RIF10": {"minutes_per_frame": "2.5", "drug_frame": "30"}}
+
+
+def test_a_name_that_matches_no_experiment_is_refused(tiny):
+    dataset = discover(tiny)
+    for values, words in (({"conditions": "experiment,drug_frame\nREF10,3\n"}, "REF10: the dataset has no such"),
+                          ({"reference": "WT"}, "REFERENCE is WT"),
+                          ({"conditions": "experiment,reference\nREF,WT\n"}, "REFERENCE is WT")):
+        with pytest.raises(SegkitError, match=words):
+            check_conditions(Settings(dataset_path=tiny, **values), dataset)
+    check_conditions(Settings(dataset_path=tiny), dataset)
+    check_conditions(Settings(dataset_path=tiny, reference=""), dataset)
+
+
+def archive(path, names, encoding=None, method=zipfile.ZIP_DEFLATED):
+    """A zip archive of small images; encoding: of the names, without the mark of UTF-8."""
+    content = io.BytesIO()
+    tifffile.imwrite(content, np.zeros((8, 8), np.uint8))
+    places = {f"{k:0{len(name.encode(encoding or 'utf-8'))}d}": name for k, name in enumerate(names)}
+    with zipfile.ZipFile(path, "w", compression=method) as file:
+        for place, name in places.items():
+            file.writestr(place if encoding else name, content.getvalue())
+    if encoding:  # Python writes such names only as UTF-8
+        data = path.read_bytes()
+        for place, name in places.items():
+            data = data.replace(place.encode(), name.encode(encoding))
+        path.write_bytes(data)
+    return path
+
+
+@pytest.mark.parametrize(("name", "encoding"), [
+    ("\u5b9f\u9a13", "cp932"), ("\u8868\u793a_\u80fd\u529b", "cp932"), ("R\u00e9f\u00e9rence", "cp1252"),
+    ("R\u00e9f\u00e9rence", "cp437"), ("Gr\u00f6\u00dfe", "cp1252"), ("Gr\u00f6\u00dfe", "utf-8"), ("plain", "cp932")])
+def test_images_and_masks_of_archives_in_old_encodings_land_together(tmp_path, name, encoding):
+    (tmp_path / "in").mkdir()
+    archive(tmp_path / "in" / "a.zip", [f"{name}_raw_data/Pos101/img_{k:03d}.tif" for k in range(3)], encoding)
+    archive(tmp_path / "in" / "b.zip", [f"{name}_masks/Pos101/MASK_img_{k:03d}.tif" for k in range(3)])  # UTF-8
+    plan = arrange(tmp_path / "in", tmp_path / "out")
+    assert not plan.problems
+    assert [f.name for f in discover(tmp_path / "out").pairs] == [f"{name}/Pos101/{k}" for k in range(3)]
+
+
+def test_what_python_cannot_unpack_is_to_be_unpacked_by_another_program(tmp_path):
+    (tmp_path / "in").mkdir()
+    archive(tmp_path / "in" / "REF_raw_data.zip", ["REF_raw_data/Pos101/img_0.tif"])
+    deflate64 = archive(tmp_path / "in" / "REF_masks.zip", ["REF_masks/Pos101/MASK_img_0.tif"])
+    data = bytearray(deflate64.read_bytes())
+    data[8:10] = b"\x09\x00"
+    data[data.find(b"PK\1\2") + 10] = 9
+    deflate64.write_bytes(data)
+    split = archive(tmp_path / "in" / "RIF_raw_data.zip", ["RIF_raw_data/Pos101/img_0.tif"])
+    split.with_suffix(".z01").write_bytes(split.read_bytes()[:100])
+    split.write_bytes(split.read_bytes()[100:-30])
+    plan = arrange(tmp_path / "in", tmp_path / "out")
+    assert len(plan.copies) == 1
+    said = " | ".join(p.reason for p in plan.problems)
+    assert "1 file(s) of REF_masks.zip are packed by a method that Python lacks, such as Deflate64: unpack it" in said
+    assert "RIF_raw_data.zip is one part of a split archive: unpack it with another program" in said
+    assert "download" not in said
+
+
+@pytest.mark.parametrize("place", ["aphase/masks", "masks", "aphase/Masks"])
+def test_cellposes_and_omniposes_masks_folder_is_found(tmp_path, place):
+    for k in range(2):
+        write_pages(position(tmp_path, "A_raw_data/Pos101/aphase") / f"img_{k}.tif", numbered(1))
+        write_pages(position(tmp_path, f"A_raw_data/Pos101/{place}") / f"img_{k}_cp_masks.tif", numbered(1))
+        write_pages(position(tmp_path, f"A_raw_data/Pos101/{place}") / f"img_{k}_flows.tif", numbered(1))
+    dataset = discover(tmp_path)
+    assert [f.masks.name for f in dataset.pairs] == ["img_0_cp_masks.tif", "img_1_cp_masks.tif"]
+    assert not dataset.problems
+    plain = discover(tmp_path / "A_raw_data/Pos101/aphase")
+    assert len(plain.pairs) == (2 if place.startswith("aphase") else 0)
+
+
+def test_seg_npy_files_are_named_and_not_loaded(tmp_path):
+    folder = position(tmp_path)
+    write_pages(folder / "img_0.tif", numbered(1))
+    (folder / "img_0_seg.npy").write_bytes(b"a pickle")
+    assert "1 file(s) such as img_0_seg.npy are not loaded" in found(tmp_path)[1]

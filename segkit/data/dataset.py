@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ..errors import SegkitError
+from ..errors import SegkitError, readable
 from .images import check_sizes, read_image, read_labels
 
 JUNK = re.compile(r"^(__MACOSX.*|Thumbs\.db|desktop\.ini|\..*)$", re.IGNORECASE)  # made by operating systems
@@ -78,6 +78,9 @@ class Problem:
     reason: str
     frames_lost: int = 0
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "reason", readable(self.reason))
+
 
 class Problems(list[Problem]):
     """The problems found so far."""
@@ -124,8 +127,8 @@ def _may_be_file(path: Path) -> bool:
 
 def table_of_problems(problems: Iterable[Problem], root: Path) -> pd.DataFrame:
     """One row per problem; paths inside root are relative to it."""
-    rows = [(str(p.path.relative_to(root) if p.path.is_relative_to(root) else p.path), p.reason, p.frames_lost)
-            for p in problems]
+    rows = [(readable(os.path.relpath(p.path, root) if p.path.is_relative_to(root) else str(p.path)), p.reason,
+             p.frames_lost) for p in problems]
     return pd.DataFrame(rows, columns=["path", "reason", "frames lost"])
 
 

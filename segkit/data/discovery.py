@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from ..errors import SegkitError
+from ..errors import SegkitError, readable
 from ..settings import Settings
 from .dataset import JUNK, Dataset, Frame, Problems, Split, exclude, masks_folder_name, split_by_position, walk
 from .images import IMAGE_SUFFIXES
@@ -173,22 +173,35 @@ def _scan_position(folder: Path, masks_folder: Path | None, experiment: str, tre
     if not images:
         return []
     masks = _pick(masks_folder, masks_tree, MASK_FOLDERS, problems)[1] if masks_folder else []
-    beside = _masks(tree[source])
-    return pair(images, masks + beside, experiment, folder.name, folder, no_masks and not beside, problems)
+    beside = _masks_beside(source, folder, tree, problems)
+    return pair(images, masks + beside, experiment, readable(folder.name), folder, no_masks and not beside, problems)
+
+
+def _masks_beside(source: Path, folder: Path, tree: Tree, problems: Problems) -> list[Path]:
+    """The masks files among the images in source, and in a folder `masks` in it or in the position's folder."""
+    masks = _masks(tree[source])
+    for sub in tree:
+        if plain_name(sub.name) == "masks" and sub.parent in (source, folder):
+            masks += [f for f in tree[sub] if f.suffix.lower() in IMAGE_SUFFIXES and not BY_PRODUCT.search(f.stem)]
+    if not masks and (unread := list(source.glob("*_seg.npy"))):
+        problems.add(source, f"{len(unread)} file(s) such as {unread[0].name} are not loaded, since a pickle can run "
+                             "code: save the masks as PNG or TIFF (in Cellpose: File, Save masks)")
+    return masks
 
 
 def _scan_plain_folder(folder: Path, masks_root: Path, problems: Problems) -> list[Frame]:
     """Images in no layout; a position's folder, and the one in it that holds the images, keep their names."""
     place, source = folder.resolve(), folder
-    experiment, position = place.name, "Pos0"
+    experiment, position = readable(place.name), "Pos0"
     if _is_position(place):
-        experiment, position = _experiment_name(place.parent), place.name
+        experiment, position = _experiment_name(place.parent), readable(place.name)
         source, _ = _pick(folder, _images_by_folder(folder, problems), IMAGE_FOLDERS, problems)
     elif _is_position(place.parent):
-        experiment, position = _experiment_name(place.parent.parent), place.parent.name
-    # this folder alone: what is below it may be anything
-    _, files = next(walk(source, problems))
-    images, masks = _images(files), _masks(files)
+        experiment, position = _experiment_name(place.parent.parent), readable(place.parent.name)
+    # this folder alone, and masks in it: what else is below may be anything
+    folders = [source, *(sub for sub in _folders_in(source) if plain_name(sub.name) == "masks")]
+    tree = {sub: next(walk(sub, problems))[1] for sub in folders}
+    images, masks = _images(tree[source]), _masks_beside(source, source, tree, problems)
     if masks_root != folder:
         masks_tree = _images_by_folder(masks_root, problems)
         masks += [file for sub, files in masks_tree.items() if sub.resolve() != source.resolve() for file in files]
@@ -213,7 +226,7 @@ def _pick(folder: Path, tree: Tree, names: tuple[str, ...], problems: Problems) 
     # a folder of another name may be what the user means
     expected = "aphase" if names is IMAGE_FOLDERS else "PreprocessedPhaseMasks"
     for name, sub in by_name.items():
-        if name not in names and (files := _images(tree[sub])):
+        if name not in (*names, "masks") and (files := _images(tree[sub])):
             problems.add(sub, f"{len(files)} image(s) in {sub.name} are left out: expected a folder named {expected}",
                          len(files))
     return folder, []
@@ -241,7 +254,7 @@ def _is_position(folder: Path) -> bool:
 
 def _experiment_name(raw: Path) -> str:
     """HR_REF for the folder HR_REF_raw_data."""
-    return re.sub("_?raw_data", "", raw.name, flags=re.IGNORECASE) or raw.name
+    return readable(re.sub("_?raw_data", "", raw.name, flags=re.IGNORECASE) or raw.name)
 
 
 def _guess(root: Path) -> str:

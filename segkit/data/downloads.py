@@ -1,5 +1,6 @@
 """Downloads (zip archives, folders) into the layout that `discover` reads."""
 
+import glob
 import os
 import re
 import shutil
@@ -23,6 +24,10 @@ from ..files import replacing
 from .dataset import JUNK, Problems, table_of_problems, walk
 from .images import IMAGE_SUFFIXES
 
+UNPACKED_BY_HAND = "unpack it with another program, such as 7-Zip, then arrange the folder"
+METHODS = {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA}  # that Python can unpack
+ENCODINGS = {"utf-8": r"\w", "cp437": "[\u00c0-\u024f]", "cp1252": "[\u00c0-\u024f]",
+             "cp932": "[\u3040-\u30ff\u4e00-\u9fff\uff10-\uff9f]"}  # of names in archives, with their usual letters
 PACKED = (".zip", ".tar", ".gz", ".tgz", ".7z", ".rar", ".bz2", ".xz", ".part", ".crdownload", ".download")
 DAMAGED_ZIP = (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, ValueError, LookupError, ArithmeticError,
                struct.error)  # what zipfile raises for one; NotImplementedError is a RuntimeError
@@ -82,6 +87,27 @@ def list_images(source: Path, leave_out: Path, problems: Problems) -> Iterator[E
                 yield from _archive_entries(path, problems)
 
 
+def open_zip(path: Path) -> zipfile.ZipFile:
+    """Open an archive, with its names in the encoding that gives the most letters and the fewest other characters.
+
+    Names that are marked as UTF-8 are read so in any case; the others may be in the code page of their maker's system.
+    """
+    with zipfile.ZipFile(path) as archive:
+        names = [info.orig_filename for info in archive.infolist() if not info.flag_bits & 0x800]
+    raw = "/".join(names).encode("cp437")
+
+    def letters(encoding: str) -> float:
+        try:
+            text = raw.decode(encoding)
+        except UnicodeDecodeError:
+            return -1.0
+        # a backslash is the second byte of a Japanese letter, or stands between folders where no / does
+        other = [char for char in text if ord(char) > 127 or (char == "\\" and "/" in text)]
+        return sum(bool(re.match(ENCODINGS[encoding], char)) for char in other) / max(len(other), 1)
+    best = "cp437" if raw.isascii() else max(ENCODINGS, key=letters)
+    return zipfile.ZipFile(path, metadata_encoding=best)
+
+
 def _begins_as_archive(path: Path) -> bool:
     """Whether a file begins as zip archives do (also one whose end is missing), or is empty and has no suffix."""
     try:
@@ -96,16 +122,21 @@ def _archive_entries(path: Path, problems: Problems) -> Iterator[Entry]:
     """The images in an archive; what cannot be unpacked, or not safely, is a problem."""
     is_zip = path.suffix.lower() == ".zip"
     if path.suffix.lower() in PACKED and not is_zip and not _begins_as_archive(path):
-        problems.add(path, f"{path.name} is no zip archive: unpack it by hand, then arrange the folder")
+        problems.add(path, f"{path.name} is no zip archive: {UNPACKED_BY_HAND}")
         return
     try:
-        with zipfile.ZipFile(path) as archive:
+        with open_zip(path) as archive:
             infos = archive.infolist()
     except (*DAMAGED_ZIP, OSError) as error:
-        problems.add(path, f"{path.name} is no valid zip archive ({error}): download it again")
+        split = "multiple disks" in str(error) or any(path.parent.glob(f"{glob.escape(path.stem)}.z[0-9][0-9]"))
+        problems.add(path, f"{path.name} is one part of a split archive: {UNPACKED_BY_HAND}" if split else
+                     f"{path.name} is no valid zip archive ({error}): download it again")
         return
+    if locked := [info for info in infos if info.compress_type not in METHODS or info.flag_bits & 1]:
+        why = "with a password" if locked[0].flag_bits & 1 else "by a method that Python lacks, such as Deflate64"
+        problems.add(path, f"{len(locked)} file(s) of {path.name} are packed {why}: {UNPACKED_BY_HAND}", len(locked))
 
-    for info in infos:
+    for info in (info for info in infos if info not in locked):
         inside = PureWindowsPath(info.filename)  # / and \ both separate folders
         suffix, parts = inside.suffix.lower(), inside.parts
         if info.is_dir() or any(JUNK.match(part) for part in parts if part != ".."):
@@ -220,7 +251,7 @@ def arrange(source: str | Path, dataset_path: str | Path) -> Plan:
 
     # each archive is opened once; a damaged file costs no other
     with ExitStack() as stack:
-        open_archive = cache(lambda path: stack.enter_context(zipfile.ZipFile(path)))
+        open_archive = cache(lambda path: stack.enter_context(open_zip(path)))
         for target, entry in tqdm(todo.items(), desc="arranging", unit="file", leave=False):
             if wrong := _copy(entry, target, open_archive):
                 plan.problems.add(Path(entry.source), f"{entry.where}: {entry.source} {wrong}", 1)
@@ -248,9 +279,7 @@ def _copy(entry: Entry, target: Path, open_archive: Callable[[Path], zipfile.Zip
                 with open_archive(entry.archive).open(entry.source) as packed, open(temporary, "wb") as file:
                     shutil.copyfileobj(packed, file, 1 << 20)
     except DAMAGED_ZIP as error:
-        locked = "password" in str(error)
-        return "is locked with a password: unpack it by hand" if locked else (
-            f"is damaged ({error}): download the archive again")
+        return f"is damaged ({error}): download the archive again"
     return ""
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import median_low
 from typing import NamedTuple
 
-from ..errors import SegkitError
+from ..errors import SegkitError, readable
 from .dataset import Frame, Problem, Problems, labels_stem
 from .images import Header, check_sizes, read_header
 
@@ -44,7 +44,7 @@ def name_key(stem: str) -> Key:
 
 def plain_name(name: str) -> str:
     """A name to compare by: upper and lower case, and both ways to write an accent, are the same."""
-    return unicodedata.normalize("NFC", name).casefold()
+    return unicodedata.normalize("NFC", readable(name)).casefold()
 
 
 def frame_numbers(keys: Iterable[Key]) -> tuple[dict[Key, int], str]:

@@ -24,6 +24,7 @@ from ..data.images import read_header
 from ..devices import describe_device, pick_device
 from ..errors import SegkitError
 from ..files import duration, read_json, read_table, write_text
+from ..measure.growth import find_reference
 from ..model.checkpoint import load_model
 from ..model.unet import FIELD_OF_VIEW, UNet
 from ..settings import BY_EXPERIMENT, CONDITIONS_FILE, Settings, public_fields, read_conditions
@@ -80,13 +81,17 @@ def machine_report(settings: Settings) -> pd.DataFrame:
 
 
 def check_conditions(settings: Settings, dataset: Dataset) -> None:
-    """Raise SegkitError where the table of experiments names one that the dataset lacks."""
+    """Raise SegkitError where the table of experiments, or a REFERENCE, names one that the dataset lacks."""
     experiments = {frame.experiment for frame in dataset.frames}
     damaged = {part.replace("_raw_data", "") for problem in dataset.problems for part in problem.path.parts}
     for name in read_conditions(settings.conditions or ""):
         if name not in experiments | damaged:
             raise SegkitError(f"{settings.dataset_path / CONDITIONS_FILE}, or the table of 01_setup, row {name}: the "
                               f"dataset has no such experiment; one of {', '.join(sorted(experiments))} was needed")
+    for reference in {settings.for_experiment(name).reference for name in experiments} - {Settings.reference, ""}:
+        if not find_reference("", experiments | damaged, reference):
+            raise SegkitError(f"REFERENCE is {reference}: the dataset has no such experiment; one of "
+                              f"{', '.join(sorted(experiments))} was needed")
 
 
 def dataset_verdict(settings: Settings, dataset: Dataset | None = None) -> str:
