@@ -99,6 +99,11 @@ def _find_planes(path: Path, size: int, changed: int) -> Planes:
         if end > size:
             raise SegkitError(f"{path.name} is cut short: {size} of {end} bytes are there; copy it again from its "
                               "source")
+        # most files hold one image, and nothing in them speaks of more
+        first = pages[0]
+        if len(pages) == 1 and first.axes in ("YX", "YXS") and not (
+                tif.is_imagej or tif.is_stk or "truncated" in first.description or _ome_xml(tif)):
+            return Planes((0,), (0,), "", _size(first))
         return _planes_by_header(path.name, tif, pages) or _planes_by_series(path.name, tif, pages)
 
 
