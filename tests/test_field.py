@@ -143,6 +143,17 @@ def test_a_page_of_another_size_is_a_problem_and_keeps_its_time(tmp_path, odd):
     assert lost == 1
 
 
+def test_pages_that_a_header_names_and_the_file_lacks_are_a_problem(tmp_path):
+    header = ome([[("film.ome.tif", "urn:uuid:a", k) for k in range(5)]], "urn:uuid:a", 5)
+    write_pages(position(tmp_path) / "film.ome.tif", numbered(3), header)
+    assert found(tmp_path) == ([("Pos101", n, n) for n in range(3)],
+                               "film.ome.tif: 2 page(s) that its header names are not in it", 2)
+    write_pages(position(tmp_path) / "film.ome.tif", numbered(7), header)
+    frames, said, lost = found(tmp_path)
+    assert (len(frames), lost) == (5, 2)
+    assert "its header does not name them" in said
+
+
 def test_an_imagej_stack_cut_short_is_refused_with_its_frames(tmp_path):
     path = position(tmp_path) / "film.tif"
     tifffile.imwrite(path, numbered(12), imagej=True, metadata={"axes": "TYX"})
@@ -173,6 +184,8 @@ def test_frames_saved_as_colours_are_refused_and_grey_in_colour_is_read(tmp_path
     (["w1_t{t}.tif", "w2_t{t}.tif"], None, "do not tell which is phase contrast"),
     (["t{t:04d}z1.tif", "t{t:04d}z2.tif"], None, "depths"),
     (["t{t:04d}xy1.tif", "t{t:04d}xy2.tif"], None, "several positions"),
+    (["e_w1Phase_t{t}.tif", "e_w2GFP_t{t}.tif"], 0, "of several channels"),
+    (["t{t}_c1.tif", "t{t}_ph2.tif"], 1, "of several channels"),
     (["img_BF_{t}.tif", "img_YFP_{t}.tif"], None, "do not tell which is phase contrast")], ids=str)
 def test_channels_do_not_take_turns_as_frames(tmp_path, names, read, words):
     folder = position(tmp_path)

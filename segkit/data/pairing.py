@@ -94,11 +94,10 @@ def turns(keys: Collection[Key]) -> dict[Key, tuple[str, str]]:
     channel = dict.fromkeys(keys, "")
     position = dict.fromkeys(keys, "")
 
-    # the same numbers with other words
+    # the same numbers with other words; a number that stays the same may be that of the channel (w1phase_t1, w2gfp_t1)
     largest = max(series, key=len, default=[])
-    times = {key.numbers for key in largest}
     alike = [same for same in series if len(same[0].words) == len(largest[0].words)
-             and 2 * len(times.intersection(key.numbers for key in same)) >= len(same)]
+             and 2 * len(_varying(largest) & _varying(same)) >= len(same)]
     differ = [i for i, words in enumerate(zip(*(same[0].words for same in alike), strict=True)) if len(set(words)) > 1]
     for key in [key for same in alike for key in same]:
         channel[key] = " ".join(key.words[i].strip("_-. ") or "(no word)" for i in differ)
@@ -121,6 +120,12 @@ def turns(keys: Collection[Key]) -> dict[Key, tuple[str, str]]:
                 for key in same:
                     found[key] += f" {letters[i]}{key.numbers[i]:02d}"
     return {key: (position[key].strip(), channel[key].strip()) for key in keys}
+
+
+def _varying(series: Sequence[Key]) -> set[tuple[int, ...]]:
+    """The numbers of names with the same words, without those that are the same in all of them."""
+    columns = [column for column in zip(*(key.numbers for key in series), strict=True) if len(set(column)) > 1]
+    return set(zip(*columns, strict=True))
 
 
 def positions_by_name(files: Iterable[Path]) -> dict[str, list[Path]]:

@@ -130,8 +130,10 @@ def _planes_by_header(name: str, tif: tifffile.TiffFile, pages: list[tifffile.Ti
     order = sorted(places, key=lambda page: places[page][axis or "T"])
     keyframe = pages[order[0]]
     times = tuple(places[page][axis or "T"] for page in order)
-    return Planes(tuple(order), times, axis, _size(keyframe), keyframe.axes[0] == "S",
-                  _left_out(pages, order, len(images)))
+    left_out = _left_out(pages, order, len(images))
+    if missing := [page for page in images[0] if page >= len(pages)]:
+        left_out = f"{len(missing)} page(s) that its header names are not in it", len(missing)
+    return Planes(tuple(order), times, axis, _size(keyframe), keyframe.axes[0] == "S", left_out)
 
 
 def _ome_images(name: str, root: ElementTree.Element) -> Iterator[dict[int, dict[str, int]]]:
@@ -193,8 +195,8 @@ def _left_out(pages: list[tifffile.TiffPage], used: Any, series: int) -> tuple[s
         return None
     sizes = " and ".join(sorted({" x ".join(map(str, _size(page))) for page in lost}))
     which = ", ".join(str(page.index) for page in lost[:5]) + ", ..." * (len(lost) > 5)
-    return (f"{len(lost)} page(s) ({which}, counted from 0, of {sizes} pixels) are left out: the file holds {series} "
-            "series, and one is read", len(lost))
+    why = f"the file holds {series} series, and one is read" if series > 1 else "its header does not name them"
+    return f"{len(lost)} page(s) ({which}, counted from 0, of {sizes} pixels) are left out: {why}", len(lost)
 
 
 def _check_axes(name: str, axes: list[str], what: str) -> None:
