@@ -21,18 +21,8 @@ from ..settings import DEMO, Settings
 from ..training.augment import gather_crops, sample_crops
 from ..training.frames import build_store, choose_crop
 from ..training.run_dir import History
-from .plots import (
-    STUDENT,
-    TEACHER,
-    Picture,
-    busiest,
-    grey,
-    overlay,
-    show_pictures,
-    show_previews,
-    show_training,
-    to_png,
-)
+from . import plots
+from .plots import STUDENT, TEACHER, Picture, busiest, grey, overlay, show_pictures, to_png
 
 NATURAL_SIZE = {"align_self": "flex-start", "max_width": "100%"}  # stretching would blur a picture
 _GOOD, _BAD = "#1E8E62", "#D0571A"  # of the sign alone, the words have the theme's colour: light or dark
@@ -149,16 +139,17 @@ class LivePicture(w.VBox):
     def __init__(self, epochs: int) -> None:
         self._epochs = epochs
         self._curves, self._previews = (w.Image(format="png", layout=NATURAL_SIZE) for _ in range(2))
-        self._curves.value = to_png(show_training(History().table()))
+        self._curves.value = to_png(plots.show_training(History().table()))
         super().__init__([self._curves])
 
     def update(self, history: History) -> None:
-        """Draw the history, and print the newest epoch over the one before: `make run` shows such lines one by one."""
-        self._curves.value = to_png(show_training(history.table()))
+        """Draw the history, and print the newest epoch over the one before."""
+        self._curves.value = to_png(plots.show_training(history.table()))
         if history.previews:
-            self._previews.value = to_png(show_previews(history.previews))
+            self._previews.value = to_png(plots.show_previews(history.previews))
             self.children = [self._curves, self._previews]
-        print(f"\r{history.newest(self._epochs):<100}", end="", flush=True)
+        end = "\n" if history.rows[-1]["epoch"] == self._epochs else ""
+        print(f"\r{history.newest(self._epochs):<100}", end=end, flush=True)
 
 
 class Browser(w.VBox):
