@@ -361,17 +361,17 @@ def test_the_form_changes_saves_and_resets(tmp_path, tiny, monkeypatch):
     (tmp_path / "root").mkdir()
     form = SettingsForm(Settings(root=tmp_path / "root"), verdict=dataset_verdict, save=True)
     assert "not there" in form.message.value
-    form._fields["DATASET_PATH"].value = str(tiny)
+    form.fields["DATASET_PATH"].value = str(tiny)
     assert "4 images" in form.message.value
-    assert form._fields["RUN"].placeholder == form.settings.run == tiny.name
-    assert form._fields["RUN"].value == ""
-    form._fields["EPOCHS"].value = 7
+    assert form.fields["RUN"].placeholder == form.settings.run == tiny.name
+    assert form.fields["RUN"].value == ""
+    form.fields["EPOCHS"].value = 7
     form.save()
     saved = load_settings(root=tmp_path / "root")
     assert (saved.dataset_path, saved.epochs) == (tiny, 7)
     form.reset()
     assert not (tmp_path / "root" / "segkit.json").exists()
-    assert form._fields["EPOCHS"].value == 20
+    assert form.fields["EPOCHS"].value == 20
 
 
 @pytest.fixture
@@ -390,7 +390,7 @@ def test_the_forms_scan_a_dataset_once_for_what_changed(tmp_path, tiny, scans):
 
     def change(name, value):
         scans.clear()
-        form.field(name).value = value
+        form.fields[name].value = value
         return len(scans)
     assert len(scans) == 1
     assert [change("EPOCHS", 7), change("VALIDATION", "109"), change("DRUG_FRAME", 5)] == [0, 0, 0]
@@ -405,7 +405,7 @@ def test_the_forms_scan_a_dataset_once_for_what_changed(tmp_path, tiny, scans):
     training = SettingsForm(load_settings({"DATASET_PATH": tiny}, tmp_path / "root"), {"Training": ("EPOCHS",)},
                             verdict=training_estimate)
     scans.clear()
-    training.field("EPOCHS").value = 9
+    training.fields["EPOCHS"].value = 9
     assert scans == []
     assert "steps in all" in training.message.value
 
@@ -428,16 +428,16 @@ def test_a_folder_that_was_repaired_is_seen_at_save_and_in_a_new_form(tiny, look
 
 def test_a_run_of_its_own_name_is_kept_and_an_empty_one_follows_the_dataset(tmp_path, tiny):
     form = SettingsForm(load_settings({"DATASET_PATH": FIXTURE, "RUN": "mine"}, tmp_path))
-    assert form.field("RUN").value == "mine"
-    form.field("DATASET_PATH").value = str(tiny)
+    assert form.fields["RUN"].value == "mine"
+    form.fields["DATASET_PATH"].value = str(tiny)
     assert form.settings.run == "mine"
-    form.field("RUN").value = ""
+    form.fields["RUN"].value = ""
     assert form.settings.run == tiny.name
 
 
 def test_a_value_out_of_range_is_one_sentence_below_the_form(tmp_path):
     form = SettingsForm(load_settings({"DATASET_PATH": FIXTURE}, tmp_path))
-    form.field("EPOCHS").value = 0
+    form.fields["EPOCHS"].value = 0
     assert "EPOCHS is 0: a value from 1 to 100000 was needed" in form.message.value
 
 
@@ -449,7 +449,11 @@ def test_widgets_store_no_machine_in_a_notebook(tiny):
 
 def test_the_browser_follows_its_controls(tiny):
     seen = []
-    box = Browser(discover(tiny), lambda *shown: seen.append((shown[0].name, *shown[1:])) or show_pictures([], []))
+    class Listening(Browser):
+        def draw(self, frame, *shown):
+            seen.append((frame.name, *shown))
+            return show_pictures([], [])
+    box = Listening(discover(tiny), Settings(root=tiny))
     position, frame = box.children[0].children
     teacher, contrast = box.children[1].children
     frame.index = 1

@@ -2,7 +2,6 @@
 
 import html
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -18,7 +17,7 @@ from ..errors import SegkitError
 from ..files import write_text
 from ..settings import BY_EXPERIMENT, CONDITIONS_FILE, Settings
 from .report import dataset_verdict, shown_value
-from .widgets import quiet_repr, say
+from .widgets import QuietBox, say
 
 FORM_GROUPS = {
     "Data": ("DATASET_PATH", "MASKS_PATH", "RUN", "VALIDATION", "EXCLUDE"),
@@ -37,7 +36,7 @@ def _button(label: str, tooltip: str, action: Callable[[], None]) -> w.Button:
     return button
 
 
-class SettingsForm(w.VBox):
+class SettingsForm(QuietBox):
     """A form for some of the settings. `form.settings` is what it holds now, valid or else a SegkitError.
 
     The dataset is scanned once for each DATASET_PATH and MASKS_PATH, and again after Save, since the folder may have
@@ -56,20 +55,16 @@ class SettingsForm(w.VBox):
         self._buttons = w.HBox([*buttons, self.saved])
         self._show(settings)
 
-    __repr__ = quiet_repr
-
     def _show(self, settings: Settings) -> None:
         """New fields with the values of these settings."""
         self._base = settings
-        self._fields: dict[str, w.ValueWidget] = {}
+        self.fields: dict[str, w.ValueWidget] = {}  # by upper-case name
         sections = [w.VBox([w.HTML(f"<b>{html.escape(title)}</b>"), *map(self._row, names)])
                     for title, names in self._groups.items()]
         self.children = [sections[0], self.message, *sections[1:], self._buttons]
         # the saved form's own table of experiments; None: the file in the dataset's folder, read each time
-        self._conditions = settings.conditions
-        with suppress(SegkitError):  # a file that cannot be read, where the saved form's own is used
-            if settings.conditions == Settings(root=settings.root, dataset_path=settings.dataset_path).conditions:
-                self._conditions = None
+        file = Settings(root=settings.root, dataset_path=settings.dataset_path).conditions
+        self._conditions = None if settings.conditions == file else settings.conditions
         self.dataset = None
         self._check()
 
@@ -82,15 +77,11 @@ class SettingsForm(w.VBox):
         kind = KINDS.get(spec.type, partial(w.Text, continuous_update=False))
         if name in CHOICES:
             kind = partial(w.Dropdown, options=sorted({*CHOICES[name], value}))
-        field = self._fields[name] = kind(value=value, description=name, tooltip=spec.metadata["help"], style=LABELS,
+        field = self.fields[name] = kind(value=value, description=name, tooltip=spec.metadata["help"], style=LABELS,
                                           layout=w.Layout(width="420px", flex="0 0 auto"))
         field.observe(lambda change: self._edited(name), "value")
         note = spec.metadata["help"] + (f" ({spec.metadata['unit']})" if spec.metadata["unit"] else "")
         return w.HBox([field, w.HTML(f'<span style="opacity:.7;font-size:90%">{html.escape(note)}</span>')])
-
-    def field(self, name: str) -> w.ValueWidget:
-        """The widget of one setting, by its upper-case name."""
-        return self._fields[name]
 
     def set_conditions(self, text: str) -> None:
         """Take over an edited table of experiments."""
@@ -99,7 +90,7 @@ class SettingsForm(w.VBox):
 
     @property
     def settings(self) -> Settings:
-        values = {name: field.value for name, field in self._fields.items()}
+        values = {name: field.value for name, field in self.fields.items()}
         return known.parse_settings({**values, "CONDITIONS": self._conditions}, self._base)
 
     def _edited(self, name: str) -> None:
@@ -113,8 +104,8 @@ class SettingsForm(w.VBox):
         self.saved.value = ""
         try:
             settings = self.settings
-            if "RUN" in self._fields:
-                self._fields["RUN"].placeholder = settings.run
+            if "RUN" in self.fields:
+                self.fields["RUN"].placeholder = settings.run
             self.dataset = self.dataset or discover(settings.dataset_path, settings.masks_path)
             self.message.value = say(self._verdict(settings, self.dataset), True)
         except SegkitError as error:
@@ -138,7 +129,7 @@ class SettingsForm(w.VBox):
         self._show(known.load_settings(root=self._base.root))
 
 
-class ExperimentsForm(w.VBox):
+class ExperimentsForm(QuietBox):
     """A table of what may differ by experiment, beside a SettingsForm that saves it with its values.
 
     An empty field means: as in the form. What the TIFFs' tags contain is shown as a hint. A button writes the table
@@ -151,8 +142,6 @@ class ExperimentsForm(w.VBox):
         super().__init__()
         form.observe(lambda change: self._list(), "dataset")
         self._list()
-
-    __repr__ = quiet_repr
 
     def _list(self) -> None:
         """A row for each experiment of the dataset that the form names now."""
@@ -192,7 +181,7 @@ class ExperimentsForm(w.VBox):
             self._message.value = say(f"not written: {error}", False)
 
 
-class ArrangeForm(w.VBox):
+class ArrangeForm(QuietBox):
     """Downloads in, the users' layout out: shows what will go where before anything is done."""
 
     def __init__(self, settings: Settings) -> None:
@@ -204,8 +193,6 @@ class ArrangeForm(w.VBox):
         for field in (self.source, self.target):
             field.observe(lambda change: self._run(plan_arrangement), "value")
         super().__init__([self.source, self.target, self.button, self.message])
-
-    __repr__ = quiet_repr
 
     def _run(self, action: Callable[[str, str], Plan]) -> None:
         """Plan the arrangement, or carry it out, and show what went or will go where."""

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from ..data.discovery import discover, discover_split
 from ..errors import STOPPED, SegkitError
-from ..files import duration, locked, log, replacing, writing
+from ..files import duration, locked, log, replacing
 from ..model.checkpoint import load_model
 from ..model.unet import UNet
 from ..settings import Settings, check_whose_run, load_settings, parse_settings, public_fields, record_settings
@@ -102,9 +102,6 @@ def run_notebooks(names: Sequence[str], values: dict[str, str]) -> None:
         check_training(settings)
         discover_split(settings, dataset)
     # from here on the run's folder is changed, by this process and the kernels that it starts
-    folder = settings.run_dir / "notebooks"
-    with writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
     with locked(settings.run_dir):
         if names is MEASURE:
             record_settings(settings)
@@ -116,7 +113,7 @@ def run_notebooks(names: Sequence[str], values: dict[str, str]) -> None:
             began = time.perf_counter()
             print(f"{name} ...", flush=True)
             with _printing_log(settings.run_dir / "run.log"):
-                _execute(name, folder, settings)
+                _execute(name, settings)
             print(f"{name} done in {duration(time.perf_counter() - began)}", flush=True)
         write_report(settings.run_dir)
     for line in dataset.problem_summary():
@@ -124,7 +121,7 @@ def run_notebooks(names: Sequence[str], values: dict[str, str]) -> None:
     print(f"results in {settings.run_dir}; report.html there shows them", flush=True)
 
 
-def _execute(name: str, folder: Path, settings: Settings) -> None:
+def _execute(name: str, settings: Settings) -> None:
     """Execute a notebook with papermill; its copy, also of one that stops, is written whole or not at all.
 
     All settings are handed over, so that the copy contains those that it was executed with (report.html shows them).
@@ -141,7 +138,7 @@ def _execute(name: str, folder: Path, settings: Settings) -> None:
         raise SegkitError(f"no notebook {source}: run this in the project's folder, which holds notebooks/")
     values = {name: "" if value is None else value for name, value in settings.as_dict().items()}  # None is "not set"
     stopped = None
-    with replacing(folder / source.name) as part, warnings.catch_warnings():
+    with replacing(settings.run_dir / "notebooks" / source.name) as part, warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The specified file")  # it does not end in .ipynb yet
         paths = [str(path).replace("{", "{{").replace("}", "}}") for path in (found[0], part)]  # papermill formats them
         try:
