@@ -166,4 +166,4 @@ def _printing_log(path: Path) -> Iterator[None]:
     finally:
         after = path.read_text(encoding="utf-8") if path.is_file() else ""
         added = after.removeprefix(before).splitlines(keepends=True)
-        sys.stdout.writelines(f"  {line}" for line in added if "  epoch " not in line)
+        print("".join(f"  {line}" for line in added if "  epoch " not in line), end="", flush=True)
