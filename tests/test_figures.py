@@ -122,6 +122,6 @@ def test_a_ratio_without_an_interval_has_its_verdict_and_no_dot():
     rows = [{"experiment": name, "reference": "REF", "ratio": 0.5, "low": low, "high": high, "verdict": "slowed",
              "reason": "so"} for name, low, high in (("A", 0.4, 0.6), ("B", -np.inf, np.inf), ("C", np.nan, np.nan))]
     figure = charts.show_ratios(pd.DataFrame(rows))
-    assert np.isfinite(figure.axes[0].lines[0].get_xdata()).tolist() == [True, False, False]
+    assert np.isfinite(figure.axes[0].lines[0].get_xdata().astype(float)).tolist() == [True, False, False]
     assert to_png(figure).startswith(b"\x89PNG")
     assert to_png(charts.show_ratios(pd.DataFrame(rows[:0], columns=list(rows[0])))).startswith(b"\x89PNG")

@@ -289,17 +289,17 @@ def show_growth(curves: Mapping[str, pd.DataFrame], minutes_per_frame: Mapping[s
     names = sorted(lines["experiment"].unique())
     figure, panels = _panels(names)
     areas = lines["area"].where(lines["area"] > 0)
+    lines["hours"] = lines["since_start"] * lines["experiment"].map(dict(minutes_per_frame)) / 60
     styles = dict(zip(curves, ((STUDENT, "-"), (TEACHER, ":")), strict=False))
     for axes, experiment in zip(panels, names, strict=False):
-        hours = minutes_per_frame[experiment] / 60
         for (source, _), line in lines[lines["experiment"] == experiment].groupby(["source", "position"]):
-            seen, (colour, style) = line[line["area"] > 0], styles[source]
-            axes.plot(seen["since_start"] * hours, seen["area"], color=colour, ls=style, lw=1.8, label=source)
-            last = seen[seen["since_start"] == seen["since_start"].max()]
-            if seen["since_start"].max() < line["since_start"].max():  # the last frames hold no cell
-                axes.plot(last["since_start"] * hours, last["area"], "x", color="black", ms=8, mew=2)
+            seen = line[line["area"] > 0]
+            axes.plot(seen["hours"], seen["area"], color=styles[source][0], ls=styles[source][1], lw=1.8, label=source)
+            if seen["hours"].max() < line["hours"].max():  # the last frames hold no cell
+                axes.plot(seen["hours"].iloc[-1], seen["area"].iloc[-1], "x", color="black", ms=8, mew=2)
         if 0 <= drug_frame[experiment] <= lines["since_start"].max():
-            axes.axvline(drug_frame[experiment] * hours, color=GREY, ls="--", lw=1, label="DRUG_FRAME")
+            axes.axvline(drug_frame[experiment] * minutes_per_frame[experiment] / 60, color=GREY, ls="--", lw=1,
+                         label="DRUG_FRAME")
         # few areas are powers of ten, so plain numbers mark the logarithmic axis
         axes.set(xlabel="time (h)", yscale="log", ylim=(areas.min() * 0.9, areas.max() * 1.15) if areas.any() else None)
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.2, 1.5, 2, 3, 5, 7)))

@@ -214,10 +214,11 @@ def _summary(run_dir: Path, used: Mapping[str, Any]) -> str:
         lines.append(html.escape(f"The results are of the model of run {trained.get('RUN')}, trained on the dataset "
                                  f"{trained.get('DATASET_PATH')}."))
     # all settings that are set, beside those of the training where they differ
-    other = {name: value for name, value in trained.items() if value != settings.get(name)}
-    table = pd.DataFrame({"of these results": settings, "of the model's training, where other": other}).fillna("")
+    other = {name: str(value) for name, value in trained.items() if value != settings.get(name)}
+    columns = {"of these results": settings, "of the model's training, where other": other}
+    table = pd.DataFrame(columns, dtype=object).fillna("").astype(str)
     with pd.option_context("display.max_colwidth", None):
-        shown = table[table.ne("").any(axis=1)].astype(str).to_html(border=0)
+        shown = table[table.ne("").any(axis=1)].to_html(border=0)
     lines.append(f"<details><summary>Settings</summary>{shown}</details>")
     return "\n\n".join(lines)
 
