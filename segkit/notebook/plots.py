@@ -278,7 +278,7 @@ def show_scores(scores: pd.DataFrame, names: Sequence[str]) -> Picture:
 
 
 def show_growth(curves: Mapping[str, pd.DataFrame], minutes_per_frame: Mapping[str, float],
-                drug_frame: Mapping[str, int], ylabel: str = "total cell area (µm²)") -> Picture:
+                drug_frame: Mapping[str, int]) -> Picture:
     """Area over time, a panel per experiment, log scale; straight is exponential growth, a cross: died out.
 
     curves: by source ("student", "teacher"): experiment, position, since_start (frames) and area.
@@ -305,7 +305,7 @@ def show_growth(curves: Mapping[str, pd.DataFrame], minutes_per_frame: Mapping[s
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.2, 1.5, 2, 3, 5, 7)))
         axes.yaxis.set_major_formatter("{x:g}")
         axes.minorticks_off()
-    panels[0].set_ylabel(ylabel)
+    panels[0].set_ylabel("total cell area (µm²)")
     # every position has a line of the same label: one entry for all
     entries = dict(zip(*reversed(panels[0].get_legend_handles_labels()), strict=True))  # one of each label
     panels[0].legend(entries.values(), entries.keys(), frameon=False)

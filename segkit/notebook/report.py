@@ -216,9 +216,9 @@ def _summary(run_dir: Path, used: Mapping[str, Any]) -> str:
     # all settings that are set, beside those of the training where they differ
     other = {name: str(value) for name, value in trained.items() if value != settings.get(name)}
     columns = {"of these results": settings, "of the model's training, where other": other}
-    table = pd.DataFrame(columns, dtype=object).fillna("").astype(str)
+    table = pd.DataFrame(columns, dtype=object).fillna("").astype(str).replace("\n", "; ", regex=True)
     with pd.option_context("display.max_colwidth", None):
-        shown = table[table.ne("").any(axis=1)].to_html(border=0)
+        shown = table[table.ne("").any(axis=1)].to_html(border=0, justify="left")
     lines.append(f"<details><summary>Settings</summary>{shown}</details>")
     return "\n\n".join(lines)
 
