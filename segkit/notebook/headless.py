@@ -7,8 +7,7 @@ import sys
 import time
 import traceback
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from importlib.metadata import files
 from pathlib import Path
 
@@ -112,8 +111,12 @@ def run_notebooks(names: Sequence[str], values: dict[str, str]) -> None:
         for name in names:
             began = time.perf_counter()
             print(f"{name} ...", flush=True)
-            with _printing_log(settings.run_dir / "run.log"):
+            seen = _log_lines(settings.run_dir)
+            try:
                 _execute(name, settings)
+            finally:  # what the notebook has logged, but for the epochs, which a cell prints
+                added = [line for line in _log_lines(settings.run_dir) if line not in seen and "  epoch " not in line]
+                print("".join(f"  {line}" for line in added), end="", flush=True)
             print(f"{name} done in {duration(time.perf_counter() - began)}", flush=True)
         write_report(settings.run_dir)
     for line in dataset.problem_summary():
@@ -157,13 +160,7 @@ def _execute(name: str, settings: Settings) -> None:
         raise SegkitError(f"{name}: {' '.join(stopped.evalue.split()) or stopped.ename}")
 
 
-@contextmanager
-def _printing_log(path: Path) -> Iterator[None]:
-    """Print what the block adds to the run's log, but for the epochs, which a cell prints."""
-    before = path.read_text(encoding="utf-8") if path.is_file() else ""
-    try:
-        yield
-    finally:
-        after = path.read_text(encoding="utf-8") if path.is_file() else ""
-        added = after.removeprefix(before).splitlines(keepends=True)
-        print("".join(f"  {line}" for line in added if "  epoch " not in line), end="", flush=True)
+def _log_lines(run_dir: Path) -> list[str]:
+    """The lines of a run's log until now, each with its end."""
+    file = run_dir / "run.log"
+    return file.read_text(encoding="utf-8").splitlines(keepends=True) if file.is_file() else []
