@@ -20,7 +20,7 @@ import pandas as pd
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
-from plain_recipe import PlainTraining, apart, crop_of
+from plain_recipe import PlainTraining, apart
 
 import segkit
 from segkit.data.dataset import Frame, read_pair
@@ -30,7 +30,7 @@ from segkit.devices import describe_device, pick_device
 from segkit.measure.metrics import dice, score_frames
 from segkit.notebook.plots import STUDENT, TEACHER, new_figure
 from segkit.settings import Settings, load_settings, parse_settings
-from segkit.training.frames import default_crops
+from segkit.training.frames import plan_epoch
 
 JUDGED = 12  # times that a training is judged within segkit's seconds
 PLAIN = "starting recipe"
@@ -93,8 +93,9 @@ def compare(arguments: list[str], others: Mapping[str, Maker]) -> segkit.UNet:
     settings = parse_settings(values, load_settings())
     device = pick_device(settings.device)
     split = discover_split(settings)
-    crop, headers = crop_of(settings, split.train), [read_header(frame.image) for frame in split.train]
-    crops = settings.crops_per_epoch or default_crops(sum(h.height * h.width for h in headers), crop)
+    headers = [read_header(frame.image) for frame in split.train]
+    smallest = min(h.height for h in headers), min(h.width for h in headers)
+    crop, crops, _ = plan_epoch(settings, device, smallest, sum(h.height * h.width for h in headers))
     settings = replace(settings, crops_per_epoch=crops)
     with tempfile.TemporaryDirectory() as folder, apart() as process:
         run = replace(settings, root=Path(folder), run="convergence")

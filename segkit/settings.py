@@ -404,11 +404,3 @@ def record_settings(settings: Settings) -> None:
     with locked(settings.run_dir):
         if not any(os.path.isfile(settings.run_dir / name) for name in ("last.pt", "model.safetensors")):
             write_json(settings.run_dir / "settings.json", settings.as_dict())
-
-
-def name_and_value(argument: str) -> tuple[str, str]:
-    """NAME=value of a command line as a pair."""
-    name, equals, value = argument.partition("=")
-    if not equals:
-        raise SegkitError(f"{argument} is no setting: NAME=value was needed, such as EPOCHS=20")
-    return name, value

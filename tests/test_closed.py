@@ -72,7 +72,7 @@ def test_closed_places_are_named(place: Path) -> None:
 
 def test_make_run_in_a_closed_project_says_so(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(place / "readonly")
-    with pytest.raises(SegkitError, match=r"cannot write .*runs/new/notebooks .*Permission denied"):
+    with pytest.raises(SegkitError, match=r"cannot write .*runs/new/.*Permission denied"):
         run_notebooks(TRAIN_AND_MEASURE, {"DATASET_PATH": str(FIXTURE), "RUN": "new"})
 
 

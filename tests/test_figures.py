@@ -9,7 +9,6 @@ from segkit.data.dataset import Dataset, Frame, Split
 from segkit.notebook import plots as charts
 from segkit.notebook.plots import (
     busiest,
-    cell_colours,
     grey,
     outlines,
     overlay,
@@ -107,16 +106,22 @@ def test_the_busiest_window_holds_what_there_is_and_lies_inside():
     assert weight[busiest(np.zeros_like(weight), 20)].shape == (50, 70)  # nothing to choose by: all of it
 
 
-def test_cells_near_each_other_have_colours_of_their_own():
-    labels = np.zeros((40, 60), np.int32)
-    for k in range(1, 8):  # 7 and 14 wish for the same colour; so do 1 and 8
-        labels[2:12, 8 * k - 7:8 * k - 1] = k
-        labels[14:24, 8 * k - 7:8 * k - 1] = k + 7
-    colours = cell_colours(labels)
-    assert (colours[labels == 0] == -1).all()
-    for cell in range(1, 15):
-        assert len(np.unique(colours[labels == cell])) == 1
-    for cell in range(1, 8):
-        assert colours[labels == cell][0] != colours[labels == cell + 7][0]
-        assert cell == 7 or colours[labels == cell][0] != colours[labels == cell + 1][0]
-    assert (cell_colours(np.zeros((3, 3), np.int32)) == -1).all()
+def test_touching_cells_of_one_colour_are_told_apart_by_their_rims():
+    labels = squares((5, 5), (5, 15), (20, 5))
+    labels[labels == 2] = 8  # the colour of 1
+    picture = overlay(np.ones((40, 48)), labels, None)
+    inside, rim = picture[8, 8], picture[8, 14]
+    assert (picture[8, 18] == inside).all()
+    assert (picture[8, 15] == rim).all()
+    assert np.abs(inside.astype(int) - rim).sum() > 100
+    assert (picture[25, 8] != inside).any()
+    assert (picture[35, 40] == picture[0, 0]).all()
+
+
+def test_a_ratio_without_an_interval_has_its_verdict_and_no_dot():
+    rows = [{"experiment": name, "reference": "REF", "ratio": 0.5, "low": low, "high": high, "verdict": "slowed",
+             "reason": "so"} for name, low, high in (("A", 0.4, 0.6), ("B", -np.inf, np.inf), ("C", np.nan, np.nan))]
+    figure = charts.show_ratios(pd.DataFrame(rows))
+    assert np.isfinite(figure.axes[0].lines[0].get_xdata().astype(float)).tolist() == [True, False, False]
+    assert to_png(figure).startswith(b"\x89PNG")
+    assert to_png(charts.show_ratios(pd.DataFrame(rows[:0], columns=list(rows[0])))).startswith(b"\x89PNG")

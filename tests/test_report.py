@@ -21,14 +21,15 @@ def test_the_report_shows_results_without_code(tmp_path):
     (tmp_path / "notebooks").mkdir()
     for file in NOTEBOOKS.glob("0[45]*.ipynb"):
         shutil.copy(file, tmp_path / "notebooks")
-    write_json(tmp_path / "settings.json", {"DATASET_PATH": "/data/a&b", "EPOCHS": 7, "EXCLUDE": ""})
+    path = f"/data/{'long/' * 20}a&b"
+    write_json(tmp_path / "settings.json", {"DATASET_PATH": path, "EPOCHS": 7, "EXCLUDE": ""})
     write_json(tmp_path / "report.json", {"epochs": 7, "best_epoch": 6, "device": "cpu", "val_dice": 0.98765,
                                           "val_panoptic_quality": 0.5})
     page = write_report(tmp_path).read_text(encoding="utf-8")
     assert f"Run {tmp_path.name}" in page
     assert "validation Dice 0.988, panoptic quality 0.500" in page
-    assert "<td>/data/a&amp;b</td>" in page
-    assert "<td>EXCLUDE</td>" not in page
+    assert f"<td>{path.replace('&', '&amp;')}</td>" in page
+    assert "<th>EXCLUDE</th>" not in page
     assert page.count("data:image/png;base64,") >= 7
     assert "Measure growth" in page
     assert "segment_dataset(model" not in page
@@ -53,12 +54,12 @@ def test_the_report_shows_the_settings_of_its_results_and_names_the_models_train
     write_json(run / "settings.json", used if other else trained)
     notebook = nbformat.v4.new_notebook(metadata={"papermill": {"parameters": used}})
     nbformat.write(notebook, run / "notebooks" / "04_inference.ipynb")
-    page = " ".join(write_report(run).read_text(encoding="utf-8").split())
-    assert "<td>SCALE</td><td>2.0</td><td>1.0</td>" in page
-    assert "<td>EPOCHS</td><td>20</td><td>250</td>" in page
+    page = " ".join(write_report(run).read_text(encoding="utf-8").split()).replace("> <", "><")
+    assert "<th>SCALE</th><td>2.0</td><td>1.0</td>" in page
+    assert "<th>EPOCHS</th><td>20</td><td>250</td>" in page
     assert "of the model of run student, trained on the dataset /data/a&lt;b." in page
-    assert ("<td>DATASET_PATH</td><td>/data/c</td><td>/data/a&lt;b</td>" in page) == other
-    assert ("<td>DATASET_PATH</td><td>/data/a&lt;b</td><td></td>" in page) != other
+    assert ("<th>DATASET_PATH</th><td>/data/c</td><td>/data/a&lt;b</td>" in page) == other
+    assert ("<th>DATASET_PATH</th><td>/data/a&lt;b</td><td></td>" in page) != other
 
 
 def test_what_cells_print_and_their_tables_are_in_the_report_and_no_widget(tmp_path):

@@ -186,7 +186,7 @@ def test_the_table_of_experiments_writes_into_the_form(tmp_path):
     assert form.settings.for_experiment("REF").drug_frame == 6
     table.cells["RIF10", "drug_frame"].value = "many"
     assert "a whole number was needed" in form.message.value
-    form.field("DATASET_PATH").value = "/nowhere"
+    form.fields["DATASET_PATH"].value = "/nowhere"
     assert "appears when DATASET_PATH" in table.children[0].value
 
 
@@ -197,12 +197,12 @@ def test_the_table_of_one_dataset_does_not_hold_for_another(tmp_path, tiny):
     table = ExperimentsForm(form)
     assert "RIF10,10,6" in form.settings.conditions
     table.cells["RIF10", "drug_frame"].value = "4"
-    form.field("DATASET_PATH").value = str(tiny)
+    form.fields["DATASET_PATH"].value = str(tiny)
     assert form.settings.conditions == ""
     assert {experiment for experiment, _ in table.cells} == {"REF"}
     form.save()
     assert load_settings(root=tmp_path).conditions == ""
-    form.field("DATASET_PATH").value = str(FIXTURE)
+    form.fields["DATASET_PATH"].value = str(FIXTURE)
     table.cells["RIF10", "drug_frame"].value = "4"
     form.save()
     for settings in (form.settings, load_settings(root=tmp_path)):

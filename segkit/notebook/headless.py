@@ -7,27 +7,16 @@ import sys
 import time
 import traceback
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from importlib.metadata import files
 from pathlib import Path
 
 from ..data.discovery import discover, discover_split
 from ..errors import STOPPED, SegkitError
-from ..files import duration, locked, log, replacing, writing
+from ..files import duration, locked, log, replacing
 from ..model.checkpoint import load_model
 from ..model.unet import UNet
-from ..settings import (
-    DEMO,
-    Settings,
-    check_whose_run,
-    load_settings,
-    name_and_value,
-    parse_settings,
-    project_root,
-    public_fields,
-    record_settings,
-)
+from ..settings import Settings, check_whose_run, load_settings, parse_settings, public_fields, record_settings
 from ..training.run_dir import check_training
 from ..training.trainer import fit
 from .report import assumed_conditions, check_conditions, write_report
@@ -56,10 +45,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # a reason is one line, the last one, whatever happens in a notebook
     try:
         command = given.pop(0) if given and "=" not in given[0] else "run"
-        if command not in (*NOTEBOOKS, "train"):
-            raise SegkitError(f"{command} is unknown: run, segment or train was needed, then settings as NAME=value, "
-                              "such as EPOCHS=20 (segkit --help lists them)")
-        values = dict(name_and_value(argument) for argument in given)
+        if command not in (*NOTEBOOKS, "train") or not all("=" in argument for argument in given):
+            raise SegkitError(f"{' '.join([command, *given])} is unknown: run, segment or train was needed, then "
+                              "settings as NAME=value, such as EPOCHS=20 (segkit --help lists them)")
+        values = dict(argument.split("=", 1) for argument in given)
         if command == "train":
             train(values)
         else:
@@ -83,61 +72,59 @@ def train(values: dict[str, str]) -> None:
     if os.environ.get("RANK", "0") == "0":
         signal.signal(signal.SIGTERM, signal.default_int_handler)
     log.addHandler(logging.StreamHandler(sys.stdout))
-    settings = load_settings(values, caller=_caller())
+    settings = _settings_from(values)
     fit(UNet(), discover_split(settings), settings)
 
 
-def _caller() -> Path:
-    """The folder that relative paths on the command line start from."""
-    return Path(os.environ.get("SEGKIT_CALLER") or os.getcwd())
+def _settings_from(values: dict[str, str]) -> Settings:
+    """The settings that a command line means: no unknown names, relative paths from the caller's folder."""
+    parse_settings(values)
+    return load_settings(values, caller=Path(os.environ.get("SEGKIT_CALLER") or os.getcwd()))
 
 
-def run_notebooks(names: Sequence[str], values: dict[str, str]) -> Settings:
+def run_notebooks(names: Sequence[str], values: dict[str, str]) -> None:
     """Execute notebooks in order with papermill; executed copies go to the run's notebooks/ folder.
 
     values: settings by upper-case name; relative paths start from the working folder. What the cells print is printed
     meanwhile. Raises SegkitError with the notebook's reason where one stops.
     """
     # without a dataset: what the environment names, or the demo, whatever the saved form contains
-    if not values.get("DATASET_PATH"):
-        values = {**values, "DATASET_PATH": os.environ.get("SEGKIT_DATASET_PATH") or str(project_root() / DEMO)}
-    parse_settings(values)  # an unknown name is an error
-    settings = load_settings(values, caller=_caller())
+    dataset_path = values.get("DATASET_PATH") or os.environ.get("SEGKIT_DATASET_PATH") or Settings().dataset_path
+    settings = _settings_from({**values, "DATASET_PATH": str(dataset_path)})
     # whatever is wrong with dataset, model or run folder is reported before anything is written
-    if names is MEASURE:
-        check_whose_run(settings)
     dataset = discover(settings.dataset_path, settings.masks_path)
     check_conditions(settings, dataset)
     if names is MEASURE:
+        check_whose_run(settings)
         load_model(settings.model_path, "cpu")
     else:
         check_training(settings)
         discover_split(settings, dataset)
     # from here on the run's folder is changed, by this process and the kernels that it starts
-    folder = settings.run_dir / "notebooks"
-    with writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
     with locked(settings.run_dir):
         if names is MEASURE:
             record_settings(settings)
         print(f"run {settings.run}: {settings.dataset_path} -> {settings.run_dir}", flush=True)
         assumed = assumed_conditions(settings, {frame.experiment for frame in dataset.frames})
-        print("assumed, please check:",
-              ", ".join(f"{name}={settings.as_dict()[name]}" for name in assumed) or "nothing")
+        shown = ", ".join(f"{name}={settings.as_dict()[name]}" for name in assumed)
+        print("assumed, please check:", shown or "nothing", flush=True)
         for name in names:
             began = time.perf_counter()
             print(f"{name} ...", flush=True)
-            with _printing_log(settings.run_dir / "run.log"):
-                _execute(name, folder, settings)
+            seen = _log_lines(settings.run_dir)
+            try:
+                _execute(name, settings)
+            finally:  # what the notebook has logged, but for the epochs, which a cell prints
+                added = [line for line in _log_lines(settings.run_dir) if line not in seen and "  epoch " not in line]
+                print("".join(f"  {line}" for line in added), end="", flush=True)
             print(f"{name} done in {duration(time.perf_counter() - began)}", flush=True)
         write_report(settings.run_dir)
     for line in dataset.problem_summary():
         print(f"left out: {line}")
     print(f"results in {settings.run_dir}; report.html there shows them", flush=True)
-    return settings
 
 
-def _execute(name: str, folder: Path, settings: Settings) -> None:
+def _execute(name: str, settings: Settings) -> None:
     """Execute a notebook with papermill; its copy, also of one that stops, is written whole or not at all.
 
     All settings are handed over, so that the copy contains those that it was executed with (report.html shows them).
@@ -148,19 +135,19 @@ def _execute(name: str, folder: Path, settings: Settings) -> None:
 
     # the checkout's notebooks, else those that come with an installed package
     source = settings.root / "notebooks" / f"{name}.ipynb"
-    if not source.is_file():
-        installed = [Path(str(file.locate())) for file in files("segkit") or () if file.name == source.name]
-        source = next((path.resolve() for path in installed if path.is_file()), source)
-    if not source.is_file():
+    installed = [Path(str(file.locate())).resolve() for file in files("segkit") or () if file.name == source.name]
+    found = [path for path in (source, *installed) if path.is_file()]
+    if not found:
         raise SegkitError(f"no notebook {source}: run this in the project's folder, which holds notebooks/")
     values = {name: "" if value is None else value for name, value in settings.as_dict().items()}  # None is "not set"
     stopped = None
-    with replacing(folder / source.name) as part, warnings.catch_warnings(), _printing_cells():
+    with replacing(settings.run_dir / "notebooks" / source.name) as part, warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The specified file")  # it does not end in .ipynb yet
-        paths = [str(path).replace("{", "{{").replace("}", "}}") for path in (source, part)]  # papermill formats them
+        paths = [str(path).replace("{", "{{").replace("}", "}}") for path in (found[0], part)]  # papermill formats them
         try:
             papermill.execute_notebook(*paths, parameters=values, cwd=str(settings.root), progress_bar=False,
-                                       log_output=True, kernel_name="python3", extra_arguments=["--log-level=ERROR"])
+                                       stdout_file=sys.stdout, kernel_name="python3",
+                                       extra_arguments=["--log-level=ERROR"])
         except PapermillExecutionError as error:
             stopped = error
         except DeadKernelError:
@@ -173,34 +160,7 @@ def _execute(name: str, folder: Path, settings: Settings) -> None:
         raise SegkitError(f"{name}: {' '.join(stopped.evalue.split()) or stopped.ename}")
 
 
-@contextmanager
-def _printing_log(path: Path) -> Iterator[None]:
-    """Print what the block adds to the run's log, but for the epochs, which a cell prints."""
-    before = path.read_text(encoding="utf-8") if path.is_file() else ""
-    try:
-        yield
-    finally:
-        after = path.read_text(encoding="utf-8") if path.is_file() else ""
-        for line in after.removeprefix(before).splitlines():
-            if "  epoch " not in line:
-                print(f"  {line}", flush=True)
-
-
-@contextmanager
-def _printing_cells() -> Iterator[None]:
-    """Print what the cells print, as papermill logs it, while the block runs."""
-    def printed_by_a_cell(record: logging.LogRecord) -> bool:
-        text = str(record.msg)
-        record.msg = "  " + text.strip().replace("\r", "\n").replace("\n", "\n  ")
-        # what a cell only shows, such as a figure or a table, is logged too, without an end of line
-        return record.funcName == "log_output_message" and (text.startswith("\r") or text.endswith("\n"))
-    logger, handler = logging.getLogger("papermill"), logging.StreamHandler(sys.stdout)
-    handler.addFilter(printed_by_a_cell)
-    level = logger.level
-    logger.setLevel(logging.INFO)
-    logger.addHandler(handler)
-    try:
-        yield
-    finally:
-        logger.removeHandler(handler)
-        logger.setLevel(level)
+def _log_lines(run_dir: Path) -> list[str]:
+    """The lines of a run's log until now, each with its end."""
+    file = run_dir / "run.log"
+    return file.read_text(encoding="utf-8").splitlines(keepends=True) if file.is_file() else []

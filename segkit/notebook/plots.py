@@ -12,10 +12,9 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.text import Text
-from matplotlib.ticker import MaxNLocator, NullLocator
-from PIL import Image
+from matplotlib.ticker import LogLocator, MaxNLocator
 from scipy import ndimage
-from skimage.segmentation import expand_labels, find_boundaries
+from skimage.segmentation import find_boundaries
 from torchvision.utils import draw_segmentation_masks
 
 from ..data.dataset import Dataset, Split
@@ -25,7 +24,6 @@ from ..measure.growth import STOPPED_BELOW
 TEACHER, STUDENT, ACCENT, PINK, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#666666"  # Okabe and Ito's
 CELL_COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7")  # colour-blind-safe set
 LINE_COLOURS = (TEACHER, STUDENT, ACCENT, GREY, "black")  # of lines that stand for neither teacher nor student
-NEAR = 4  # pixels around a cell; two cells nearer than twice that get different colours
 DPI = 72
 MAX_WIDTH = 13  # inches of the widest figure
 MIN_ZOOM = 0.44  # smallest size of a picture, as a share of its pixels; below it there are fewer columns
@@ -42,7 +40,6 @@ class Picture(Figure):
 
     def __init__(self, width: float, height: float) -> None:
         super().__init__(figsize=(width, height), dpi=DPI, layout="constrained", facecolor="white")
-        self.canvas: FigureCanvasAgg = FigureCanvasAgg(self)
 
     def draw(self, renderer: Any) -> None:
         """Draw every text literally: a name between two dollar signs is no formula."""
@@ -56,10 +53,8 @@ class Picture(Figure):
 
 def to_png(figure: Picture, compress_level: int = 1) -> bytes:
     """A figure as PNG, quickly, for an ipywidgets.Image; a higher level (to 9) is slower and smaller."""
-    figure.canvas.draw()  # savefig would draw twice
     buffer = io.BytesIO()
-    picture = Image.fromarray(np.asarray(figure.canvas.buffer_rgba())).convert("RGB")
-    picture.save(buffer, "png", compress_level=compress_level, dpi=(DPI, DPI))
+    FigureCanvasAgg(figure).print_png(buffer, pil_kwargs={"compress_level": compress_level})  # savefig draws twice
     return buffer.getvalue()
 
 
@@ -83,32 +78,18 @@ def outlines(labels: np.ndarray) -> np.ndarray:
     return find_boundaries(labels, connectivity=1, mode="inner")
 
 
-def cell_colours(labels: np.ndarray) -> np.ndarray:
-    """An index into CELL_COLOURS for every pixel (H, W), -1 for background; cells that are near each other differ."""
-    # pairs of cells that are near each other: neighbouring pixels of different cells, once the cells are grown
-    near = expand_labels(labels, NEAR)
-    below = np.stack([near[1:].ravel(), near[:-1].ravel()])  # (2, (H - 1) * W)
-    beside = np.stack([near[:, 1:].ravel(), near[:, :-1].ravel()])
-    pairs = np.concatenate([below, beside], axis=1)
-    first, second = np.unique(pairs[:, (pairs[0] != pairs[1]) & pairs.all(axis=0)], axis=1)
-    # each cell in turn takes the first free colour; where that search begins depends on its number, for variety
-    colour_of = np.full(labels.max() + 1, -1)
-    for cell in np.unique(labels[labels > 0]):
-        taken = colour_of[np.concatenate([second[first == cell], first[second == cell]])]
-        order = (cell * 3 + np.arange(len(CELL_COLOURS))) % len(CELL_COLOURS)
-        colour_of[cell] = next((colour for colour in order if colour not in taken), order[0])
-    return colour_of[labels]
-
-
 def overlay(image: np.ndarray, labels: np.ndarray, colour: str | None = STUDENT, contrast: float = 1.0) -> np.ndarray:
-    """RGB uint8 (H, W, 3): the image with outlines in one colour, or with None every cell filled in its own."""
+    """RGB uint8 (H, W, 3): the image with outlines in one colour, or with None every cell filled in one of seven."""
     picture = torch.from_numpy((grey(image, contrast) * 255).astype(np.uint8)).expand(3, -1, -1)  # (3, H, W)
-    if labels.any() and colour:
-        picture = draw_segmentation_masks(picture, torch.from_numpy(outlines(labels))[None], alpha=1, colors=[colour])
-    elif labels.any():
-        masks = cell_colours(labels) == np.arange(len(CELL_COLOURS))[:, None, None]  # (colours, H, W)
-        picture = draw_segmentation_masks(picture, torch.from_numpy(masks), alpha=0.55, colors=list(CELL_COLOURS))
-    return picture.permute(1, 2, 0).numpy()
+    if not labels.any():
+        return picture.permute(1, 2, 0).numpy()
+    # a cell is filled lightly within its rim, so that two touching cells of one colour are told apart, too
+    colours = [colour] if colour else list(CELL_COLOURS)
+    masks = (labels > 0) & (labels % len(colours) == np.arange(len(colours))[:, None, None])  # (colours, H, W)
+    rims = torch.from_numpy(masks & outlines(labels))
+    if not colour:
+        picture = draw_segmentation_masks(picture, torch.from_numpy(masks), alpha=0.5, colors=colours)
+    return draw_segmentation_masks(picture, rims, alpha=1, colors=colours).permute(1, 2, 0).numpy()
 
 
 def busiest(weight: np.ndarray, side: int) -> tuple[slice, slice]:
@@ -135,7 +116,10 @@ def show_pictures(pictures: Sequence[np.ndarray], titles: Sequence[str], pixel_s
     height, width = pictures[0].shape[:2]
     columns = min(columns, len(pictures), max(1, int(MAX_WIDTH * DPI / (MIN_ZOOM * width))))
     rows = -(-len(pictures) // columns)
-    zoom = _zoom(width, columns)
+    # one pixel of the figure for each of the picture's, a few where it is small, fewer to fit
+    room = (MAX_WIDTH * DPI - (columns - 1) * GAP) / columns
+    zoom = min(-(-(4 if columns <= 2 else 3) * DPI // width), room / width)
+    zoom = int(zoom) if zoom >= 2 else zoom
     wide, tall = zoom * width, zoom * height
     whole_width, whole_height = columns * (wide + GAP) - GAP, rows * (tall + TITLE) + BELOW
     figure = Picture(whole_width / DPI, whole_height / DPI)
@@ -155,20 +139,9 @@ def show_pictures(pictures: Sequence[np.ndarray], titles: Sequence[str], pixel_s
     return figure
 
 
-def _zoom(width: int, columns: int) -> float:
-    """Pixels of the figure for each of the picture's: one, or a few where the picture is small; fewer to fit."""
-    room = (MAX_WIDTH * DPI - (columns - 1) * GAP) / columns
-    wanted = max(1, -(-(4 if columns <= 2 else 3) * DPI // width))
-    if wanted * width <= room:
-        return wanted
-    return room // width if room >= 2 * width else room / width
-
-
 def _scale_bar(axes: Axes, width: int, pixel_size_um: float) -> None:
-    """A bar of a round length in um, about a quarter of the picture, under its right end."""
-    wanted = width * pixel_size_um / 4
-    round_lengths = [factor * 10.0 ** exponent for exponent in range(-2, 5) for factor in (1, 2, 5)]
-    length = max((um for um in round_lengths if um <= wanted), default=wanted)
+    """A bar of a round length in um, an eighth to a third of the picture, under its right end."""
+    length = MaxNLocator(8, steps=(1, 2, 5, 10)).tick_values(0, width * pixel_size_um)[1]
     left, right, below = width - 0.5 - length / pixel_size_um, width - 0.5, -9 / 72 * DPI / axes.bbox.height
     across = axes.get_xaxis_transform()
     axes.plot([left, right], [below, below], color="black", lw=2.5, solid_capstyle="butt", clip_on=False,
@@ -272,13 +245,11 @@ def show_histograms(values: Mapping[str, np.ndarray], xlabel: str, bins: int = 4
     if not values:
         return _panels([])[0]
     figure, grid = new_figure(6.5, 3)
-    edges = np.histogram_bin_edges(np.concatenate(list(values.values())), bins)
-    for k, (name, data) in enumerate(values.items()):
-        style = ("-", "--", ":")[k // len(LINE_COLOURS) % 3]
-        grid[0, 0].hist(data, edges, histtype="step", lw=2, color=LINE_COLOURS[k % len(LINE_COLOURS)], ls=style,
-                        label=name)
+    colours = np.resize(LINE_COLOURS, len(values)).tolist()  # repeated as often as needed
+    styles = np.repeat(("-", "--", ":"), len(LINE_COLOURS)).tolist()
+    grid[0, 0].hist(list(values.values()), bins, histtype="step", lw=2, color=colours, ls=styles, label=list(values))
     grid[0, 0].set(xlabel=xlabel, ylabel="count")
-    grid[0, 0].legend(frameon=False)
+    grid[0, 0].legend(frameon=False, reverse=True)
     return figure
 
 
@@ -293,9 +264,8 @@ def show_scores(scores: pd.DataFrame, names: Sequence[str]) -> Picture:
     figure, ((left, right),) = new_figure(10, 0.34 * len(means) + 1.4, 1, 2)
     # scores a little above or below each other, so that none hides another
     for k, (column, (label, colour, marker)) in enumerate(SCORES.items()):
-        left.plot(means[column], rows + 0.15 * (k - 2), marker, color=colour, ms=6, label=label)
-    low = min(0.9, np.floor(means[[*SCORES]].min(axis=None) * 10) / 10)
-    left.set(xlabel="mean over frames", xlim=(low - 0.04 * (1 - low), 1 + 0.04 * (1 - low)))
+        left.plot(means[column], rows + 0.15 * (k - 2), marker, color=colour, ms=6, label=label, clip_on=False)
+    left.set(xlabel="mean over frames", xlim=(min(0.9, means[[*SCORES]].min(axis=None)), 1))
     left.legend(frameon=False, fontsize=8, ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1.0))
     _name_rows(left, list(means.index))
     # a tenth of the cells at least fits in, so that a single cell does not look like many
@@ -308,7 +278,7 @@ def show_scores(scores: pd.DataFrame, names: Sequence[str]) -> Picture:
 
 
 def show_growth(curves: Mapping[str, pd.DataFrame], minutes_per_frame: Mapping[str, float],
-                drug_frame: Mapping[str, int], ylabel: str = "total cell area (µm²)") -> Picture:
+                drug_frame: Mapping[str, int]) -> Picture:
     """Area over time, a panel per experiment, log scale; straight is exponential growth, a cross: died out.
 
     curves: by source ("student", "teacher"): experiment, position, since_start (frames) and area.
@@ -318,35 +288,34 @@ def show_growth(curves: Mapping[str, pd.DataFrame], minutes_per_frame: Mapping[s
     lines = pd.concat([table.assign(source=source) for source, table in curves.items()])
     names = sorted(lines["experiment"].unique())
     figure, panels = _panels(names)
-    areas = lines.loc[lines["area"] > 0, "area"]
-    lowest, highest = areas.min() if len(areas) else 1.0, areas.max() if len(areas) else 1.0
+    areas = lines["area"].where(lines["area"] > 0)
+    lines["hours"] = lines["since_start"] * lines["experiment"].map(dict(minutes_per_frame)) / 60
     styles = dict(zip(curves, ((STUDENT, "-"), (TEACHER, ":")), strict=False))
     for axes, experiment in zip(panels, names, strict=False):
-        hours = minutes_per_frame[experiment] / 60
         for (source, _), line in lines[lines["experiment"] == experiment].groupby(["source", "position"]):
-            _growth_line(axes, line, hours, styles[source], source)
+            seen = line[line["area"] > 0]
+            axes.plot(seen["hours"], seen["area"], color=styles[source][0], ls=styles[source][1], lw=1.8, label=source)
+            if seen["hours"].max() < line["hours"].max():  # the last frames hold no cell
+                axes.plot(seen["hours"].iloc[-1], seen["area"].iloc[-1], "x", color="black", ms=8, mew=2)
         if 0 <= drug_frame[experiment] <= lines["since_start"].max():
-            axes.axvline(drug_frame[experiment] * hours, color=GREY, ls="--", lw=1, label="DRUG_FRAME")
+            axes.axvline(drug_frame[experiment] * minutes_per_frame[experiment] / 60, color=GREY, ls="--", lw=1,
+                         label="DRUG_FRAME")
         # few areas are powers of ten, so plain numbers mark the logarithmic axis
-        axes.set(xlabel="time (h)", yscale="log", ylim=(lowest * 0.9, highest * 1.15))
-        if highest < 4 * lowest:  # too little for the ticks of powers of ten
-            axes.yaxis.set_major_locator(MaxNLocator(6))
-            axes.yaxis.set_minor_locator(NullLocator())
+        axes.set(xlabel="time (h)", yscale="log", ylim=(areas.min() * 0.9, areas.max() * 1.15) if areas.any() else None)
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.2, 1.5, 2, 3, 5, 7)))
         axes.yaxis.set_major_formatter("{x:g}")
-        axes.yaxis.set_minor_formatter("{x:g}")
-    panels[0].set_ylabel(ylabel)
+        axes.minorticks_off()
+    panels[0].set_ylabel("total cell area (µm²)")
     # every position has a line of the same label: one entry for all
     entries = dict(zip(*reversed(panels[0].get_legend_handles_labels()), strict=True))  # one of each label
     panels[0].legend(entries.values(), entries.keys(), frameon=False)
     return figure
 
 
-def _growth_line(axes: Axes, line: pd.DataFrame, hours: float, style: tuple[str, str], label: str) -> None:
-    """One position's area over time; a cross where the last frames hold no cell."""
-    seen = line[line["area"] > 0]
-    axes.plot(seen["since_start"] * hours, seen["area"], color=style[0], ls=style[1], lw=1.8, label=label)
-    if len(seen) and seen["since_start"].max() < line["since_start"].max():
-        axes.plot(seen["since_start"].iloc[-1] * hours, seen["area"].iloc[-1], "x", color="black", ms=8, mew=2)
+def _intervals(axes: Axes, table: pd.DataFrame, value: str, height: np.ndarray, colour: str, label: str = "") -> None:
+    """A dot for each row of the table at its height, with a bar from `low` to `high`."""
+    errors = [table[value] - table["low"], table["high"] - table[value]]
+    axes.errorbar(table[value], height, xerr=errors, fmt="o", ms=5, capsize=3, color=colour, label=label)
 
 
 def show_rates(growth: pd.DataFrame) -> Picture:
@@ -363,9 +332,7 @@ def show_rates(growth: pd.DataFrame) -> Picture:
     for k, phase in enumerate(phases):
         part, (label, colour) = table[table["phase"] == phase], PHASES[phase]
         height = part["unit"].map(units.index).to_numpy() + 0.3 * k - 0.15
-        rate = part["growth_per_hour"]
-        axes.errorbar(rate, height, xerr=[rate - part["low"], part["high"] - rate], fmt="o", ms=5, capsize=3,
-                      color=colour, label=label)
+        _intervals(axes, part, "growth_per_hour", height, colour, label)
         for row, y in zip(part.itertuples(), height, strict=True):
             x, text = (0.0, "died out") if np.isnan(row.high) else (row.high, "growth not certain")
             if row.low > 0 and row.doubling_minutes < 6000:
@@ -382,10 +349,9 @@ def show_rates(growth: pd.DataFrame) -> Picture:
 def show_ratios(comparison: pd.DataFrame) -> Picture:
     """Growth of each treated experiment as a share of its reference's, with its 95 % interval, verdict and reason."""
     figure, ((axes,),) = new_figure(11, 0.7 * max(len(comparison), 1) + 1.1)
+    known = comparison.where(comparison["low"] > -np.inf)  # a ratio without an interval is no dot
+    _intervals(axes, known, "ratio", np.arange(len(comparison)), STUDENT)
     for k, row in enumerate(comparison.itertuples()):
-        if np.isfinite(row.low):
-            axes.errorbar([row.ratio], [k], xerr=[[row.ratio - row.low], [row.high - row.ratio]], fmt="o", ms=6,
-                          capsize=4, color=STUDENT)
         axes.text(1.03, k, f"{row.verdict}\n{textwrap.fill(row.reason, 60)}", va="center", fontsize=9,
                   transform=axes.get_yaxis_transform())
     for ratio, style in ((0, "-"), (STOPPED_BELOW, ":"), (1, "-")):

@@ -2,7 +2,6 @@
 
 import datetime
 import html
-import json
 import os
 import platform
 import re
@@ -10,7 +9,7 @@ import sys
 import time
 from collections.abc import Iterable, Mapping
 from functools import cache
-from importlib.metadata import PackageNotFoundError, requires, version
+from importlib.metadata import distributions, requires
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,7 @@ from ..model.checkpoint import load_model
 from ..model.unet import FIELD_OF_VIEW, UNet
 from ..settings import BY_EXPERIMENT, CONDITIONS_FILE, Settings, public_fields, read_conditions
 from ..training.distributed import ProcessGroup
-from ..training.frames import MIN_STEPS, choose_crop, default_crops, steps_per_epoch
+from ..training.frames import MIN_STEPS, choose_crop, plan_epoch
 from ..training.trainer import Trainer
 
 VALIDATION_COST = 0.35  # of a pixel of a validation frame, as a share of a training pixel's time
@@ -37,8 +36,9 @@ WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 HANDS_ON = {"answers", "hands-on"}  # tags of cells for a reader who runs the notebook
 NOT_REPORTED = re.compile(r"^\*\*(What you will do|What you need):.*?(\n\n|\Z)|^\*\*On your own\*\*.*", re.S | re.M)
 REPORTED = ("02_data_exploration", "03_training", "04_inference", "05_growth")
-RUN_COLUMNS = ("run", "dataset", "epochs", "learning rate", "crop", "Dice", "panoptic quality", "minutes", "device",
-               "when")
+RUN_COLUMNS = {"run": "run", "DATASET_PATH": "dataset", "epochs": "epochs", "LEARNING_RATE": "learning rate",
+               "CROP": "crop", "val_dice": "Dice", "val_panoptic_quality": "panoptic quality", "seconds": "minutes",
+               "device": "device", "when": "when"}  # of table_of_runs, by the names in a run's files
 
 
 def check_installation() -> dict[str, bool]:
@@ -46,11 +46,8 @@ def check_installation() -> dict[str, bool]:
     checks = {"Python>=3.11": sys.version_info >= (3, 11)}
     for requirement in map(Requirement, requires("segkit") or ()):
         if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
-            try:
-                installed = requirement.specifier.contains(version(requirement.name), prereleases=True)
-            except PackageNotFoundError:
-                installed = False
-            checks[str(requirement)] = installed
+            found = [package.version for package in distributions(name=requirement.name)][:1]
+            checks[str(requirement)] = any(requirement.specifier.filter(found, prereleases=True))
     return checks
 
 
@@ -130,7 +127,7 @@ def settings_table(settings: Settings) -> pd.DataFrame:
 def conditions_table(settings: Settings, experiments: Iterable[str]) -> pd.DataFrame:
     """A row for each experiment: its pixel size, frame interval, drug frame and reference."""
     own = {name: settings.for_experiment(name).as_dict() for name in sorted(experiments)}
-    return pd.DataFrame({name: {key: values[key] for key in BY_EXPERIMENT} for name, values in own.items()}).T
+    return pd.DataFrame(own, index=list(BY_EXPERIMENT)).T
 
 
 def assumed_conditions(settings: Settings, experiments: Iterable[str]) -> list[str]:
@@ -145,12 +142,11 @@ def training_estimate(settings: Settings, dataset: Dataset | None = None) -> str
     # the size of one frame stands for all, so that a form answers at once
     height, width = read_header(split.train[0].image).size
     device = pick_device(settings.device)
-    crop = choose_crop(settings, device, (height, width))
-    crops = settings.crops_per_epoch or default_crops(len(split.train) * height * width, crop)
+    crop, crops, steps = plan_epoch(settings, device, (height, width), len(split.train) * height * width)
     # training pixels of an epoch, and those of the validation frames, which need no backward pass
     pixels = crops * crop[0] * crop[1] + VALIDATION_COST * len(split.validation) * height * width
     seconds = settings.epochs * pixels / measure_speed(str(device), settings.precision) / 1e6
-    steps = settings.epochs * steps_per_epoch(crops, settings)
+    steps *= settings.epochs
     few = f", and fewer than {MIN_STEPS} are seldom enough: set more EPOCHS" if steps < MIN_STEPS else ""
     return (f"{crops} crops of {crop[0]} x {crop[1]} an epoch, {steps} steps in all; about {duration(seconds)} on this "
             f"device{few}")
@@ -181,8 +177,14 @@ def write_report(run_dir: str | Path) -> Path:
     # the settings of the results: of the last notebook that papermill executed
     used = notebooks[-1].metadata.get("papermill", {}).get("parameters", {})
     cells = [nbformat.v4.new_markdown_cell(_summary(run_dir, used))]
+    # what a reader of results needs: no instructions, widgets or warnings
     for cell in (cell for notebook in notebooks for cell in notebook.cells):
-        if HANDS_ON.isdisjoint(cell.metadata.get("tags", ())) and _has_content(cell):
+        if cell.cell_type == "markdown":
+            cell.source = re.sub(r"^## \d+\. ", "## ", NOT_REPORTED.sub("", cell.source), flags=re.M)
+        else:
+            cell.outputs = [output for output in cell.outputs if output.output_type != "error"
+                            and output.get("name") != "stderr" and WIDGET_VIEW not in output.get("data", {})]
+        if HANDS_ON.isdisjoint(cell.metadata.get("tags", ())) and cell.get("outputs", True):
             cells.append(cell)
     # a page that needs no other file and no network
     exporter = HTMLExporter(exclude_input=True, exclude_input_prompt=True, exclude_output_prompt=True,
@@ -191,16 +193,6 @@ def write_report(run_dir: str | Path) -> Path:
     content, _ = exporter.from_notebook_node(page, {"metadata": {"name": f"segkit: {run_dir.name}"}})
     write_text(run_dir / "report.html", content)
     return run_dir / "report.html"
-
-
-def _has_content(cell: Any) -> bool:
-    """Reduce a cell to what a reader of results needs: no instructions, widgets or warnings; whether any is left."""
-    if cell.cell_type == "markdown":
-        cell.source = re.sub(r"^## \d+\. ", "## ", NOT_REPORTED.sub("", cell.source), flags=re.M)
-        return True
-    cell.outputs = [output for output in cell.outputs if output.output_type != "error"
-                    and output.get("name") != "stderr" and WIDGET_VIEW not in output.get("data", {})]
-    return bool(cell.outputs)
 
 
 def _summary(run_dir: Path, used: Mapping[str, Any]) -> str:
@@ -227,14 +219,12 @@ def _summary(run_dir: Path, used: Mapping[str, Any]) -> str:
         lines.append(html.escape(f"The results are of the model of run {trained.get('RUN')}, trained on the dataset "
                                  f"{trained.get('DATASET_PATH')}."))
     # all settings that are set, beside those of the training where they differ
-    rows = []
-    for name, value in settings.items():
-        other = trained.get(name, value)
-        if value not in ("", None) or other not in ("", None):
-            different = html.escape(str(other)) if other != value else ""
-            rows.append(f"<tr><td>{name}</td><td>{html.escape(str(value))}</td><td>{different}</td></tr>")
-    lines.append("<details><summary>Settings</summary><table><tr><th></th><th>of these results</th>"
-                 f"<th>of the model's training, where other</th></tr>{''.join(rows)}</table></details>")
+    other = {name: str(value) for name, value in trained.items() if value != settings.get(name)}
+    columns = {"of these results": settings, "of the model's training, where other": other}
+    table = pd.DataFrame(columns, dtype=object).fillna("").astype(str).replace("\n", "; ", regex=True)
+    with pd.option_context("display.max_colwidth", None):
+        shown = table[table.ne("").any(axis=1)].to_html(border=0, justify="left")
+    lines.append(f"<details><summary>Settings</summary>{shown}</details>")
     return "\n\n".join(lines)
 
 
@@ -252,13 +242,12 @@ def table_of_runs(runs_dir: str | Path) -> pd.DataFrame:
     rows = []
     for file in Path(runs_dir).glob("*/report.json"):
         try:
-            report, settings = (json.loads((file.parent / name).read_text(encoding="utf-8"))
-                                for name in ("report.json", "settings.json"))
-        except (OSError, ValueError):
+            run = read_json(file.with_name("settings.json"), "the run's file") | read_json(file, "the run's file")
+        except SegkitError:
             continue  # a run that is being written, or was damaged: it is no row, and stays as it is
-        rows.append((file.parent.name, Path(settings.get("DATASET_PATH", "")).name, report.get("epochs"),
-                     settings.get("LEARNING_RATE"), settings.get("CROP"), report.get("val_dice"),
-                     report.get("val_panoptic_quality"), report.get("seconds", 0) / 60, report.get("device"),
-                     pd.Timestamp(file.stat().st_mtime, unit="s").round("min")))
-    table = pd.DataFrame(rows, columns=list(RUN_COLUMNS)).sort_values("when", ascending=False, ignore_index=True)
+        rows.append(run | {"run": file.parent.name, "DATASET_PATH": Path(run.get("DATASET_PATH", "")).name,
+                           "seconds": run.get("seconds", 0) / 60,
+                           "when": pd.Timestamp(file.stat().st_mtime, unit="s").round("min")})
+    table = pd.DataFrame(rows, columns=list(RUN_COLUMNS)).rename(columns=RUN_COLUMNS)
+    table = table.sort_values("when", ascending=False, ignore_index=True)
     return table.round({"Dice": 4, "panoptic quality": 4, "minutes": 1})

@@ -1,9 +1,9 @@
 """Pictures of a dataset's frames, the live picture of a training, and the browser."""
 
 import html
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import Any
+from itertools import groupby
 
 import ipywidgets as w
 import numpy as np
@@ -21,27 +21,19 @@ from ..settings import DEMO, Settings
 from ..training.augment import gather_crops, sample_crops
 from ..training.frames import build_store, choose_crop
 from ..training.run_dir import History
-from .plots import (
-    STUDENT,
-    TEACHER,
-    Picture,
-    busiest,
-    grey,
-    overlay,
-    show_pictures,
-    show_previews,
-    show_training,
-    to_png,
-)
+from . import plots
+from .plots import STUDENT, TEACHER, Picture, busiest, grey, overlay, show_pictures, to_png
 
 NATURAL_SIZE = {"align_self": "flex-start", "max_width": "100%"}  # stretching would blur a picture
 _GOOD, _BAD = "#1E8E62", "#D0571A"  # of the sign alone, the words have the theme's colour: light or dark
 Pair = tuple[Frame, np.ndarray, np.ndarray]  # a frame, its image (H, W) and its labels (H, W)
 
 
-def quiet_repr(widget: w.Widget) -> str:
-    """What a notebook stores of a widget as text: no machine's paths or figures."""
-    return f"({type(widget).__name__}: run the notebook to see it)"
+class QuietBox(w.VBox):
+    """A widget of which a notebook stores no machine's paths or figures as text."""
+
+    def __repr__(self) -> str:
+        return f"({type(self).__name__}: run the notebook to see it)"
 
 
 def say(text: str, good: bool) -> str:
@@ -75,10 +67,8 @@ def student_pairs(frames: Iterable[Frame], settings: Settings) -> list[Frame]:
 
 def by_position(frames: Iterable[Frame]) -> dict[str, list[Frame]]:
     """The frames of each position, by its experiment and name."""
-    positions: dict[str, list[Frame]] = {}
-    for frame in frames:
-        positions.setdefault(" ".join(frame.unit), []).append(frame)
-    return positions
+    ordered = sorted(frames, key=lambda frame: (" ".join(frame.unit), frame.frame))
+    return {name: list(film) for name, film in groupby(ordered, key=lambda frame: " ".join(frame.unit))}
 
 
 def middle_frames(frames: Iterable[Frame]) -> list[Pair]:
@@ -126,9 +116,8 @@ def show_best_and_worst(scores: pd.DataFrame, dataset: Dataset, settings: Settin
     """
     frames = {frame.name: frame for frame in dataset.pairs}
     ranked = scores.sort_values("panoptic_quality", ascending=False)
-    places = {len(ranked) // 2: "middle", len(ranked) - 1: "worst", 0: "best"} if len(ranked) else {}
     pictures, titles = [], []
-    for place, name in sorted(places.items()):
+    for name, place in (("best", 0), ("middle", len(ranked) // 2), ("worst", -1)):
         row = ranked.iloc[place]
         frame = frames[f"{row['experiment']}/{row['position']}/{row['frame']}"]
         image, teacher = read_pair(frame)
@@ -141,70 +130,67 @@ def show_best_and_worst(scores: pd.DataFrame, dataset: Dataset, settings: Settin
     return show_pictures(pictures, titles, settings.pixel_size_um, columns=2)
 
 
-class LivePicture(w.VBox):
+class LivePicture(QuietBox):
     """Curves and predictions of a training, drawn again after every epoch: pass `live.update` to fit as on_epoch."""
-
-    __repr__ = quiet_repr
 
     def __init__(self, epochs: int) -> None:
         self._epochs = epochs
         self._curves, self._previews = (w.Image(format="png", layout=NATURAL_SIZE) for _ in range(2))
-        self._curves.value = to_png(show_training(History().table()))
+        self._curves.value = to_png(plots.show_training(History().table()))
         super().__init__([self._curves])
 
     def update(self, history: History) -> None:
-        """Draw the history, and print the newest epoch over the one before: `make run` shows such lines one by one."""
-        self._curves.value = to_png(show_training(history.table()))
+        """Draw the history, and print the newest epoch over the one before."""
+        self._curves.value = to_png(plots.show_training(history.table()))
         if history.previews:
-            self._previews.value = to_png(show_previews(history.previews))
+            self._previews.value = to_png(plots.show_previews(history.previews))
             self.children = [self._curves, self._previews]
-        print(f"\r{history.newest(self._epochs):<100}", end="", flush=True)
+        end = "\n" if history.rows[-1]["epoch"] == self._epochs else ""
+        print(f"\r{history.newest(self._epochs):<100}", end=end, flush=True)
 
 
-class Browser(w.VBox):
-    """Position, frame, teacher and contrast above the picture of draw(frame, teacher, contrast)."""
+class Browser(QuietBox):
+    """Frames with the teacher's outlines; with student, this run's student's with the teacher's beside them."""
 
-    __repr__ = quiet_repr
-
-    def __init__(self, dataset: Dataset, draw: Callable[[Frame, bool, float], Picture]) -> None:
-        self.draw = draw
-        positions = by_position(dataset.frames)
-        self._options = {name: [(str(f.frame), f) for f in positions[name]] for name in sorted(positions)}
-        self._position = w.Dropdown(options=list(self._options), description="position")
-        self._frame = w.SelectionSlider(options=self._options[self._position.value], description="frame")
+    def __init__(self, dataset: Dataset, settings: Settings, student: bool = False) -> None:
+        self._settings, self._student = settings, student
+        self._positions = by_position(dataset.frames)
+        self._position = w.Dropdown(options=list(self._positions), description="position")
+        self._frame = w.SelectionSlider(options=self._frames(), description="frame")
         self._teacher = w.Checkbox(True, description="teacher")
         self._contrast = w.FloatSlider(1.0, min=0.5, max=3, step=0.1, description="contrast")
         self._picture, self._message = w.Image(format="png", layout=NATURAL_SIZE), w.HTML()
-        self._position.observe(self._change_position, "value")
+        self._position.observe(lambda change: self._frame.set_trait("options", self._frames()), "value")
         for control in (self._frame, self._teacher, self._contrast):
-            control.observe(self._redraw, "value")
+            control.observe(lambda change: self._redraw(), "value")
         self._redraw()
         super().__init__([w.HBox([self._position, self._frame]), w.HBox([self._teacher, self._contrast]),
                           self._picture, self._message])
 
-    def _change_position(self, change: Any) -> None:
-        self._frame.options = self._options[self._position.value]
+    def _frames(self) -> list[tuple[str, Frame]]:
+        """The frames of the position chosen now, by their numbers."""
+        return [(str(frame.frame), frame) for frame in self._positions[self._position.value]]
 
-    def _redraw(self, change: Any = None) -> None:
+    def _redraw(self) -> None:
         try:
             figure = self.draw(self._frame.value, self._teacher.value, self._contrast.value)
             self._picture.value, self._message.value = to_png(figure), ""
         except SegkitError as error:
             self._picture.value, self._message.value = b"", say(str(error), False)
 
-
-def browser(dataset: Dataset, settings: Settings, student: bool = False) -> Browser:
-    """Browse frames with the teacher's outlines; with student, this run's student's with the teacher's beside them."""
-    def draw(frame: Frame, teacher: bool, contrast: float) -> Picture:
-        pictures = {}
-        if student:
-            image, labels = read_pair(student_pairs([frame], settings)[0])
-            pictures[f"{frame.name}, student: {labels.max()} cells"] = overlay(image, labels, STUDENT, contrast)
+    def draw(self, frame: Frame, teacher: bool, contrast: float) -> Picture:
+        """The picture of a frame; teacher: with the teacher's outlines."""
+        sources = [("student", student_pairs([frame], self._settings)[0], STUDENT)] if self._student else []
         if teacher and frame.masks:
-            image, labels = read_pair(frame)
-            pictures[f"{frame.name}, teacher: {labels.max()} cells"] = overlay(image, labels, TEACHER, contrast)
+            sources.append(("teacher", frame, TEACHER))
+        pictures = {}
+        for name, pair, colour in sources:
+            image, labels = read_pair(pair)
+            pictures[f"{frame.name}, {name}: {labels.max()} cells"] = overlay(image, labels, colour, contrast)
         if not pictures:
             pictures[frame.name] = grey(read_image(frame.image, frame.page), contrast)
-        um = settings.for_experiment(frame.experiment).pixel_size_um
+        um = self._settings.for_experiment(frame.experiment).pixel_size_um
         return show_pictures(list(pictures.values()), list(pictures), um)
-    return Browser(dataset, draw)
+
+
+browser = Browser  # as the notebooks call it

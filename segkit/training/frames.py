@@ -218,14 +218,16 @@ def choose_crop(settings: Settings, device: torch.device, smallest: tuple[int, i
     return height, width
 
 
-def default_crops(area: int, crop: tuple[int, int]) -> int:
-    """Crops in an epoch: as many as cover the training frames' area once, at least 64 and at most 4096."""
-    return min(max(64, round(area / (crop[0] * crop[1]))), 4096)
+def plan_epoch(settings: Settings, device: torch.device, smallest: tuple[int, int],
+               area: int) -> tuple[tuple[int, int], int, int]:
+    """Size of a crop (height, width), crops and steps of an epoch.
 
-
-def steps_per_epoch(crops: int, settings: Settings) -> int:
-    """Steps of the optimiser in an epoch of so many crops."""
-    return max(1, round(crops / settings.batch_size))
+    smallest: (height, width) of the smallest training frame; area: pixels of all. By default an epoch has as many
+    crops as cover the training frames once, at least 64 and at most 4096.
+    """
+    crop = choose_crop(settings, device, smallest)
+    crops = settings.crops_per_epoch or min(max(64, round(area / (crop[0] * crop[1]))), 4096)
+    return crop, crops, max(1, round(crops / settings.batch_size))
 
 
 class TrainingData(NamedTuple):
@@ -270,9 +272,8 @@ def prepare(split: Split, settings: Settings, group: ProcessGroup) -> TrainingDa
     cell_width = float(shards["cell_width"].median())
     min_area = smallest_area(group.gather(train.areas.tolist()), cell_width)
     # The plan: size and number of crops, steps
-    crop = choose_crop(settings, group.device, (int(shards["height"].min()), int(shards["width"].min())))
-    crops = settings.crops_per_epoch or default_crops(int(shards["area"].sum()), crop)
-    steps = steps_per_epoch(crops, settings)
+    smallest = int(shards["height"].min()), int(shards["width"].min())
+    crop, _, steps = plan_epoch(settings, group.device, smallest, int(shards["area"].sum()))
     log.info("%d training frames, %d validation frames; crops of %d x %d, %d steps of %d an epoch; %s",
              shards["train"].sum(), shards["validation"].sum(), *crop, steps, settings.batch_size,
              describe_device(group.device, settings.precision))
