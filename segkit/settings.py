@@ -30,7 +30,8 @@ REMOVED = {  # and what to use instead
     "EXPERIMENTS": f"write the values into a table {CONDITIONS_FILE} in the dataset's folder, or into the table of "
                    f"01_setup (where the saved form holds it: delete {FORM_FILE})",
     "PROCESSES": "start torchrun --nproc-per-node=4 -m segkit train NAME=value ... for 4 processes",
-    "MEMORY_LIMIT": "training frames are read from a file in runs/.cache, which needs no limit"}
+    "MEMORY_LIMIT": "training frames are read from a file in runs/.cache, which needs no limit",
+    "OPENVINO": "ONNX=1 writes model.onnx, which OpenVINO and ONNX Runtime read"}
 
 
 def project_root() -> Path:
@@ -84,7 +85,6 @@ class Settings:
     model: str = _setting("", "run or model file to segment with; empty: this run's")
     scale: float = _setting(1.0, "factor that brings other cells to the width of the model's training cells", 0.02, 50)
     flips: bool = _setting(False, "average the predictions for four mirror images: slower, a little better")
-    openvino: bool = _setting(False, "inference through OpenVINO on a CPU: faster (needs segkit[openvino])")
     cluster: str = _setting("", "where to segment: empty: this process; local:4: 4 processes of this machine; else the "
                                 "address of a Dask scheduler (needs segkit[cluster])")
     onnx: bool = _setting(False, "write the student as model.onnx too (needs segkit[onnx])")
@@ -112,8 +112,6 @@ class Settings:
         # what one field alone does not show
         if self.precision not in PRECISIONS:
             raise SegkitError(f"PRECISION is {self.precision}: one of {', '.join(PRECISIONS)} was needed")
-        if self.openvino and self.cluster:
-            raise SegkitError("OPENVINO and CLUSTER are both set: a cluster computes with PyTorch; set one of them")
         if self.crop != "auto":
             self.crop_size()
         self._load_conditions()

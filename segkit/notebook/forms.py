@@ -36,7 +36,7 @@ FORM_GROUPS = {
     "Data": ("DATASET_PATH", "MASKS_PATH", "RUN", "VALIDATION", "EXCLUDE"),
     "Training": ("EPOCHS", "BATCH_SIZE", "CROP", "CROPS_PER_EPOCH", "LEARNING_RATE", "SEED", "DEVICE", "PRECISION",
                  "RESUME", "START_FROM"),
-    "Measuring": ("MODEL", "SCALE", "FLIPS", "OPENVINO", "CLUSTER", "ONNX", *BY_EXPERIMENT),
+    "Measuring": ("MODEL", "SCALE", "FLIPS", "CLUSTER", "ONNX", *BY_EXPERIMENT),
 }
 FOLDERS = ("DATASET_PATH", "MASKS_PATH")
 CHOICES = {"DEVICE": ("auto", "cpu", "cuda", "mps"), "PRECISION": PRECISIONS}
