@@ -108,15 +108,12 @@ def test_fewer_epochs_than_are_trained_already_are_refused_and_as_many_end_the_r
     assert report["best_epoch"] <= report["epochs"] == 3
 
 
-def test_a_history_that_was_changed_by_hand_is_named_and_written_again_once_deleted(tiny):
+def test_a_history_that_was_changed_by_hand_is_written_again_from_the_checkpoint(tiny):
     _, _, settings = train(tiny, EPOCHS=1)
     table = settings.run_dir / "history.csv"
     table.write_text(table.read_text().replace(",", ";"))
-    with pytest.raises(SegkitError, match=r"history\.csv cannot be read .*: delete it"):
-        train(tiny, EPOCHS=2, RESUME=1)
-    table.unlink()
     train(tiny, EPOCHS=2, RESUME=1)
-    assert [row["epoch"] for row in History.read(table).rows] == [1, 2]
+    assert pd.read_csv(table)["epoch"].tolist() == [1, 2]
 
 
 @pytest.mark.parametrize(("rows", "trained"), [
@@ -144,7 +141,8 @@ def split_of(train, validation):
 
 def test_a_resumed_run_is_judged_by_the_same_frames_as_before(tmp_path):
     settings, resumed = settings_for(tmp_path), settings_for(tmp_path, RESUME=1)
-    (open_run(split_of("AB", "C"), settings) / "last.pt").touch()
+    open_run(split_of("AB", "C"), settings)
+    save_checkpoint({"model": {}, "average": {}, "optimiser": {}, "state": {"epoch": 1}}, settings.run_dir)
     open_run(split_of("AD", "C"), resumed)  # more to learn from is fine, and so is less
     before = (settings.run_dir / "split.json").read_text()
     for other in ("CA", "CB", "CD", "CF", "F"):
@@ -349,7 +347,7 @@ def test_start_from_begins_with_another_runs_weights(tiny, rng):
 def test_a_loss_without_value_is_rolled_back_and_said(tiny, monkeypatch):
     real, calls = trainer_module.student_loss, []
 
-    def sometimes_nan(output, target, batch_sums):
+    def sometimes_nan(output, target):
         calls.append(output.requires_grad)
         loss = real(output, target)
         return loss * float("nan") if sum(calls) == 3 and output.requires_grad else loss
@@ -367,7 +365,7 @@ def test_a_divergence_right_after_resuming_goes_back_to_what_was_resumed(tiny, m
     train(tiny, EPOCHS=2)
     real, calls = trainer_module.student_loss, []
 
-    def first_nan(output, target, batch_sums):
+    def first_nan(output, target):
         calls.append(output)
         return real(output, target) * (math.nan if len(calls) == 1 else 1)
 
@@ -396,7 +394,7 @@ def test_the_best_epoch_is_the_one_whose_weights_were_kept_last(tiny, monkeypatc
 
 
 def test_a_training_that_never_works_stops_after_three_tries(tiny, monkeypatch):
-    monkeypatch.setattr(trainer_module, "student_loss", lambda output, target, batch_sums: output.sum() * float("nan"))
+    monkeypatch.setattr(trainer_module, "student_loss", lambda output, target: output.sum() * float("nan"))
     with pytest.raises(SegkitError, match="diverged 4 times"):
         train(tiny)
 
@@ -495,24 +493,12 @@ class SmallMemory:
         return self.network(batch)
 
 
-def test_a_batch_beyond_the_gpus_memory_is_taken_in_parts_and_gives_the_same(tiny):
-    torch.manual_seed(0)
-    images, share = torch.rand(4, 1, 32, 32), torch.tensor([0.02, 0.1, 0.5, 0.9])[:, None, None, None]
-    targets = (torch.rand(4, 1, 32, 32) < share).float()  # from nearly empty to nearly full
-    gradients, scores = [], []
-    for pictures in (4, 1):
-        trainer = Trainer(UNet(), settings_for(tiny, BATCH_SIZE=4), ProcessGroup("cpu"))
-        trainer.initialise(0.3)
-        trainer.model.eval()  # batch norm measures each part for itself otherwise
-        trainer.network = SmallMemory(trainer.model, pictures)
-        scores.append(trainer.train_step(images, targets))
-        assert trainer.network.seen == [pictures] * (4 // pictures)
-        gradients.append(torch.cat([p.grad.flatten() for p in trainer.model.parameters() if p.requires_grad]))
-    torch.testing.assert_close(*scores)
-    assert torch.nn.functional.cosine_similarity(*gradients, dim=0) > 0.999
+def test_a_batch_beyond_the_gpus_memory_is_said_with_what_to_do(tiny):
+    trainer = Trainer(UNet(), settings_for(tiny, BATCH_SIZE=4), ProcessGroup("cpu"))
+    trainer.initialise(0.3)
     trainer.network = SmallMemory(trainer.model, 0)
-    with pytest.raises(SegkitError, match="set a smaller CROP"):
-        trainer.train_step(images, targets)
+    with pytest.raises(SegkitError, match=r"4 crops of 32 x 32 do not fit .* set a smaller BATCH_SIZE"):
+        trainer.train_step(torch.rand(4, 1, 32, 32), torch.zeros(4, 1, 32, 32))
 
 
 def test_pictures_beyond_the_gpus_memory_are_answered_in_parts():

@@ -2,9 +2,7 @@
 
 import io
 import os
-import pickle
 import platform
-from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -17,7 +15,7 @@ import torch
 from ..data.dataset import Split
 from ..data.images import PERCENTILES
 from ..errors import SegkitError
-from ..files import check_lock, duration, log, read_json, replacing, write_json, write_table, write_text, writing
+from ..files import check_lock, duration, log, read_json, replacing, write_json, write_text, writing
 from ..model.checkpoint import save_model
 from ..model.unet import UNet
 from ..settings import DEMO, Settings, check_dataset
@@ -76,20 +74,6 @@ class History:
         return (f"epoch {row['epoch']}/{epochs}  loss {row['train_loss']:.4f}  validation Dice {row['val_dice']:.4f}  "
                 f"{row['crops_per_second']:.0f} crops/s  {left} left{event}")
 
-    def save(self, path: Path) -> None:
-        write_table(path, self.table())
-
-    @classmethod
-    def read(cls, path: Path) -> "History":
-        """The rows of a saved history, without previews. Raises SegkitError where it is damaged."""
-        numbers = {name: [""] for name in COLUMNS if name != "event"}
-        try:
-            table = pd.read_csv(path, keep_default_na=False, na_values=numbers)[list(COLUMNS)]
-        except (ValueError, KeyError) as error:
-            raise SegkitError(f"{path} cannot be read ({type(error).__name__}): delete it, RESUME=1 writes it again "
-                              "from last.pt") from None
-        return cls(table.to_dict("records"))
-
     def _repr_html_(self) -> str:
         return self.table().round(3).to_html(index=False)
 
@@ -98,21 +82,18 @@ def check_training(settings: Settings) -> bool:
     """Whether the run folder holds a training that is to be replaced: that of the bundled demo.
 
     Raises SegkitError where the folder belongs to another dataset, holds another training that is not resumed, nothing
-    to resume, or more epochs than EPOCHS; and as `check_lock`.
+    to resume, or more epochs than EPOCHS; and as `check_lock` and `load_checkpoint`.
     """
     run_dir, same_dataset = settings.run_dir, check_dataset(settings)
     check_lock(run_dir)
     # To resume, a checkpoint is needed, and epochs that are left to train
     if settings.resume:
         if not os.path.isfile(run_dir / "last.pt"):
-            raise SegkitError(f"RESUME is set and {run_dir} holds no last.pt: set RESUME=0, or RUN to an interrupted "
-                              "run")
-        table = run_dir / "history.csv"
-        epochs = History.read(table).trained if os.path.isfile(table) else 0
+            raise SegkitError(f"RESUME is set and {run_dir} holds no last.pt: set RESUME=0 or another RUN")
+        epochs = load_checkpoint(run_dir, torch.device("cpu"))["state"]["epoch"]
         if epochs > settings.epochs:
             raise SegkitError(f"RESUME is set and {epochs} epochs of runs/{settings.run} are trained already, more "
-                              f"than EPOCHS={settings.epochs}: set EPOCHS to {epochs} to finish, or higher to "
-                              "continue")
+                              f"than EPOCHS={settings.epochs}: set EPOCHS to {epochs} to finish, or higher")
         return False
     # A new training needs a folder without one; only that of the bundled demo is replaced
     if not any(os.path.isfile(run_dir / name) for name in ("last.pt", "model.safetensors", "report.json")):
@@ -173,13 +154,12 @@ def save_checkpoint(checkpoint: dict[str, Any], run_dir: Path) -> None:
         temporary.write_bytes(content.getbuffer())
 
 
-def load_checkpoint(run_dir: Path, device: torch.device, needed: Iterable[str]) -> dict[str, Any]:
-    """Read last.pt. Raises SegkitError where it is damaged or lacks one of the needed parts."""
+def load_checkpoint(run_dir: Path, device: torch.device) -> dict[str, Any]:
+    """Read last.pt. Raises SegkitError where it is damaged or lacks one of its parts."""
     try:
         checkpoint = torch.load(run_dir / "last.pt", map_location=device, weights_only=True)
-        return {name: checkpoint[name] for name in needed}
-    except (OSError, RuntimeError, LookupError, EOFError, ValueError, AttributeError, TypeError,
-            pickle.UnpicklingError) as error:
+        return {name: checkpoint[name] for name in ("model", "average", "optimiser", "state")}
+    except Exception as error:  # which one depends on the place of the damage
         raise SegkitError(f"{run_dir / 'last.pt'} cannot be read ({type(error).__name__}): set RUN to a new name and "
                           "START_FROM to this run to continue from its best weights") from None
 

@@ -21,26 +21,17 @@ from tqdm.auto import tqdm
 from ..data.dataset import Split
 from ..devices import autocast, describe_device, keep_memory
 from ..errors import SegkitError
-from ..files import locked, log, logging_to
+from ..files import locked, log, logging_to, write_table
 from ..measure.metrics import join_records, positions_trained_on, score_frames, tune_prominence
 from ..model.checkpoint import load_model, save_model
 from ..model.unet import ModelInfo, UNet
 from ..settings import Settings
+from . import run_dir
 from .augment import gather_crops, sample_crops
 from .distributed import ProcessGroup
 from .frames import MIN_STEPS, TrainingData, prepare
-from .losses import batch_dice, loss_sums, student_loss, validate
-from .run_dir import (
-    RESTARTED,
-    ROLLED_BACK,
-    History,
-    check_training,
-    finish_run,
-    leave_out,
-    load_checkpoint,
-    open_run,
-    save_checkpoint,
-)
+from .losses import batch_dice, student_loss, validate
+from .run_dir import History
 
 WARM_UP = 0.2  # share of the training during which the learning rate rises
 WEIGHT_DECAY, MAX_GRADIENT_NORM = 1e-2, 1.0
@@ -127,34 +118,24 @@ def fit(model: UNet, split: Split, settings: Settings, on_epoch: Callable[[Histo
         stack.callback(setattr, log, "disabled", log.disabled)
         log.disabled = not group.is_main_process
         if group.is_main_process:
-            check_training(settings)  # before a folder is made
+            run_dir.check_training(settings)  # before a folder is made
             stack.enter_context(locked(settings.run_dir))
-            open_run(split, settings)
+            run_dir.open_run(split, settings)
             stack.enter_context(logging_to(settings.run_dir / "run.log"))
         group.wait()
         try:
             _train(model, split, settings, group, history, on_epoch if group.is_main_process else None)
         except (KeyboardInterrupt, SegkitError, RuntimeError) as error:
-            failure = _described(error, group, history, settings)
-            log.info("stopped: %s", failure)
-            if failure is error:
-                raise
-            raise failure from None
+            saved = f"{history.trained} of {settings.epochs} epochs are saved in {settings.run_dir}; RESUME=1 continues"
+            saved = saved if history.trained else "no epoch was finished: run this again"
+            if isinstance(error, KeyboardInterrupt):
+                error = SegkitError(f"interrupted: {saved}")
+            elif isinstance(error, RuntimeError) and group.size > 1:
+                reason = str(error).partition("\n")[0]
+                error = SegkitError(f"one of the {group.size} processes was lost ({reason}): {saved}")
+            log.info("stopped: %s", error)
+            raise error from None
     return history
-
-
-def _described(error: BaseException, group: ProcessGroup, history: History, settings: Settings) -> BaseException:
-    """An interrupt, or the loss of another process, as a SegkitError; any other error as it is."""
-    if isinstance(error, SegkitError) or (isinstance(error, RuntimeError) and group.size == 1):
-        return error
-    saved = "no epoch was finished: run this again"
-    if history.trained:
-        saved = (f"{history.trained} of {settings.epochs} epochs are saved in {settings.run_dir}; RESUME=1 continues "
-                 "from there")
-    if isinstance(error, KeyboardInterrupt):
-        return SegkitError(f"interrupted: {saved}")
-    reason = (str(error) or repr(error)).splitlines()[0]
-    return SegkitError(f"one of the {group.size} processes was lost ({reason}): {saved}")
 
 
 def _train(model: UNet, split: Split, settings: Settings, group: ProcessGroup, history: History,
@@ -163,7 +144,7 @@ def _train(model: UNet, split: Split, settings: Settings, group: ProcessGroup, h
     trainer = Trainer(model, settings, group)
     data = prepare(split, settings, group)
     if group.is_main_process and data.left_out:
-        leave_out(settings.run_dir, data.left_out)
+        run_dir.leave_out(settings.run_dir, data.left_out)
     # Initial weights, and the record of all images that they were trained on
     start_from = trainer.initialise(data.foreground)
     record: dict[str, Any] = {"trained_on": data.trained_on, "validated_on": data.validated_on, "fully_recorded": True}
@@ -176,11 +157,11 @@ def _train(model: UNet, split: Split, settings: Settings, group: ProcessGroup, h
     # Resume from the checkpoint
     progress, checkpoint = Progress(), None
     if settings.resume:
-        checkpoint = load_checkpoint(settings.run_dir, group.device, ("model", "average", "optimiser", "state"))
+        checkpoint = run_dir.load_checkpoint(settings.run_dir, group.device)
         trainer.load_state(checkpoint)
         state = checkpoint["state"]
         progress = Progress(**{name: state[name] for name in asdict(progress)})
-        history.rows = [dict(row) for row in state["rows"]]
+        history.rows = list(state["rows"])
         earlier = ModelInfo(**state.get("record", {}))
         if not earlier.fully_recorded:
             log.info("what this run was trained on before is not known: its last.pt holds no full record of it")
@@ -222,14 +203,14 @@ def run_training(trainer: "Trainer", data: TrainingData, progress: Progress, his
                     _save_best(trainer, data, record, {"val_loss": val_loss, "val_dice": val_dice,
                                                           "epoch": progress.epoch})
             history.rows.append(row)
-            # Save the checkpoint
-            checkpoint = {**trainer.state(), "state": {**asdict(progress), "rows": [dict(r) for r in history.rows],
-                                                       "record": record}}
+            # Save the checkpoint, then the history
+            state = {**asdict(progress), "rows": list(history.rows), "record": record}
+            checkpoint = {**trainer.state(), "state": state}
             if not problem and val_dice >= 0.5 * progress.best_dice:
                 last_good = checkpoint
             if group.is_main_process:
-                save_checkpoint(checkpoint, settings.run_dir)
-                history.save(settings.run_dir / "history.csv")  # after the checkpoint that its rows are saved in
+                run_dir.save_checkpoint(checkpoint, settings.run_dir)
+                write_table(settings.run_dir / "history.csv", history.table())
             log.info(history.newest(settings.epochs))
             bar.n = progress.epoch * data.steps
             bar.set_postfix_str(f"Dice {val_dice:.3f}, {crops_per_second:.0f} crops/s")
@@ -248,7 +229,6 @@ class Trainer:
             keep_memory()
         self.settings, self.group, self.device = settings, group, group.device
         self.batch_size = settings.batch_size // group.size
-        self.part_size = self.batch_size  # crops that pass the network at once; fewer where GPU memory is short
         self.learning_rate = 0.0
         model.precision = settings.precision
         self.model = model.to(self.device).to(memory_format=torch.channels_last)
@@ -276,19 +256,20 @@ class Trainer:
         loss, dice = self.group.mean(totals / data.steps).tolist()
         return loss, dice
 
-    def _train_step(self, images: Tensor, targets: Tensor) -> Tensor:
+    def train_step(self, images: Tensor, targets: Tensor) -> Tensor:
+        """One step of the optimiser on images and targets (B, 1, h, w); returns loss and Dice, a tensor (2,)."""
         self.optimizer.zero_grad(set_to_none=True)
-        images = images.contiguous(memory_format=torch.channels_last)
-        parts = list(zip(images.split(self.part_size), targets.split(self.part_size), strict=True))
-        batch_sums, dices = self._batch_sums(parts) if len(parts) > 1 else None, []
-        for part, target in parts:
+        try:
             # Forward
-            output = self._predict(self.network, part)  # (b, 2, h, w)
+            with autocast(self.device, self.settings.precision):
+                output = self.network(images.contiguous(memory_format=torch.channels_last))  # (B, 2, h, w)
             # Loss
-            loss = student_loss(output, target, batch_sums)
+            loss = student_loss(output, targets)
             # Backward
             loss.backward()
-            dices.append(batch_dice(output[:, 0].detach(), target[:, 0] > 0))
+        except torch.OutOfMemoryError:
+            raise SegkitError(f"{len(images)} crops of {images.shape[-2]} x {images.shape[-1]} do not fit into the "
+                              "GPU's memory: set a smaller BATCH_SIZE or CROP") from None
         # Clip the gradients, step
         nn.utils.clip_grad_norm_(self.model.parameters(), MAX_GRADIENT_NORM)
         for group in self.optimizer.param_groups:
@@ -296,33 +277,7 @@ class Trainer:
         self.optimizer.step()
         # Update the EMA of the weights
         self.ema.update_parameters(self.model)
-        return torch.stack([loss.detach(), torch.cat(dices).mean()])
-
-    def train_step(self, images: Tensor, targets: Tensor) -> Tensor:
-        """One step of the optimiser on images and targets (B, 1, h, w); returns loss and Dice, a tensor (2,).
-
-        Where the GPU's memory is short, a batch is computed in parts whose gradients add up to the batch's; only
-        BatchNorm then uses the statistics of each part.
-        """
-        try:
-            return self._train_step(images, targets)
-        except torch.OutOfMemoryError:
-            if self.part_size == 1 or self.group.size > 1:  # all processes must compute the same parts
-                what = "one crop" if self.part_size == 1 else f"{self.part_size} crops"
-                raise SegkitError(f"{what} of {images.shape[-2]} x {images.shape[-1]} do not fit into the GPU's "
-                                  "memory: set a smaller CROP or BATCH_SIZE") from None
-        self.part_size = -(-self.part_size // 2)
-        torch.cuda.empty_cache()
-        log.info("out of GPU memory: batches are now computed in parts of %d crops", self.part_size)
-        return self.train_step(images, targets)
-
-    @torch.no_grad()
-    def _batch_sums(self, parts: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
-        return torch.stack([loss_sums(self._predict(self.model, part), target) for part, target in parts]).sum(0)
-
-    def _predict(self, network: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
-        with autocast(self.device, self.settings.precision):
-            return network(images)
+        return torch.stack([loss.detach(), batch_dice(output[:, 0].detach(), targets[:, 0] > 0).mean()])
 
     def initialise(self, foreground: float, tries: int = 0) -> ModelInfo | None:
         """Set initial weights, by SEED or those of START_FROM, with a new EMA and a new optimiser.
@@ -387,10 +342,10 @@ def _roll_back(trainer: Trainer, progress: Progress, last_good: dict[str, Any] |
     if last_good:  # the file of the best weights stays, and so does least_loss, which is theirs
         trainer.load_state(last_good)
         progress.epoch = last_good["state"]["epoch"]
-        return f"{ROLLED_BACK} {progress.epoch}"
+        return f"{run_dir.ROLLED_BACK} {progress.epoch}"
     progress.epoch, progress.best_dice, progress.least_loss = 0, -1.0, math.inf
     trainer.initialise(foreground, progress.tries)
-    return RESTARTED
+    return run_dir.RESTARTED
 
 
 def _save_best(trainer: Trainer, data: TrainingData, record: dict[str, Any], scores: dict[str, float]) -> None:
@@ -431,6 +386,6 @@ def _finish(model: UNet, data: TrainingData, record: dict[str, Any], history: Hi
     model.info = tune_prominence(model, data.validation_frames)
     scores = group.gather(score_frames(model, data.validation.frames).to_dict("records"))
     if group.is_main_process:
-        finish_run(model, pd.DataFrame(scores).sort_values(["experiment", "position", "frame"]), history, settings,
-                   describe_device(group.device, settings.precision))
+        scores = pd.DataFrame(scores).sort_values(["experiment", "position", "frame"])
+        run_dir.finish_run(model, scores, history, settings, describe_device(group.device, settings.precision))
     group.wait()
