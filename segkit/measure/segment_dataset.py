@@ -132,12 +132,12 @@ def segment_frames(model: UNet, frames: Sequence[Frame], out_dir: Path,
     key = _fingerprint(model, options)
     # two threads read the next frames and finish the last ones while the network computes
     with ThreadPoolExecutor(2) as pool:
-        inputs = _prefetch(pool, lambda frame: _read(frame, out_dir, key, options), frames, 2 * batch)
+        inputs = prefetch(pool, lambda frame: _read(frame, out_dir, key, options), frames, 2 * batch)
         predicted = _predict_batches(model, inputs, batch, options)
-        yield from _prefetch(pool, lambda pair: _finish(model, options, *pair), predicted, 4)
+        yield from prefetch(pool, lambda pair: _finish(model, options, *pair), predicted, 4)
 
 
-def _prefetch(pool: ThreadPoolExecutor, work: Callable[[Any], Any], items: Iterable[Any], depth: int) -> Iterator[Any]:
+def prefetch(pool: ThreadPoolExecutor, work: Callable[[Any], Any], items: Iterable[Any], depth: int) -> Iterator[Any]:
     """Results in order, with up to `depth` more being computed in the pool's threads."""
     waiting: deque[Future[Any]] = deque()
     for item in items:
