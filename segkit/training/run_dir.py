@@ -1,6 +1,7 @@
 """The run folder: history, settings and split, checkpoint, report and model card."""
 
 import io
+import math
 import os
 import platform
 from dataclasses import dataclass, field, replace
@@ -22,9 +23,7 @@ from ..settings import DEMO, Settings, check_dataset
 
 COLUMNS = ("epoch", "train_loss", "train_dice", "val_loss", "val_dice", "learning_rate", "event", "seconds",
            "crops_per_second")
-RESTARTED = "restarted with other weights"  # end of the event of an epoch after which earlier epochs do not count
-OTHER_WEIGHTS = "with other weights"  # the same in histories of version 1.1, too
-ROLLED_BACK = "rolled back to epoch"  # stands before the number of the epoch that a training was rolled back to
+OTHER_WEIGHTS = "with other weights"  # end of the event of an epoch after which earlier epochs do not count
 USUAL_DICE = 0.9  # validation Dice of students of good data (benchmarks/README.md)
 PACKAGES = ("segkit", "torch", "torchvision", "numpy", "scikit-image")
 
@@ -34,10 +33,15 @@ Preview = tuple[np.ndarray, np.ndarray, np.ndarray]  # image, probability, targe
 
 @dataclass
 class History:
-    """One row per epoch, and the newest predictions on a few validation frames."""
+    """How far a training has come: plain values that a checkpoint holds, and predictions to look at."""
 
-    rows: list[dict[str, Any]] = field(default_factory=list)
-    previews: list[Preview] = field(default_factory=list)  # the same frames throughout a run
+    rows: list[dict[str, Any]] = field(default_factory=list)  # one per epoch, also of those that were rolled back
+    previews: list[Preview] = field(default_factory=list)  # of the newest epoch, on the same frames throughout a run
+    epoch: int = 0  # finished epochs, without those that were rolled back
+    tries: int = 0  # rollbacks
+    rate_scale: float = 1.0  # of the learning rate; halved by every rollback
+    best_dice: float = -1.0
+    least_loss: float = math.inf  # on the validation frames
 
     def table(self) -> pd.DataFrame:
         return pd.DataFrame(self.rows, columns=list(COLUMNS))
@@ -54,14 +58,6 @@ class History:
                    default=None)
 
     @property
-    def trained(self) -> int:
-        """Number of trained epochs, without those that were rolled back."""
-        if not self.rows or self.rows[-1]["event"].endswith(OTHER_WEIGHTS):
-            return 0
-        _, back, epoch = self.rows[-1]["event"].rpartition(ROLLED_BACK)
-        return int(epoch if back else self.rows[-1]["epoch"])
-
-    @property
     def events(self) -> list[str]:
         """Rollbacks and restarts, in order."""
         return [f"epoch {row['epoch']}: {row['event']}" for row in self.rows if row["event"]]
@@ -69,7 +65,7 @@ class History:
     def newest(self, epochs: int) -> str:
         """The newest epoch in a line, with the time that is left of so many epochs."""
         row = self.rows[-1]
-        left = duration((epochs - self.trained) * row["seconds"])
+        left = duration((epochs - self.epoch) * row["seconds"])
         event = f"  {row['event']}" if row["event"] else ""
         return (f"epoch {row['epoch']}/{epochs}  loss {row['train_loss']:.4f}  validation Dice {row['val_dice']:.4f}  "
                 f"{row['crops_per_second']:.0f} crops/s  {left} left{event}")
@@ -176,7 +172,7 @@ def finish_run(model: UNet, scores: pd.DataFrame, history: History, settings: Se
                "val_panoptic_quality": float(scores["panoptic_quality"].mean()),
                "val_dice_by_position": {" ".join(unit): float(value) for unit, value in
                                         scores.groupby(["experiment", "position"])["dice"].mean().items()}}
-    report: dict[str, Any] = {**summary, "best_epoch": best.get("epoch"), "epochs": history.trained,
+    report: dict[str, Any] = {**summary, "best_epoch": best.get("epoch"), "epochs": history.epoch,
               "seconds": round(sum(row["seconds"] for row in history.rows), 1), "device": device,
               "versions": versions(), "events": history.events}
     model.info = replace(model.info, scores=summary, settings=settings.as_dict(), versions=versions())

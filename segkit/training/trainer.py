@@ -9,7 +9,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from typing import Any, cast
 
 import pandas as pd
@@ -75,17 +75,6 @@ def recompute_bn_stats(model: UNet, batches: Iterable[Tensor], group: ProcessGro
     model.eval()
 
 
-@dataclass
-class Progress:
-    """How far a training has come; plain values that a checkpoint holds."""
-
-    epoch: int = 0  # finished epochs, without those that were rolled back
-    tries: int = 0  # rollbacks
-    rate_scale: float = 1.0  # of the learning rate; halved by every rollback
-    best_dice: float = -1.0
-    least_loss: float = math.inf  # on the validation frames
-
-
 def fit(model: UNet, split: Split, settings: Settings, on_epoch: Callable[[History], None] | None = None) -> History:
     """Train the student, validate it after every epoch, and keep the best weights in settings.run_dir.
 
@@ -126,8 +115,8 @@ def fit(model: UNet, split: Split, settings: Settings, on_epoch: Callable[[Histo
         try:
             _train(model, split, settings, group, history, on_epoch if group.is_main_process else None)
         except (KeyboardInterrupt, SegkitError, RuntimeError) as error:
-            saved = f"{history.trained} of {settings.epochs} epochs are saved in {settings.run_dir}; RESUME=1 continues"
-            saved = saved if history.trained else "no epoch was finished: run this again"
+            saved = f"{history.epoch} of {settings.epochs} epochs are saved in {settings.run_dir}; RESUME=1 continues"
+            saved = saved if history.epoch else "no epoch was finished: run this again"
             if isinstance(error, KeyboardInterrupt):
                 error = SegkitError(f"interrupted: {saved}")
             elif isinstance(error, RuntimeError) and group.size > 1:
@@ -147,72 +136,70 @@ def _train(model: UNet, split: Split, settings: Settings, group: ProcessGroup, h
         run_dir.leave_out(settings.run_dir, data.left_out)
     # Initial weights, and the record of all images that they were trained on
     start_from = trainer.initialise(data.foreground)
-    record: dict[str, Any] = {"trained_on": data.trained_on, "validated_on": data.validated_on, "fully_recorded": True}
-    if copies := positions_trained_on(ModelInfo(**record), data.validated_on, settings):
-        log.info("%s: images of these validation positions are among the training images too, as copies",
-                 ", ".join(copies))
+    model.info = replace(model.info, cell_width=round(data.cell_width, 2), min_area=data.min_area,
+                         settings=settings.as_dict(), trained_on=data.trained_on, validated_on=data.validated_on,
+                         fully_recorded=True)
+    if copies := positions_trained_on(model.info, data.validated_on, settings):
+        log.info("%s: images of these validation positions are training images too, as copies", ", ".join(copies))
     if start_from:
         _check_start_from(start_from, data, settings)
-        record = _joined(record, start_from)
+        model.info = _joined(model.info, start_from)
     # Resume from the checkpoint
-    progress, checkpoint = Progress(), None
+    checkpoint = None
     if settings.resume:
         checkpoint = run_dir.load_checkpoint(settings.run_dir, group.device)
         trainer.load_state(checkpoint)
         state = checkpoint["state"]
-        progress = Progress(**{name: state[name] for name in asdict(progress)})
-        history.rows = list(state["rows"])
+        vars(history).update({name: state[name] for name in vars(history) if name != "previews"})
         earlier = ModelInfo(**state.get("record", {}))
         if not earlier.fully_recorded:
             log.info("what this run was trained on before is not known: its last.pt holds no full record of it")
-        record = _joined(record, earlier)
-        log.info("resumed after epoch %d", progress.epoch)
-    run_training(trainer, data, progress, history, record, checkpoint if progress.epoch else None, on_epoch)
-    _finish(model, data, record, history, settings, group)
+        model.info = _joined(model.info, earlier)
+        log.info("resumed after epoch %d", history.epoch)
+    run_training(trainer, data, history, checkpoint if history.epoch else None, on_epoch)
+    _finish(model, data, history, settings, group)
 
 
-def run_training(trainer: "Trainer", data: TrainingData, progress: Progress, history: History,
-                 record: dict[str, Any], last_good: dict[str, Any] | None,
-                 on_epoch: Callable[[History], None] | None = None) -> None:
+def run_training(trainer: "Trainer", data: TrainingData, history: History, last_good: dict[str, Any] | None,
+                 on_epoch: Callable[[History], None] | None) -> None:
     """The training loop: train an epoch, validate it, keep it or roll it back, until EPOCHS are trained.
 
-    record: fields of ModelInfo that say what the weights were trained on; last_good: the checkpoint to roll back to.
+    last_good: the checkpoint to roll back to.
     """
     settings, group = trainer.settings, trainer.group
-    with tqdm(total=settings.epochs * data.steps, initial=progress.epoch * data.steps, desc="training", unit="step",
+    with tqdm(total=settings.epochs * data.steps, initial=history.epoch * data.steps, desc="training", unit="step",
               leave=False, disable=not group.is_main_process) as bar:
-        while progress.epoch < settings.epochs:
+        while history.epoch < settings.epochs:
             began = time.perf_counter()
-            train_loss, train_dice = trainer.train_epoch(data, progress, bar.update)
+            train_loss, train_dice = trainer.train_epoch(data, history, bar.update)
             crops_per_second = round(data.steps * settings.batch_size / (time.perf_counter() - began), 1)
             # Validate the EMA weights, on whole frames
             val_loss, val_dice, history.previews = validate(trainer.ema_model, data.validation, group)
-            row = {"epoch": progress.epoch + 1, "train_loss": train_loss, "train_dice": train_dice,
+            row = {"epoch": history.epoch + 1, "train_loss": train_loss, "train_dice": train_dice,
                    "val_loss": val_loss, "val_dice": val_dice, "learning_rate": trainer.learning_rate, "event": "",
                    "seconds": round(time.perf_counter() - began, 3), "crops_per_second": crops_per_second}
             # After a divergence roll back; otherwise keep the weights if they are the best yet
-            problem, hopeless = divergence(progress, train_loss + val_loss, val_dice, data.steps)
+            problem, hopeless = divergence(history, train_loss + val_loss, val_dice, data.steps)
             if problem:
                 last_good = None if hopeless else last_good
-                row["event"] = f"{problem}: {_roll_back(trainer, progress, last_good, data.foreground, problem)}"
+                row["event"] = f"{problem}: {_roll_back(trainer, history, last_good, data.foreground, problem)}"
             else:
-                progress.epoch += 1
-                progress.best_dice = max(progress.best_dice, val_dice)
-                if val_loss < progress.least_loss:
-                    progress.least_loss = val_loss
-                    _save_best(trainer, data, record, {"val_loss": val_loss, "val_dice": val_dice,
-                                                          "epoch": progress.epoch})
+                history.epoch += 1
+                history.best_dice = max(history.best_dice, val_dice)
+                if val_loss < history.least_loss:
+                    history.least_loss = val_loss
+                    _save_best(trainer, {"val_loss": val_loss, "val_dice": val_dice, "epoch": history.epoch})
             history.rows.append(row)
             # Save the checkpoint, then the history
-            state = {**asdict(progress), "rows": list(history.rows), "record": record}
-            checkpoint = {**trainer.state(), "state": state}
-            if not problem and val_dice >= 0.5 * progress.best_dice:
+            state = {name: value for name, value in vars(history).items() if name != "previews"}
+            checkpoint = {**trainer.state(), "state": {**state, "record": asdict(trainer.model.info)}}
+            if not problem and val_dice >= 0.5 * history.best_dice:
                 last_good = checkpoint
             if group.is_main_process:
                 run_dir.save_checkpoint(checkpoint, settings.run_dir)
                 write_table(settings.run_dir / "history.csv", history.table())
             log.info(history.newest(settings.epochs))
-            bar.n = progress.epoch * data.steps
+            bar.n = history.epoch * data.steps
             bar.set_postfix_str(f"Dice {val_dice:.3f}, {crops_per_second:.0f} crops/s")
             if on_epoch:
                 on_epoch(history)
@@ -223,8 +210,7 @@ class Trainer:
 
     def __init__(self, model: UNet, settings: Settings, group: ProcessGroup) -> None:
         if settings.batch_size % group.size:
-            raise SegkitError(f"BATCH_SIZE is {settings.batch_size}: a multiple of the {group.size} processes was "
-                              "needed")
+            raise SegkitError(f"BATCH_SIZE is {settings.batch_size}: a multiple of the {group.size} processes needed")
         if group.device.type == "cpu":
             keep_memory()
         self.settings, self.group, self.device = settings, group, group.device
@@ -234,18 +220,18 @@ class Trainer:
         self.model = model.to(self.device).to(memory_format=torch.channels_last)
         self.network = group.wrap(self.model)
 
-    def train_epoch(self, data: TrainingData, progress: Progress, on_step: Callable[[], object]
+    def train_epoch(self, data: TrainingData, history: History, on_step: Callable[[], object]
                     ) -> tuple[float, float]:
         """One epoch of augmented crops; returns the mean loss and Dice over all processes."""
         # Crops depend on seed, epoch, tries and rank alone, so that a resumed run repeats them
-        seed = self.settings.seed * 1_000_003 + progress.epoch * 101 + progress.tries + self.group.rank * 15_485_863
+        seed = self.settings.seed * 1_000_003 + history.epoch * 101 + history.tries + self.group.rank * 15_485_863
         generator = torch.Generator().manual_seed(seed % 2 ** 63)
         recent: deque[Tensor] = deque(maxlen=min(max(data.steps // 8, BN_STATS_BATCHES[0]), BN_STATS_BATCHES[1]))
         totals = torch.zeros(2, device=self.device)
         self.model.train()
         for step in range(data.steps):
-            share = (progress.epoch * data.steps + step) / (self.settings.epochs * data.steps)
-            self.learning_rate = progress.rate_scale * learning_rate_at(share, self.settings.learning_rate)
+            share = (history.epoch * data.steps + step) / (self.settings.epochs * data.steps)
+            self.learning_rate = history.rate_scale * learning_rate_at(share, self.settings.learning_rate)
             # Sample and augment a batch of crops: (B, 1, h, w) each
             plan = sample_crops(data.train, self.batch_size, data.crop, generator)
             images, targets = (t.to(self.device) for t in gather_crops(data.train, plan, data.crop))
@@ -292,8 +278,7 @@ class Trainer:
             share = min(max(foreground, 1e-3), 0.9)
             initial.out.bias = nn.Parameter(torch.tensor([math.log(share / (1 - share)), 0.5 * share]))
         elif initial.info.outputs != 2:
-            raise SegkitError(f"START_FROM {start_from} is a model of the starting recipe, with masks only: start from "
-                              "a model that segkit trained")
+            raise SegkitError(f"START_FROM {start_from} is a model of the starting recipe: one of segkit was needed")
         self.model.load_state_dict(initial.state_dict())
         self.ema = AveragedModel(self.model, multi_avg_fn=update_ema)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), weight_decay=WEIGHT_DECAY,
@@ -316,42 +301,41 @@ class Trainer:
         self.optimizer.load_state_dict(copy.deepcopy(state["optimiser"]))
 
 
-def divergence(progress: Progress, loss: float, val_dice: float, steps: int) -> tuple[str, bool]:
+def divergence(history: History, loss: float, val_dice: float, steps: int) -> tuple[str, bool]:
     """Why an epoch cannot be kept, or "", and whether no earlier epoch is worth a rollback.
 
     loss: sum of training and validation loss; steps: of an epoch.
     """
     if not math.isfinite(loss):
         return f"loss is {loss}", False
-    if progress.best_dice > DIVERGENCE_ABOVE and val_dice < 0.5 * progress.best_dice:
-        return f"validation Dice fell from {progress.best_dice:.2f} to {val_dice:.2f}", False
-    trained = (progress.epoch + 1) * steps
-    if trained >= MIN_STEPS and progress.epoch >= 4 and max(progress.best_dice, val_dice) < STUCK_BELOW:
+    if history.best_dice > DIVERGENCE_ABOVE and val_dice < 0.5 * history.best_dice:
+        return f"validation Dice fell from {history.best_dice:.2f} to {val_dice:.2f}", False
+    trained = (history.epoch + 1) * steps
+    if trained >= MIN_STEPS and history.epoch >= 4 and max(history.best_dice, val_dice) < STUCK_BELOW:
         return f"validation Dice is {val_dice:.2f} after {trained} steps", True
     return "", False
 
 
-def _roll_back(trainer: Trainer, progress: Progress, last_good: dict[str, Any] | None, foreground: float,
+def _roll_back(trainer: Trainer, history: History, last_good: dict[str, Any] | None, foreground: float,
                problem: str) -> str:
     """Roll back to the last good epoch, or restart with other weights; halve the learning rate from here on."""
-    progress.tries += 1
-    if progress.tries > MAX_TRIES:
-        raise SegkitError(f"the training diverged {progress.tries} times ({problem}): look at the flagged frames in "
+    history.tries += 1
+    if history.tries > MAX_TRIES:
+        raise SegkitError(f"the training diverged {history.tries} times ({problem}): look at the flagged frames in "
                           "02_data_exploration, and try a smaller LEARNING_RATE")
-    progress.rate_scale *= 0.5
+    history.rate_scale *= 0.5
     if last_good:  # the file of the best weights stays, and so does least_loss, which is theirs
         trainer.load_state(last_good)
-        progress.epoch = last_good["state"]["epoch"]
-        return f"{run_dir.ROLLED_BACK} {progress.epoch}"
-    progress.epoch, progress.best_dice, progress.least_loss = 0, -1.0, math.inf
-    trainer.initialise(foreground, progress.tries)
-    return run_dir.RESTARTED
+        history.epoch = last_good["state"]["epoch"]
+        return f"rolled back to epoch {history.epoch}"
+    history.epoch, history.best_dice, history.least_loss = 0, -1.0, math.inf
+    trainer.initialise(foreground, history.tries)
+    return f"restarted {run_dir.OTHER_WEIGHTS}"
 
 
-def _save_best(trainer: Trainer, data: TrainingData, record: dict[str, Any], scores: dict[str, float]) -> None:
+def _save_best(trainer: Trainer, scores: dict[str, float]) -> None:
     model = trainer.ema_model
-    model.info = replace(trainer.model.info, cell_width=round(data.cell_width, 2), min_area=data.min_area,
-                         settings=trainer.settings.as_dict(), scores=scores, **record)
+    model.info = replace(trainer.model.info, scores=scores)
     if trainer.group.is_main_process:
         save_model(model, trainer.settings.run_dir / "model.safetensors")
 
@@ -361,28 +345,22 @@ def _check_start_from(start_from: ModelInfo, data: TrainingData, settings: Setti
     path = settings.start_from_path
     if leaked := positions_trained_on(start_from, data.validated_on, settings):
         raise SegkitError(f"START_FROM {path} was trained on {len(leaked)} of the validation positions "
-                          f"({', '.join(leaked[:5])}): set VALIDATION to positions that it was not trained on, or "
-                          "START_FROM to another model, or to none")
+                          f"({', '.join(leaked[:5])}): set VALIDATION to others, or START_FROM to another model")
     if not start_from.fully_recorded:
-        log.info("what START_FROM %s was trained on is not known: its file holds no full record of it, and the "
-                 "validation positions may be among it", path)
+        log.info("what START_FROM %s was trained on is not known: validation positions may be among it", path)
 
 
-def _joined(record: dict[str, Any], earlier: ModelInfo) -> dict[str, Any]:
-    """The record of a training that continues an earlier one."""
-    return record | {"trained_on": join_records(record["trained_on"], earlier.trained_on),
-                     "fully_recorded": record["fully_recorded"] and earlier.fully_recorded}
+def _joined(info: ModelInfo, earlier: ModelInfo) -> ModelInfo:
+    """The info of a training that continues an earlier one: all images that the weights were trained on."""
+    return replace(info, trained_on=join_records(info.trained_on, earlier.trained_on),
+                   fully_recorded=info.fully_recorded and earlier.fully_recorded)
 
 
-def _finish(model: UNet, data: TrainingData, record: dict[str, Any], history: History, settings: Settings,
-            group: ProcessGroup) -> None:
+def _finish(model: UNet, data: TrainingData, history: History, settings: Settings, group: ProcessGroup) -> None:
     """Evaluate the best weights frame by frame, and write model file, card and report."""
     group.wait()  # until the main process has written the model file
-    best = load_model(settings.run_dir, "cpu")
-    model.load_state_dict(best.state_dict())
+    model.load_state_dict(load_model(settings.run_dir, "cpu").state_dict())
     model.eval()
-    # A resumed run may keep weights that an older version saved: what is known about the data is set again
-    model.info = replace(best.info, cell_width=round(data.cell_width, 2), min_area=data.min_area, **record)
     model.info = tune_prominence(model, data.validation_frames)
     scores = group.gather(score_frames(model, data.validation.frames).to_dict("records"))
     if group.is_main_process:
