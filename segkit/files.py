@@ -70,8 +70,7 @@ def locked(folder: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             file.seek(0)
-            raise SegkitError(f"{folder} is in use by {file.read() or 'another process'}: wait until it ends, or "
-                              "choose another RUN or folder") from None
+            raise SegkitError(f"{folder} is in use by {file.read() or 'another process'}: wait until it ends") from None
         except OSError as error:
             log.info("%s is not locked: its file system has no locks (%s)", folder, error.strerror)
         # the holder may have removed the file, between opening and locking it here

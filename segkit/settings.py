@@ -162,8 +162,7 @@ class Settings:
         """CROP as (height, width), pixels; "768x448" or "128" for a square. Not for "auto"."""
         parts = self.crop.lower().replace(" ", "").split("x")
         if len(parts) > 2 or not all(p.isdecimal() and int(p) >= 16 for p in parts):
-            raise SegkitError(f"CROP is {self.crop}: height x width in pixels was needed, each at least 16, "
-                              "such as 768x448, or auto")
+            raise SegkitError(f"CROP is {self.crop}: auto or height x width, each at least 16 (768x448), was needed")
         return int(parts[0]), int(parts[-1])
 
     def for_experiment(self, experiment: str) -> Settings:
@@ -197,9 +196,8 @@ def parse_settings(values: Mapping[str, Any], base: Settings | None = None) -> S
         if name in REMOVED:
             raise SegkitError(f"{name} is no longer a setting: {REMOVED[name]}")
         if name not in known:
-            near = difflib.get_close_matches(name.upper(), known, 1)
-            raise SegkitError(f"unknown setting {name}: " + (f"did you mean {near[0]}?" if near else
-                                                             f"the settings are {', '.join(known)}"))
+            near = difflib.get_close_matches(name.upper(), known, 1) or known
+            raise SegkitError(f"unknown setting {name}: did you mean {', '.join(near)}?")
     given = {name.lower(): value for name, value in values.items()}
     settings = replace(base, **given)
     if settings.dataset_path == base.dataset_path:
@@ -367,8 +365,7 @@ def check_dataset(settings: Settings) -> bool:
     same = Path(recorded).resolve() == now.resolve()
     if not same and any(os.path.exists(settings.run_dir / name) for name in RESULT_FILES):
         raise SegkitError(f"runs/{settings.run} holds the results of another dataset, {recorded}: set RUN to another "
-                          f"name for those of {now}; or, where this is the same dataset, only moved, write its new "
-                          f"path as DATASET_PATH into {file}")
+                          f"name; or, where it was only moved, write its new path as DATASET_PATH into {file}")
     return same
 
 
@@ -377,8 +374,7 @@ def check_whose_run(settings: Settings) -> None:
     check_dataset(settings)
     own = settings.run_dir / "model.safetensors"
     if os.path.isfile(own) and settings.model_path.resolve() not in (own.parent.resolve(), own.resolve()):
-        raise SegkitError(f"runs/{settings.run} holds another student's training and results: set RUN to a name of "
-                          "their own for the results of this MODEL")
+        raise SegkitError(f"runs/{settings.run} holds another student's training: set another RUN for this MODEL")
 
 
 def record_settings(settings: Settings) -> None:

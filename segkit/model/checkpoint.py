@@ -61,8 +61,7 @@ def load_model(path: str | Path, device: str = "auto", precision: str = "auto") 
     path = Path(path).expanduser()
     file = path / "model.safetensors" if os.path.isdir(path) else path
     if not (os.path.isfile(file) and os.access(file, os.R_OK)):
-        raise SegkitError(f"no trained model at {file}, or none that you may read: train first (03_training, make "
-                          "run), or set MODEL to a run's folder")
+        raise SegkitError(f"no trained model at {file} that you may read: train first, or set MODEL to a run's folder")
     # the suffix tells a state dict of PyTorch from a model file of segkit
     model = read_baseline(file) if file.suffix in (".pth", ".pt") else _read_model(file)
     model.precision = precision

@@ -1,5 +1,6 @@
 """The student: a U-Net of 4.4 million parameters, and what its model file says about it."""
 
+import copy
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -134,7 +135,4 @@ class UNet(nn.Module):
 
 def copy_on_cpu(model: UNet) -> UNet:
     """A copy of the student on the CPU, in the default memory format."""
-    copy = type(model)(model.info).eval()
-    copy.precision = model.precision
-    copy.load_state_dict(model.state_dict())
-    return copy
+    return copy.deepcopy(model).cpu().to(memory_format=torch.contiguous_format).eval()

@@ -40,8 +40,7 @@ class ProcessGroup:
             from accelerate import Accelerator
             from accelerate.utils import InitProcessGroupKwargs
         except ImportError:
-            raise SegkitError("training in several processes needs the package accelerate: "
-                              "pip install 'segkit[cluster]'") from None
+            raise SegkitError("several processes need the package accelerate: pip install 'segkit[cluster]'") from None
         accelerator = Accelerator(cpu=self.device.type == "cpu", mixed_precision="no",
                                   kwargs_handlers=[InitProcessGroupKwargs(timeout=TIMEOUT)])
         self.device = accelerator.device
@@ -56,8 +55,7 @@ class ProcessGroup:
     def shard(self, items: Sequence[Item], what: str) -> list[Item]:
         """Every size-th item, for this process. Raises SegkitError where there are fewer items than processes."""
         if len(items) < self.size:
-            raise SegkitError(f"{len(items)} {what} cannot be split over {self.size} processes: use "
-                              f"at most --nproc-per-node={len(items)}")
+            raise SegkitError(f"{len(items)} {what} cannot be split over {self.size} processes: start fewer processes")
         return list(items[self.rank::self.size])
 
     def wrap(self, model: nn.Module) -> nn.Module:

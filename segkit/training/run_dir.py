@@ -96,9 +96,8 @@ def check_training(settings: Settings) -> bool:
         return False
     bundled = same_dataset and settings.dataset_path == settings.root / DEMO  # a user's folder may be called demo too
     if settings.run != "demo" or not bundled:
-        how = "with more EPOCHS" if (run_dir / "report.json").is_file() else "unless it is still running"
-        raise SegkitError(f"runs/{settings.run} holds a training already: RESUME=1 continues it, {how}; another RUN "
-                          "starts a new one")
+        raise SegkitError(f"runs/{settings.run} holds a training already: RESUME=1 continues it, a finished one with "
+                          "more EPOCHS; another RUN starts a new one")
     return True
 
 
@@ -115,12 +114,12 @@ def open_run(split: Split, settings: Settings) -> Path:
                 (run_dir / name).unlink(missing_ok=True)
     train, validation = ([f.name for f in frames] for frames in (split.train, split.validation))
     # A resumed run must have the validation frames that it had, except those that could not be decoded
-    earlier = _read_split(run_dir) if settings.resume else {}
+    known = settings.resume and os.path.isfile(run_dir / "split.json")
+    earlier = read_json(run_dir / "split.json", "the run's file") if known else {}
     now = set(validation) - set(earlier.get("excluded", ()))
     if earlier and (others := sorted(set(earlier["validation"]) ^ now)):
-        raise SegkitError(f"RESUME is set and runs/{settings.run} has been validated on other frames, {others[0]} the "
-                          "first that differs: set VALIDATION and EXCLUDE as in its settings.json, or RUN to a new "
-                          "name and START_FROM to this run")
+        raise SegkitError(f"RESUME is set and runs/{settings.run} was validated on other frames, {others[0]} is one: "
+                          "set VALIDATION and EXCLUDE as in settings.json, or another RUN and START_FROM to this run")
     write_json(run_dir / "settings.json", settings.as_dict())
     write_json(run_dir / "split.json", {"train": list(dict.fromkeys(train + earlier.get("train", []))),
                                         "validation": validation,
@@ -130,16 +129,11 @@ def open_run(split: Split, settings: Settings) -> Path:
 
 def leave_out(run_dir: Path, reasons: dict[str, str]) -> None:
     """Move frames that could not be decoded to the excluded ones of split.json, with the reasons."""
-    content = _read_split(run_dir)
+    content = read_json(run_dir / "split.json", "the run's file")
     for side in ("train", "validation"):
         content[side] = [name for name in content[side] if name not in reasons]
     content["excluded"] |= reasons
     write_json(run_dir / "split.json", content)
-
-
-def _read_split(run_dir: Path) -> dict[str, Any]:
-    path = run_dir / "split.json"
-    return read_json(path, "the run's file") if os.path.isfile(path) else {}
 
 
 def save_checkpoint(checkpoint: dict[str, Any], run_dir: Path) -> None:
@@ -160,31 +154,27 @@ def load_checkpoint(run_dir: Path, device: torch.device) -> dict[str, Any]:
                           "START_FROM to this run to continue from its best weights") from None
 
 
-def versions() -> dict[str, str]:
-    return {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
-
-
 def finish_run(model: UNet, scores: pd.DataFrame, history: History, settings: Settings, device: str) -> None:
     """Write the evaluated model, its card and report.json; scores: a row per validation frame."""
     # Scores over the validation frames, and their mean for each position
     best = history.best or {}
+    by_position = scores.groupby(scores["experiment"] + " " + scores["position"])["dice"].mean()
     summary = {"val_dice": float(scores["dice"].mean()), "train_dice": best.get("train_dice"),
                "val_panoptic_quality": float(scores["panoptic_quality"].mean()),
-               "val_dice_by_position": {" ".join(unit): float(value) for unit, value in
-                                        scores.groupby(["experiment", "position"])["dice"].mean().items()}}
-    report: dict[str, Any] = {**summary, "best_epoch": best.get("epoch"), "epochs": history.epoch,
-              "seconds": round(sum(row["seconds"] for row in history.rows), 1), "device": device,
-              "versions": versions(), "events": history.events}
-    model.info = replace(model.info, scores=summary, settings=settings.as_dict(), versions=versions())
+               "val_dice_by_position": by_position.to_dict()}
+    versions = {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
+    seconds = round(sum(row["seconds"] for row in history.rows), 1)
+    report = summary | {"best_epoch": best.get("epoch"), "epochs": history.epoch, "seconds": seconds, "device": device,
+                        "versions": versions, "events": history.events}
+    model.info = replace(model.info, scores=summary, versions=versions)
     save_model(model, settings.run_dir / "model.safetensors")
     write_text(settings.run_dir / "MODEL_CARD.md", model_card(model, report, len(scores)))
     write_json(settings.run_dir / "report.json", report)
     log.info("finished: validation Dice of the labels %.4f, panoptic quality %.4f (epoch %s)", summary["val_dice"],
              summary["val_panoptic_quality"], best.get("epoch"))
     if report["val_dice"] < USUAL_DICE:
-        log.info("that is less than usual (Dice above %.1f): more EPOCHS help as long as the validation loss falls "
-                 "(RESUME=1 continues), and so do more training frames; 04_inference (report.html) shows the worst "
-                 "frames", USUAL_DICE)
+        log.info("that is less than usual (Dice above %.1f): train for more EPOCHS (RESUME=1) or on more frames, and "
+                 "look at the worst frames in 04_inference (report.html)", USUAL_DICE)
 
 
 def model_card(model: UNet, report: dict[str, Any], frames: int) -> str:
@@ -201,8 +191,8 @@ def model_card(model: UNet, report: dict[str, Any], frames: int) -> str:
     return f"""# {info.settings['RUN']}: a segkit student
 
 A U-Net of {model.count_parameters():,} parameters that segments bacteria in phase-contrast images. Trained on the
-dataset {Path(info.settings['DATASET_PATH']).name} for {report['epochs']} epochs (best: {report['best_epoch']}),
-on {report['device']}.
+dataset {Path(info.settings['DATASET_PATH']).name} for {report['epochs']} epochs (best: {report['best_epoch']}), on
+{report['device']}.
 
 Over {frames} whole validation frames{never}: mean Dice {report['val_dice']:.4f}, mean
 panoptic quality at IoU 0.5 {report['val_panoptic_quality']:.4f}.

@@ -210,7 +210,7 @@ class Trainer:
 
     def __init__(self, model: UNet, settings: Settings, group: ProcessGroup) -> None:
         if settings.batch_size % group.size:
-            raise SegkitError(f"BATCH_SIZE is {settings.batch_size}: a multiple of the {group.size} processes needed")
+            raise SegkitError(f"BATCH_SIZE={settings.batch_size}: a multiple of the {group.size} processes was needed")
         if group.device.type == "cpu":
             keep_memory()
         self.settings, self.group, self.device = settings, group, group.device
