@@ -21,14 +21,12 @@ DEMO = Path("tests") / "fixture"
 PRECISIONS = ("auto", "bf16", "float32")
 FORBIDDEN_IN_NAMES = re.compile(r'[/\\:*?"<>|\x00-\x1f]')  # characters that some system forbids in a folder's name
 BY_EXPERIMENT = ("PIXEL_SIZE_UM", "MINUTES_PER_FRAME", "DRUG_FRAME", "REFERENCE")  # settings that may differ
-OF_A_DATASET = ("RUN", "MASKS_PATH", "VALIDATION", "EXCLUDE", "SCALE", "CONDITIONS", "EXPERIMENTS",
-                *BY_EXPERIMENT)
+OF_A_DATASET = ("RUN", "MASKS_PATH", "VALIDATION", "EXCLUDE", "SCALE", "CONDITIONS", "EXPERIMENTS", *BY_EXPERIMENT)
 FORM_FILE = "segkit.json"  # at the project's root: what the form of 01_setup saved
 CONDITIONS_FILE = "experiments.csv"  # in a dataset's folder, optional
 RESULT_FILES = ("last.pt", "model.safetensors", "report.json", "masks", "cells.csv")  # that make a run a dataset's own
 REMOVED = {  # and what to use instead
-    "EXPERIMENTS": f"write the values into a table {CONDITIONS_FILE} in the dataset's folder, or into the table of "
-                   f"01_setup (where the saved form holds it: delete {FORM_FILE})",
+    "EXPERIMENTS": f"use {CONDITIONS_FILE} in the dataset's folder, or the table of 01_setup (and delete {FORM_FILE})",
     "PROCESSES": "start torchrun --nproc-per-node=4 -m segkit train NAME=value ... for 4 processes",
     "MEMORY_LIMIT": "training frames are read from a file in runs/.cache, which needs no limit",
     "OPENVINO": "ONNX=1 writes model.onnx, which OpenVINO and ONNX Runtime read"}
@@ -146,15 +144,10 @@ class Settings:
     @property
     def model_path(self) -> Path:
         """Where the model to segment with lies: MODEL, else this run."""
-        return self._model_at(self.model) if self.model else self.run_dir
+        return self.find_model(self.model) if self.model else self.run_dir
 
-    @property
-    def start_from_path(self) -> Path | None:
-        """Where the weights to start from lie, if START_FROM is set."""
-        return self._model_at(self.start_from) if self.start_from else None
-
-    def _model_at(self, text: str) -> Path:
-        """A run of that name, else a path."""
+    def find_model(self, text: str) -> Path:
+        """Where the model lies that MODEL or START_FROM names: a run of that name, else a path."""
         run = self.root / "runs" / text
         return run if run.exists() else self._absolute(text)
 

@@ -213,10 +213,10 @@ def write_labels(path: Path, labels: np.ndarray, pixel_size_um: float | None, pr
     if labels.max() > 65535:
         raise SegkitError(f"{path.name}: {labels.max()} cells in one frame, and 16-bit labels hold 65535")
     per_cm = 1e4 / pixel_size_um if pixel_size_um else None
+    resolution: dict[str, Any] = {"resolution": (per_cm, per_cm), "resolutionunit": "CENTIMETER"} if per_cm else {}
     with replacing(path) as temporary:
         tifffile.imwrite(temporary, labels.astype(np.uint16), compression="zlib", metadata=None,
-                         description=provenance, resolution=(per_cm, per_cm) if per_cm else None,
-                         resolutionunit="CENTIMETER" if per_cm else None)
+                         description=provenance, **resolution)
 
 
 def _read_own_labels(path: Path, provenance: str, pixel_size_um: float | None) -> np.ndarray | None:

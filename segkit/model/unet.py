@@ -78,8 +78,7 @@ class UpConv(DoubleConv):
         mirrored = F.pad(weight.transpose(0, 1).flip(-1, -2), (1, 1, 1, 1))  # (in, out, 5, 5)
         kernel = F.avg_pool2d(mirrored, 2, stride=1)  # (in, out, 4, 4), a quarter of the sums
         x = F.conv_transpose2d(x, kernel, stride=2)  # (B, out, 2 h + 2, 2 w + 2)
-        channels = x.shape[1]
-        return F.conv2d(x, cast(Tensor, self.smoothing).repeat(channels, 1, 1, 1), groups=channels)
+        return F.conv2d(x, cast(Tensor, self.smoothing).repeat(x.shape[1], 1, 1, 1), groups=x.shape[1])
 
 
 class UNet(nn.Module):

@@ -9,6 +9,9 @@ from torch import Tensor
 from .frames import Store
 
 BLUR_RADIUS = 3  # pixels
+LIGHT = {  # share of the crops that are changed, and the range of the change; of its logarithm for contrast and gamma
+    "contrast": (0.5, -0.25, 0.25), "offset": (0.5, -0.1, 0.1), "gamma": (0.5, -0.2, 0.2), "slope_y": (0.3, -0.2, 0.2),
+    "slope_x": (0.3, -0.2, 0.2), "blur": (0.3, 0.15, 0.6), "noise": (0.5, 0.0, 0.04)}
 
 
 def sample_crops(store: Store, count: int, size: tuple[int, int], generator: torch.Generator) -> dict[str, Tensor]:
@@ -19,8 +22,8 @@ def sample_crops(store: Store, count: int, size: tuple[int, int], generator: tor
     turns where they are not square); three quarters are also shifted by parts of a pixel and zoomed by 0.84 to 1.18,
     and of these a quarter is rotated by any angle and zoomed by 0.7 to 1.4 (measured: benchmarks/README.md).
     """
-    def uniform(low: float, high: float, n: int = count) -> Tensor:
-        return torch.rand(n, generator=generator) * (high - low) + low
+    def uniform(low: float, high: float) -> Tensor:
+        return torch.rand(count, generator=generator) * (high - low) + low
 
     def sometimes(share: float) -> Tensor:
         return torch.rand(count, generator=generator) < share
@@ -43,19 +46,12 @@ def sample_crops(store: Store, count: int, size: tuple[int, int], generator: tor
     zoom = torch.exp(uniform(math.log(0.7), math.log(1.4)) * torch.where(turned, 1.0, 0.5) * zoomed)
     centre = centre + torch.rand(count, 2, generator=generator) * zoomed[:, None]
     mirror = torch.where(sometimes(0.5), -1.0, 1.0)
+    plan = {"frame": frame, "centre": centre, "angle": angle, "zoom": zoom, "mirror": mirror}
     # Brightness, blur and noise: each for some of the crops only
-    one, zero = torch.ones(count), torch.zeros(count)
-    return {
-        "frame": frame, "centre": centre, "angle": angle, "zoom": zoom, "mirror": mirror,
-        "contrast": torch.where(sometimes(0.5), torch.exp(uniform(-0.25, 0.25)), one),
-        "offset": torch.where(sometimes(0.5), uniform(-0.1, 0.1), zero),
-        "gamma": torch.where(sometimes(0.5), torch.exp(uniform(-0.2, 0.2)), one),
-        "slope_y": torch.where(sometimes(0.3), uniform(-0.2, 0.2), zero),
-        "slope_x": torch.where(sometimes(0.3), uniform(-0.2, 0.2), zero),
-        "blur": torch.where(sometimes(0.3), uniform(0.15, 0.6), zero),
-        "noise": torch.where(sometimes(0.5), uniform(0.0, 0.04), zero),
-        "noise_seed": torch.randint(2**31, (1,), generator=generator),
-    }
+    for name, (share, low, high) in LIGHT.items():
+        plan[name] = torch.where(sometimes(share), uniform(low, high), 0.0)
+    plan["contrast"], plan["gamma"] = plan["contrast"].exp(), plan["gamma"].exp()
+    return plan | {"noise_seed": torch.randint(2**31, (1,), generator=generator)}
 
 
 def gather_crops(store: Store, plan: dict[str, Tensor], size: tuple[int, int]) -> tuple[Tensor, Tensor]:

@@ -5,6 +5,7 @@ import math
 import os
 import platform
 from dataclasses import dataclass, field, replace
+from importlib import resources
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -178,7 +179,7 @@ def finish_run(model: UNet, scores: pd.DataFrame, history: History, settings: Se
 
 
 def model_card(model: UNet, report: dict[str, Any], frames: int) -> str:
-    """Training data, validation scores, use and limits of the model, as Markdown."""
+    """Training data, validation scores, use and limits of the model: model_card.md, filled in."""
     info = model.info
     # Whether the validation scores are those of data that the model was not trained on
     never = ", of positions that it was not trained on"
@@ -186,27 +187,8 @@ def model_card(model: UNet, report: dict[str, Any], frames: int) -> str:
         never = " (it is not known whether the weights that it started from were trained on these positions)"
     elif set().union(*info.trained_on.values()) & set().union(*info.validated_on.values()):
         never = " (some of their images are among the training images too, as copies)"
-    # The card
     positions = "\n".join(f"| {name} | {value:.4f} |" for name, value in report["val_dice_by_position"].items())
-    return f"""# {info.settings['RUN']}: a segkit student
-
-A U-Net of {model.count_parameters():,} parameters that segments bacteria in phase-contrast images. Trained on the
-dataset {Path(info.settings['DATASET_PATH']).name} for {report['epochs']} epochs (best: {report['best_epoch']}), on
-{report['device']}.
-
-Over {frames} whole validation frames{never}: mean Dice {report['val_dice']:.4f}, mean
-panoptic quality at IoU 0.5 {report['val_panoptic_quality']:.4f}.
-
-| validation position | mean Dice |
-| --- | --- |
-{positions}
-
-**Use**: `segkit.load_model` and `segkit.segment`. Images are normalised by their {PERCENTILES[0]} and {PERCENTILES[1]}
-percentiles; a pixel belongs to a cell where the probability is above {info.threshold}; two touching cells are separated
-where the distance map falls by {info.prominence} between them; parts of fewer than {info.min_area} pixels are not
-counted. The training cells were {info.cell_width:.1f} pixels wide (median); for another magnification, SCALE brings the
-cells to that width.
-
-**Limits**: the scores are agreement with the teacher labels, not with the truth, on images of the same kind as the
-training images. Other organisms, optics or growth conditions were not tried.
-"""
+    template = resources.files(__package__).joinpath("model_card.md").read_text(encoding="utf-8")
+    return template.format(info=info, report=report, frames=frames, never=never, positions=positions,
+                           parameters=model.count_parameters(), percentiles=PERCENTILES,
+                           dataset=Path(info.settings["DATASET_PATH"]).name)

@@ -142,7 +142,12 @@ def _train(model: UNet, split: Split, settings: Settings, group: ProcessGroup, h
     if copies := positions_trained_on(model.info, data.validated_on, settings):
         log.info("%s: images of these validation positions are training images too, as copies", ", ".join(copies))
     if start_from:
-        _check_start_from(start_from, data, settings)
+        if leaked := positions_trained_on(start_from, data.validated_on, settings):
+            raise SegkitError(f"START_FROM {settings.start_from} was trained on {len(leaked)} of the validation "
+                              f"positions ({', '.join(leaked[:5])}): set VALIDATION to others, or another START_FROM")
+        if not start_from.fully_recorded:
+            log.info("what START_FROM %s was trained on is not known: validation positions may be among it",
+                     settings.start_from)
         model.info = _joined(model.info, start_from)
     # Resume from the checkpoint
     checkpoint = None
@@ -220,8 +225,7 @@ class Trainer:
         self.model = model.to(self.device).to(memory_format=torch.channels_last)
         self.network = group.wrap(self.model)
 
-    def train_epoch(self, data: TrainingData, history: History, on_step: Callable[[], object]
-                    ) -> tuple[float, float]:
+    def train_epoch(self, data: TrainingData, history: History, on_step: Callable) -> tuple[float, float]:
         """One epoch of augmented crops; returns the mean loss and Dice over all processes."""
         # Crops depend on seed, epoch, tries and rank alone, so that a resumed run repeats them
         seed = self.settings.seed * 1_000_003 + history.epoch * 101 + history.tries + self.group.rank * 15_485_863
@@ -272,22 +276,19 @@ class Trainer:
         Returns what START_FROM's file says about its model, or None.
         """
         torch.manual_seed(self.settings.seed + 1000 * tries)
-        start_from = self.settings.start_from_path
-        initial = load_model(start_from, "cpu") if start_from else UNet(self.model.info)
-        if start_from is None:
+        start_from = self.settings.start_from
+        initial = load_model(self.settings.find_model(start_from), "cpu") if start_from else UNet(self.model.info)
+        if not start_from:
             share = min(max(foreground, 1e-3), 0.9)
             initial.out.bias = nn.Parameter(torch.tensor([math.log(share / (1 - share)), 0.5 * share]))
         elif initial.info.outputs != 2:
             raise SegkitError(f"START_FROM {start_from} is a model of the starting recipe: one of segkit was needed")
         self.model.load_state_dict(initial.state_dict())
         self.ema = AveragedModel(self.model, multi_avg_fn=update_ema)
+        self.ema_model = cast(UNet, self.ema.module)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), weight_decay=WEIGHT_DECAY,
                                            fused=self.device.type in ("cpu", "cuda") or None)
         return initial.info if start_from else None
-
-    @property
-    def ema_model(self) -> UNet:
-        return cast(UNet, self.ema.module)
 
     def state(self) -> dict[str, dict[str, Any]]:
         """Copies of the weights, the EMA and the optimiser's state."""
@@ -338,16 +339,6 @@ def _save_best(trainer: Trainer, scores: dict[str, float]) -> None:
     model.info = replace(trainer.model.info, scores=scores)
     if trainer.group.is_main_process:
         save_model(model, trainer.settings.run_dir / "model.safetensors")
-
-
-def _check_start_from(start_from: ModelInfo, data: TrainingData, settings: Settings) -> None:
-    """Raises SegkitError where START_FROM's model was trained on validation positions."""
-    path = settings.start_from_path
-    if leaked := positions_trained_on(start_from, data.validated_on, settings):
-        raise SegkitError(f"START_FROM {path} was trained on {len(leaked)} of the validation positions "
-                          f"({', '.join(leaked[:5])}): set VALIDATION to others, or START_FROM to another model")
-    if not start_from.fully_recorded:
-        log.info("what START_FROM %s was trained on is not known: validation positions may be among it", path)
 
 
 def _joined(info: ModelInfo, earlier: ModelInfo) -> ModelInfo:
