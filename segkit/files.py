@@ -4,6 +4,7 @@ import fcntl
 import json
 import logging
 import os
+import shutil
 import socket
 import time
 from collections.abc import Iterator
@@ -36,7 +37,8 @@ def writing(path: Path) -> Iterator[None]:
 def replacing(path: str | Path) -> Iterator[Path]:
     """Give a temporary path beside `path`; rename it to `path` when the block ends well, else remove it.
 
-    Raises SegkitError where the folder cannot be written or the disk is full.
+    The block makes a file or a folder of it, and removes an older folder at `path`. Raises SegkitError where the folder
+    cannot be written or the disk is full.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
@@ -46,6 +48,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
             yield temporary
             os.replace(temporary, path)
     finally:
+        shutil.rmtree(temporary, ignore_errors=True)
         with suppress(OSError):
             temporary.unlink()
 

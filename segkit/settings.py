@@ -95,16 +95,16 @@ class Settings:
 
     def __post_init__(self) -> None:
         # types and ranges first, so that all checks below compare values of the right kind
-        for spec in public_fields():
-            self._set(**{spec.name: _parse(spec, getattr(self, spec.name))})
+        mine = vars(self)  # an instance is frozen only once it is made
+        mine.update({spec.name: _parse(spec, getattr(self, spec.name)) for spec in public_fields()})
         # absolute paths, so that a notebook in notebooks/ and Make at the root mean the same folder
-        self._set(root=Path(os.path.abspath(self.root)))
-        self._set(dataset_path=self._absolute(self.dataset_path),
-                  masks_path=self.masks_path and self._absolute(self.masks_path))
+        mine["root"] = Path(os.path.abspath(self.root))
+        mine["dataset_path"] = self._absolute(self.dataset_path)
+        mine["masks_path"] = self.masks_path and self._absolute(self.masks_path)
         # the run's name follows from the dataset's, such as "2024-01-01 12:30"
         if not self.run:
             named = FORBIDDEN_IN_NAMES.sub("-", self.dataset_path.resolve().name).strip()
-            self._set(run="demo" if self.dataset_path == self.root / DEMO else named)
+            mine["run"] = "demo" if self.dataset_path == self.root / DEMO else named
         if self.run in ("", ".", "..") or FORBIDDEN_IN_NAMES.search(self.run):
             raise SegkitError(f"RUN is {self.run or 'empty'}: a folder name without / was needed")
         # what one field alone does not show
@@ -113,11 +113,6 @@ class Settings:
         if self.crop != "auto":
             self.crop_size()
         self._load_conditions()
-
-    def _set(self, **values: Any) -> None:
-        """Assign while the frozen instance is being made."""
-        for name, value in values.items():
-            object.__setattr__(self, name, value)
 
     def _absolute(self, path: str | Path) -> Path:
         path = Path(os.path.expanduser(path))
@@ -128,7 +123,7 @@ class Settings:
         path = self.dataset_path / CONDITIONS_FILE
         source = path if self.conditions is None and os.path.isfile(path) else self.conditions or ""
         table = read_conditions(source)
-        self._set(conditions=conditions_text(table))
+        vars(self)["conditions"] = conditions_text(table)
         for experiment, row in table.items():
             try:
                 self._with(row)

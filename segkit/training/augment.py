@@ -101,15 +101,11 @@ def augment_light(image: Tensor, plan: dict[str, Tensor]) -> Tensor:
 
 def _blur(image: Tensor, sigma: Tensor) -> Tensor:
     """Gaussian blur, each image by its own sigma (B,), pixels, on the CPU; sigma 0 leaves the image as it is."""
-    some = torch.nonzero(sigma > 0).flatten()
-    if len(some) == 0:
-        return image
-    chosen, sigma = (t.to(image.device, non_blocking=True) for t in (some, sigma[some]))
-    part = image[chosen, 0][None]  # (1, n, h, w): one group per image
+    sigma = sigma.to(image.device, non_blocking=True)[:, None]
     steps = torch.arange(-BLUR_RADIUS, BLUR_RADIUS + 1, device=image.device).float()
-    kernel = torch.exp(-0.5 * (steps / sigma[:, None]) ** 2)
-    kernel = (kernel / kernel.sum(1, keepdim=True))[:, None, :]  # (n, 1, 2r + 1)
-    padded = F.pad(part, (BLUR_RADIUS,) * 4, mode="replicate")
-    rows = F.conv2d(padded, kernel[:, :, :, None], groups=len(some))
-    part = F.conv2d(rows, kernel[:, :, None, :], groups=len(some))
-    return image.index_copy(0, chosen, part[0][:, None])
+    kernel = torch.exp(-0.5 * (steps / sigma.clamp(min=0.01)) ** 2)
+    kernel = (kernel / kernel.sum(1, keepdim=True))[:, None]  # (B, 1, 2r + 1)
+    padded = F.pad(image.transpose(0, 1), (BLUR_RADIUS,) * 4, mode="replicate")  # (1, B, ...): one group per image
+    rows = F.conv2d(padded, kernel[:, :, :, None], groups=len(image))
+    blurred = F.conv2d(rows, kernel[:, :, None, :], groups=len(image))
+    return torch.where(sigma[:, :, None, None] > 0, blurred.transpose(0, 1), image)

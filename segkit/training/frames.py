@@ -20,7 +20,7 @@ from ..data.dataset import Frame, Split, common_area, read_whole_pair
 from ..data.images import hash_pixels, normalise
 from ..devices import describe_device
 from ..errors import SegkitError
-from ..files import log
+from ..files import log, replacing
 from ..measure.metrics import hashes_by_position
 from ..measure.segment_dataset import prefetch
 from ..model.postprocess import smallest_area, whole_areas
@@ -117,7 +117,13 @@ def build_store(frames: Sequence[Frame], device: torch.device, cache_dir: Path) 
     for pixels_file in cache_dir.glob("*/pixels.f32"):
         if pixels_file.parent != folder and time.time() - pixels_file.parent.stat().st_mtime > MAX_UNUSED:
             shutil.rmtree(pixels_file.parent, ignore_errors=True)
-    reasons = {} if (folder / "index.npz").is_file() else _fill_cache(folder, frames)
+    # Decode into a folder beside the final one: another training may fill the same cache
+    reasons: dict[Frame, str] = {}
+    if not (folder / "index.npz").is_file():
+        with replacing(folder) as part:
+            part.mkdir(exist_ok=True)
+            reasons = _decode_into(part, frames)
+            shutil.rmtree(folder, ignore_errors=True)
     os.utime(folder)
     with np.load(folder / "index.npz") as archive:
         index = dict(archive)
@@ -148,26 +154,6 @@ def _fingerprint(frames: Sequence[Frame]) -> str:
             there = f"{stat.st_size}|{stat.st_mtime_ns}" if stat else "missing"
             digest.update(f"{path.parent.resolve()}/{path.name}|{there}|{frame.page}\n".encode())
     return digest.hexdigest()[:20]
-
-
-def _fill_cache(folder: Path, frames: Sequence[Frame]) -> dict[Frame, str]:
-    """Decode the frames into files beside their final place, and rename their folder when it is complete.
-
-    Returns the frames that cannot be decoded with the reason.
-    """
-    part = folder.with_name(f"{folder.name}.{os.getpid()}.part")  # another training may fill the same cache
-    try:
-        shutil.rmtree(part, ignore_errors=True)
-        part.mkdir(parents=True)
-        reasons = _decode_into(part, frames)
-        shutil.rmtree(folder, ignore_errors=True)
-        part.rename(folder)
-    except OSError as error:
-        raise SegkitError(f"cannot write the decoded frames into {folder.parent} ({error.strerror or error}): "
-                          "free some disk space, 5 bytes per pixel of the training data") from error
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
-    return reasons
 
 
 def _decode_into(folder: Path, frames: Sequence[Frame]) -> dict[Frame, str]:
