@@ -94,15 +94,11 @@ def _read_model(file: Path) -> UNet:
     return model
 
 
-class _WithProbability(nn.Module):
+class _WithProbability(nn.Sequential):
     """The network with foreground probabilities instead of logits: other programs expect them."""
 
-    def __init__(self, model: UNet) -> None:
-        super().__init__()
-        self.model = model
-
     def forward(self, image: Tensor) -> Tensor:
-        output = self.model(image)
+        output = super().forward(image)
         return torch.cat([output[:, :1].sigmoid(), output[:, 1:]], dim=1)
 
 

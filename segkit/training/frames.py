@@ -230,15 +230,15 @@ def prepare(split: Split, settings: Settings, group: ProcessGroup) -> TrainingDa
     """Decode this process's shard of the split, and plan crops and steps. Frames that cannot be decoded are logged."""
     cache, left_out = settings.run_dir.parent / ".cache", {}
 
-    def decoded(frames: Sequence[Frame], what: str) -> tuple[Store, list[tuple[Frame, str]]]:
+    def decoded(frames: Sequence[Frame], what: str) -> tuple[Store, dict[str, list[str]]]:
         store, reasons = build_store(group.shard(frames, what), group.device, cache)
         for frame, reason in group.gather(list(reasons.items())):
             log.info("left out %s: %s", frame.image, reason)
             left_out[frame.name] = reason
-        return store, group.gather(list(zip(store.frames, store.hashes, strict=True)))
+        return store, hashes_by_position(group.gather(list(zip(store.frames, store.hashes, strict=True))))
 
-    train, train_hashes = decoded(split.train, "training frames")
-    validation, validation_hashes = decoded(split.validation, "validation frames")
+    train, trained_on = decoded(split.train, "training frames")
+    validation, validated_on = decoded(split.validation, "validation frames")
     # Values of the training frames over all processes
     shards = pd.DataFrame(group.gather([{
         "height": int(train.height.min()), "width": int(train.width.min()), "foreground": train.foreground,
@@ -251,15 +251,11 @@ def prepare(split: Split, settings: Settings, group: ProcessGroup) -> TrainingDa
     crop = choose_crop(settings, group.device, (int(shards["height"].min()), int(shards["width"].min())))
     crops = settings.crops_per_epoch or default_crops(int(shards["area"].sum()), crop)
     steps = steps_per_epoch(crops, settings)
-    log.info("%d training frames, %d validation frames; crops of %d x %d, %d steps of %d an epoch; %s",
-             shards["train"].sum(), shards["validation"].sum(), *crop, steps, settings.batch_size,
-             describe_device(group.device, settings.precision))
+    # frames of several processes as 8+8
+    log.info("%s training frames, %s validation frames; crops of %d x %d, %d steps of %d an epoch; %s",
+             *("+".join(map(str, shards[part])) for part in ("train", "validation")), *crop, steps,
+             settings.batch_size, describe_device(group.device, settings.precision))
     if settings.epochs * steps < MIN_STEPS:
         log.info("only %d steps in all; %d or more are usual: set more EPOCHS", settings.epochs * steps, MIN_STEPS)
-    if group.size > 1:
-        log.info("%d processes, each with %s training frames, %s validation frames and %d crops of every batch",
-                 group.size, "/".join(map(str, shards["train"])), "/".join(map(str, shards["validation"])),
-                 settings.batch_size // group.size)
     return TrainingData(train, validation, [frame for frame in split.validation if frame.name not in left_out],
-                        foreground, cell_width, min_area, crop, steps, hashes_by_position(train_hashes),
-                        hashes_by_position(validation_hashes), left_out)
+                        foreground, cell_width, min_area, crop, steps, trained_on, validated_on, left_out)

@@ -25,7 +25,6 @@ from ..settings import DEMO, Settings, check_dataset
 COLUMNS = ("epoch", "train_loss", "train_dice", "val_loss", "val_dice", "learning_rate", "event", "seconds",
            "crops_per_second")
 OTHER_WEIGHTS = "with other weights"  # end of the event of an epoch after which earlier epochs do not count
-USUAL_DICE = 0.9  # validation Dice of students of good data (benchmarks/README.md)
 PACKAGES = ("segkit", "torch", "torchvision", "numpy", "scikit-image")
 
 
@@ -173,9 +172,6 @@ def finish_run(model: UNet, scores: pd.DataFrame, history: History, settings: Se
     write_json(settings.run_dir / "report.json", report)
     log.info("finished: validation Dice of the labels %.4f, panoptic quality %.4f (epoch %s)", summary["val_dice"],
              summary["val_panoptic_quality"], best.get("epoch"))
-    if report["val_dice"] < USUAL_DICE:
-        log.info("that is less than usual (Dice above %.1f): train for more EPOCHS (RESUME=1) or on more frames, and "
-                 "look at the worst frames in 04_inference (report.html)", USUAL_DICE)
 
 
 def model_card(model: UNet, report: dict[str, Any], frames: int) -> str:
