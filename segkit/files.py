@@ -79,9 +79,7 @@ def locked(folder: Path) -> Iterator[None]:
         # the holder may have removed the file, between opening and locking it here
         if not os.path.exists(path) or not os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
             raise SegkitError(f"{folder} was in use until now: start this again")
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%Y-%m-%d %H:%M:%S')}")
-        file.flush()
+        path.write_text(f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%Y-%m-%d %H:%M:%S')}")
         os.environ[HELD] = f"{held}\n{folder.resolve()}".strip()
         try:
             yield

@@ -122,11 +122,11 @@ class Settings:
         """Read the table of experiments, from its file where it is not given, and check every value in it."""
         path = self.dataset_path / CONDITIONS_FILE
         source = path if self.conditions is None and os.path.isfile(path) else self.conditions or ""
-        table = read_conditions(source)
+        table: Mapping[str, Mapping[str, Any]] = read_conditions(source)
         vars(self)["conditions"] = conditions_text(table)
         for experiment, row in table.items():
             try:
-                self._with(row)
+                replace(self, conditions="", **row)
             except SegkitError as error:
                 place = source if isinstance(source, Path) else "CONDITIONS"
                 raise SegkitError(f"{place}, row {experiment}: {error}") from None
@@ -155,9 +155,7 @@ class Settings:
 
     def for_experiment(self, experiment: str) -> Settings:
         """The settings of one experiment: its row of the table before the values for all."""
-        return self._with(read_conditions(self.conditions or "").get(experiment, {}))
-
-    def _with(self, row: Mapping[str, Any]) -> Settings:
+        row: dict[str, Any] = dict(read_conditions(self.conditions or "").get(experiment, {}))
         return replace(self, conditions="", **row)
 
     def as_dict(self) -> dict[str, Any]:

@@ -130,9 +130,7 @@ def _measure_phase(line: pd.DataFrame, part: pd.DataFrame, minutes: float, end_k
     """Death and growth of a position (line) in one phase (part): GROWTH_COLUMNS from frames on."""
     start, end = _start_cells(line, part), _end_frames(part)
     empty = part["cells"] == 0
-    died: bool | None = start > 0 and len(part) >= end and bool(empty[-end:].all())
-    if not end_known:
-        died = None
+    died = start > 0 and len(part) >= end and bool(empty[-end:].all()) if end_known else None
 
     # a slope through the few frames left would hide that the others lost their cells
     lost = empty & ((part["cells"].cumsum() > 0) | (start > 0))

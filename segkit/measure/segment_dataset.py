@@ -239,9 +239,8 @@ def _report(model: UNet, results: Sequence[FrameResult], scale: float) -> None:
     for name, _, reason in (result.skipped for result in results if result.skipped):
         log.info("left out %s: %s", name, reason)
     segmented = sum(result.cells is not None for result in results)
-    run, dataset_path = (model.info.settings.get(name, "?") for name in ("RUN", "DATASET_PATH"))
-    log.info("%d of %d frames segmented with the student of run %s, trained on %s", segmented, len(results), run,
-             dataset_path)
+    run = model.info.settings.get("RUN", "?")
+    log.info("%d of %d frames segmented with the student of run %s", segmented, len(results), run)
 
     # in the notebook, too: the user must see that this student is not the right one
     widths = np.concatenate([np.zeros(0), *(result.widths for result in results)])

@@ -150,8 +150,7 @@ def _fingerprint(frames: Sequence[Frame]) -> str:
     digest = hashlib.sha256(b"segkit store 6")
     for frame in frames:
         for path in (frame.image, frame.masks or frame.image):
-            stat = path.stat() if path.exists() else None
-            there = f"{stat.st_size}|{stat.st_mtime_ns}" if stat else "missing"
+            there = f"{path.stat().st_size}|{path.stat().st_mtime_ns}" if path.exists() else "missing"
             digest.update(f"{path.parent.resolve()}/{path.name}|{there}|{frame.page}\n".encode())
     return digest.hexdigest()[:20]
 

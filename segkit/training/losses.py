@@ -69,11 +69,10 @@ def validate_frames(model: UNet, store: Store, device: torch.device) -> tuple[li
         output, targets = output[..., :height, :width].float(), targets[..., :height, :width]
         losses += [student_loss(o, t) for o, t in zip(output.split(1), targets.split(1), strict=True)]
         dices.append(batch_dice(output[:, 0], targets[:, 0] > 0))
-        for k, frame in enumerate(index):
-            if frame in wanted:
-                image, probability, mask = (t.cpu().numpy() for t in (
-                    images[k, 0, :height, :width], output[k, 0].sigmoid(), targets[k, 0] > 0))  # (H, W) each
-                previews.append((image, probability, mask))
+        for k in (k for k, frame in enumerate(index) if frame in wanted):
+            shown = images[k, 0, :height, :width], output[k, 0].sigmoid(), targets[k, 0] > 0  # (H, W) each
+            image, probability, mask = (tensor.cpu().numpy() for tensor in shown)
+            previews.append((image, probability, mask))
     return torch.stack(losses).tolist(), torch.cat(dices).tolist(), previews
 
 

@@ -216,8 +216,7 @@ class Trainer:
     def __init__(self, model: UNet, settings: Settings, group: ProcessGroup) -> None:
         if settings.batch_size % group.size:
             raise SegkitError(f"BATCH_SIZE={settings.batch_size}: a multiple of the {group.size} processes was needed")
-        if group.device.type == "cpu":
-            keep_memory()
+        keep_memory()
         self.settings, self.group, self.device = settings, group, group.device
         self.batch_size = settings.batch_size // group.size
         self.learning_rate = 0.0
@@ -262,8 +261,7 @@ class Trainer:
                               "GPU's memory: set a smaller BATCH_SIZE or CROP") from None
         # Clip the gradients, step
         nn.utils.clip_grad_norm_(self.model.parameters(), MAX_GRADIENT_NORM)
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.learning_rate
+        self.optimizer.param_groups[0]["lr"] = self.learning_rate
         self.optimizer.step()
         # Update the EMA of the weights
         self.ema.update_parameters(self.model)
