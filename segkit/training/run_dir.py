@@ -24,7 +24,6 @@ from ..settings import DEMO, Settings, check_dataset
 
 COLUMNS = ("epoch", "train_loss", "train_dice", "val_loss", "val_dice", "learning_rate", "event", "seconds",
            "crops_per_second")
-OTHER_WEIGHTS = "with other weights"  # end of the event of an epoch after which earlier epochs do not count
 PACKAGES = ("segkit", "torch", "torchvision", "numpy", "scikit-image")
 
 
@@ -41,7 +40,7 @@ class History:
     tries: int = 0  # rollbacks
     rate_scale: float = 1.0  # of the learning rate; halved by every rollback
     best_dice: float = -1.0
-    least_loss: float = math.inf  # on the validation frames
+    least_loss: float = math.inf  # on the validation frames, since the last restart with other weights
 
     def table(self) -> pd.DataFrame:
         return pd.DataFrame(self.rows, columns=list(COLUMNS))
@@ -50,12 +49,9 @@ class History:
     def best(self) -> dict[str, Any] | None:
         """The epoch whose weights are kept: that of the lowest validation loss.
 
-        The best Dice comes early, when touching cells are not separated yet (figures in benchmarks/README.md). Epochs
-        before a restart do not count: their weights were replaced.
+        The best Dice comes early, when touching cells are not separated yet (figures in benchmarks/README.md).
         """
-        first = max((i for i, row in enumerate(self.rows) if row["event"].endswith(OTHER_WEIGHTS)), default=0)
-        return min((row for row in self.rows[first:] if not row["event"]), key=lambda row: row["val_loss"],
-                   default=None)
+        return next((row for row in self.rows if row["val_loss"] == self.least_loss and not row["event"]), None)
 
     @property
     def events(self) -> list[str]:

@@ -146,8 +146,7 @@ def _train(model: UNet, split: Split, settings: Settings, group: ProcessGroup, h
             raise SegkitError(f"START_FROM {settings.start_from} was trained on {len(leaked)} of the validation "
                               f"positions ({', '.join(leaked[:5])}): set VALIDATION to others, or another START_FROM")
         if not start_from.fully_recorded:
-            log.info("what START_FROM %s was trained on is not known: validation positions may be among it",
-                     settings.start_from)
+            log.info("what START_FROM %s was trained on is not known; it may be validation data", settings.start_from)
         model.info = _joined(model.info, start_from)
     # Resume from the checkpoint
     checkpoint = None
@@ -329,7 +328,7 @@ def _roll_back(trainer: Trainer, history: History, last_good: dict[str, Any] | N
         return f"rolled back to epoch {history.epoch}"
     history.epoch, history.best_dice, history.least_loss = 0, -1.0, math.inf
     trainer.initialise(foreground, history.tries)
-    return f"restarted {run_dir.OTHER_WEIGHTS}"
+    return "restarted with other weights"
 
 
 def _save_best(trainer: Trainer, scores: dict[str, float]) -> None:
