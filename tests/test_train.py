@@ -378,9 +378,8 @@ def test_the_best_epoch_is_the_one_whose_weights_were_kept_last(tiny, monkeypatc
     left, saved = iter(course), []
     monkeypatch.setattr(Trainer, "train_epoch", lambda self, data, progress, on_step: (1.0, 0.5))
     monkeypatch.setattr(trainer_module, "validate", lambda model, store, group: (*next(left), []))
-    real = trainer_module._save_best
-    monkeypatch.setattr(trainer_module, "_save_best", lambda trainer, scores: (
-        saved.append(scores["val_loss"]), real(trainer, scores)))
+    monkeypatch.setattr(trainer_module, "save_model", lambda model, path: (
+        saved.append(model.info.scores["val_loss"]), save_model(model, path)))
     _, history, _ = train(tiny, EPOCHS=5, CROPS_PER_EPOCH=100)  # 50 steps an epoch
     assert [event in said for said in history.events] == [True]
     assert saved == kept

@@ -192,7 +192,10 @@ def run_training(trainer: "Trainer", data: TrainingData, history: History, last_
                 history.best_dice = max(history.best_dice, val_dice)
                 if val_loss < history.least_loss:
                     history.least_loss = val_loss
-                    _save_best(trainer, {"val_loss": val_loss, "val_dice": val_dice, "epoch": history.epoch})
+                    scores = {"val_loss": val_loss, "val_dice": val_dice, "epoch": history.epoch}
+                    trainer.ema_model.info = replace(trainer.model.info, scores=scores)
+                    if group.is_main_process:
+                        save_model(trainer.ema_model, settings.run_dir / "model.safetensors")
             history.rows.append(row)
             # Save the checkpoint, then the history
             state = {name: value for name, value in vars(history).items() if name != "previews"}
@@ -329,13 +332,6 @@ def _roll_back(trainer: Trainer, history: History, last_good: dict[str, Any] | N
     history.epoch, history.best_dice, history.least_loss = 0, -1.0, math.inf
     trainer.initialise(foreground, history.tries)
     return "restarted with other weights"
-
-
-def _save_best(trainer: Trainer, scores: dict[str, float]) -> None:
-    model = trainer.ema_model
-    model.info = replace(trainer.model.info, scores=scores)
-    if trainer.group.is_main_process:
-        save_model(model, trainer.settings.run_dir / "model.safetensors")
 
 
 def _joined(info: ModelInfo, earlier: ModelInfo) -> ModelInfo:
