@@ -84,13 +84,12 @@ def augment_light(image: Tensor, plan: dict[str, Tensor]) -> Tensor:
         return plan[name].to(image.device, non_blocking=True)[:, None, None, None]
 
     # Gamma between black and white only; contrast about the middle
-    height, width = image.shape[-2:]
     inside = (image > 0) & (image < 1)
     image = torch.where(inside, image.clamp(1e-6, 1).pow(per_image("gamma")), image)
     image = (image - 0.5) * per_image("contrast") + 0.5 + per_image("offset")
     # A slope of light over the crop
-    ramp_y = torch.linspace(-0.5, 0.5, height, device=image.device)[:, None]
-    ramp_x = torch.linspace(-0.5, 0.5, width, device=image.device)
+    ramp_y = torch.linspace(-0.5, 0.5, image.shape[-2], device=image.device)[:, None]
+    ramp_x = torch.linspace(-0.5, 0.5, image.shape[-1], device=image.device)
     image = image + per_image("slope_y") * ramp_y + per_image("slope_x") * ramp_x
     # Blur comes before noise, as in a microscope
     blurred = _blur(image, plan["blur"])

@@ -34,8 +34,7 @@ class ProcessGroup:
         here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # processes on this machine
         available = {"cuda": torch.cuda.device_count(), "mps": 1}.get(self.device.type, here)
         if here > available:
-            raise SegkitError(f"{here} processes and {available} GPU(s) on this machine: one for each process was "
-                              f"needed; start torchrun with --nproc-per-node={available}, or set DEVICE=cpu")
+            raise SegkitError(f"{here} processes, {available} GPU(s), one each was needed: start fewer or DEVICE=cpu")
         try:
             from accelerate import Accelerator
             from accelerate.utils import InitProcessGroupKwargs

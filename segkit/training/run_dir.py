@@ -145,9 +145,8 @@ def load_checkpoint(run_dir: Path, device: torch.device) -> dict[str, Any]:
     try:
         checkpoint = torch.load(run_dir / "last.pt", map_location=device, weights_only=True)
         return {name: checkpoint[name] for name in ("model", "average", "optimiser", "state")}
-    except Exception as error:  # which one depends on the place of the damage
-        raise SegkitError(f"{run_dir / 'last.pt'} cannot be read ({type(error).__name__}): set RUN to a new name and "
-                          "START_FROM to this run to continue from its best weights") from None
+    except Exception:  # which one depends on the place of the damage
+        raise SegkitError(f"{run_dir / 'last.pt'} is damaged: set another RUN, and START_FROM to this run") from None
 
 
 def finish_run(model: UNet, scores: pd.DataFrame, history: History, settings: Settings, device: str) -> None:
