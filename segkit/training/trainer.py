@@ -226,7 +226,7 @@ class Trainer:
         self.model = model.to(self.device).to(memory_format=torch.channels_last)
         self.network = group.wrap(self.model)
 
-    def train_epoch(self, data: TrainingData, history: History, on_step: Callable) -> tuple[float, float]:
+    def train_epoch(self, data: TrainingData, history: History, on_step: Callable) -> list[float]:
         """One epoch of augmented crops; returns the mean loss and Dice over all processes."""
         # Crops depend on seed, epoch, tries and rank alone, so that a resumed run repeats them
         seed = self.settings.seed * 1_000_003 + history.epoch * 101 + history.tries + self.group.rank * 15_485_863
@@ -244,8 +244,7 @@ class Trainer:
             recent.append(images)
             on_step()
         recompute_bn_stats(self.ema_model, recent, self.group)
-        loss, dice = self.group.mean(totals / data.steps).tolist()
-        return loss, dice
+        return self.group.mean(totals / data.steps).tolist()
 
     def train_step(self, images: Tensor, targets: Tensor) -> Tensor:
         """One step of the optimiser on images and targets (B, 1, h, w); returns loss and Dice, a tensor (2,)."""
