@@ -6,7 +6,6 @@ contiguous), the network alone as segkit runs it, `segment` with its labels, and
 
 from __future__ import annotations
 
-import importlib.util
 import sys
 import tempfile
 import time
@@ -18,7 +17,6 @@ import torch
 
 import segkit
 from segkit.devices import describe_device, pick_device
-from segkit.model.checkpoint import with_openvino
 from segkit.model.predict import predict
 from segkit.model.unet import copy_on_cpu
 from segkit.settings import load_settings, parse_settings
@@ -56,9 +54,6 @@ def main(arguments: list[str]) -> None:
         actions: dict[str, Callable[[], object]] = {
             "network, float32, contiguous": plain_forward, "network in segkit": lambda: predict(model, [image]),
             "`segment`, labels included": lambda: segkit.segment(model, image)}
-        if device.type == "cpu" and importlib.util.find_spec("openvino"):
-            faster = with_openvino(model)
-            actions["`segment` through OpenVINO, labels included"] = lambda: segkit.segment(faster, image)
         times = {name: min(seconds(action) for _ in range(ROUNDS + 1)) for name, action in actions.items()}
         whole = [seconds(partial(segkit.segment_dataset, model, frames, Path(folder) / f"out{k}")) / FRAMES
                  for k in range(2)]

@@ -21,7 +21,6 @@ from segkit import discover, export_onnx, load_model, segment_dataset
 from segkit.notebook import (
     browser, check_whose_run, display, frame_parts, load_settings, read_scores, read_table,
     record_settings, show_best_and_worst, show_histograms, show_scores, show_segmentation,
-    with_openvino,
 )
 
 # %% tags=["parameters"]
@@ -62,11 +61,10 @@ show_segmentation(model, validation[len(validation) // 2:], settings)
 
 # %%
 record_settings(settings)
-student = with_openvino(model) if settings.openvino else model
 pixel_size = {name: settings.for_experiment(name).pixel_size_um
               for name in {frame.experiment for frame in dataset.frames}}
 cells_csv = segment_dataset(
-    student, dataset.frames, settings.run_dir, pixel_size_um=pixel_size, scale=settings.scale,
+    model, dataset.frames, settings.run_dir, pixel_size_um=pixel_size, scale=settings.scale,
     flips=settings.flips, cluster=settings.cluster)
 cells = read_table(cells_csv)
 written = list((settings.run_dir / "masks").rglob("MASK_*.tif"))

@@ -4,12 +4,13 @@ import fcntl
 import json
 import logging
 import os
+import shutil
 import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import pandas as pd
 
@@ -36,7 +37,8 @@ def writing(path: Path) -> Iterator[None]:
 def replacing(path: str | Path) -> Iterator[Path]:
     """Give a temporary path beside `path`; rename it to `path` when the block ends well, else remove it.
 
-    Raises SegkitError where the folder cannot be written or the disk is full.
+    The block makes a file or a folder of it, and removes an older folder at `path`. Raises SegkitError where the folder
+    cannot be written or the disk is full.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
@@ -46,6 +48,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
             yield temporary
             os.replace(temporary, path)
     finally:
+        shutil.rmtree(temporary, ignore_errors=True)
         with suppress(OSError):
             temporary.unlink()
 
@@ -59,21 +62,25 @@ def locked(folder: Path) -> Iterator[None]:
     folder cannot be written.
     """
     path, held = folder / LOCK, os.environ.get(HELD, "")
-    if _is_held(folder):
+    if str(folder.resolve()) in held.split("\n"):  # held by this process, or one that started it
         yield
         return
     with writing(path):
         folder.mkdir(parents=True, exist_ok=True)
         file = open(path, "a+", encoding="utf-8")  # noqa: SIM115
     with file:
-        _lock(file, path)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise SegkitError(f"{folder} is in use by {file.read() or 'another process'}: wait until it ends") from None
+        except OSError as error:
+            log.info("%s is not locked: its file system has no locks (%s)", folder, error.strerror)
         # the holder may have removed the file, between opening and locking it here
         if not os.path.exists(path) or not os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
             raise SegkitError(f"{folder} was in use until now: start this again")
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%Y-%m-%d %H:%M:%S')}")
-        file.flush()
-        os.environ[HELD] = "\n".join(filter(None, (held, str(folder.resolve()))))
+        path.write_text(f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%Y-%m-%d %H:%M:%S')}")
+        os.environ[HELD] = f"{held}\n{folder.resolve()}".strip()
         try:
             yield
         finally:
@@ -82,27 +89,10 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def check_lock(folder: Path) -> None:
-    """Raise SegkitError where another process holds the folder's lock."""
-    path = folder / LOCK
-    if os.path.isfile(path) and not _is_held(folder):
-        with writing(path), open(path, encoding="utf-8") as file:
-            _lock(file, path)
-
-
-def _is_held(folder: Path) -> bool:
-    """Whether this process, or one that started it, holds the folder's lock."""
-    return str(folder.resolve()) in os.environ.get(HELD, "").split("\n")
-
-
-def _lock(file: TextIO, path: Path) -> None:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.seek(0)
-        raise SegkitError(f"{path.parent} is in use by {file.read() or 'another process'}: wait until it ends, or "
-                          "choose another RUN or folder") from None
-    except OSError as error:
-        log.info("%s is not locked: its file system has no locks (%s)", path.parent, error.strerror)
+    """Raise SegkitError where another process holds the folder's lock; the file that a killed one left is removed."""
+    if os.path.isfile(folder / LOCK):
+        with locked(folder):
+            pass
 
 
 def read_table(path: str | Path) -> pd.DataFrame:

@@ -22,16 +22,15 @@ DEMO = Path("tests") / "fixture"
 PRECISIONS = ("auto", "bf16", "float32")
 FORBIDDEN_IN_NAMES = re.compile(r'[/\\:*?"<>|\x00-\x1f]')  # characters that some system forbids in a folder's name
 BY_EXPERIMENT = ("PIXEL_SIZE_UM", "MINUTES_PER_FRAME", "DRUG_FRAME", "REFERENCE")  # settings that may differ
-OF_A_DATASET = ("RUN", "MASKS_PATH", "VALIDATION", "EXCLUDE", "SCALE", "CONDITIONS", "EXPERIMENTS",
-                *BY_EXPERIMENT)
+OF_A_DATASET = ("RUN", "MASKS_PATH", "VALIDATION", "EXCLUDE", "SCALE", "CONDITIONS", "EXPERIMENTS", *BY_EXPERIMENT)
 FORM_FILE = "segkit.json"  # at the project's root: what the form of 01_setup saved
 CONDITIONS_FILE = "experiments.csv"  # in a dataset's folder, optional
 RESULT_FILES = ("last.pt", "model.safetensors", "report.json", "masks", "cells.csv")  # that make a run a dataset's own
 REMOVED = {  # and what to use instead
-    "EXPERIMENTS": f"write the values into a table {CONDITIONS_FILE} in the dataset's folder, or into the table of "
-                   f"01_setup (where the saved form holds it: delete {FORM_FILE})",
+    "EXPERIMENTS": f"use {CONDITIONS_FILE} in the dataset's folder, or the table of 01_setup (and delete {FORM_FILE})",
     "PROCESSES": "start torchrun --nproc-per-node=4 -m segkit train NAME=value ... for 4 processes",
-    "MEMORY_LIMIT": "training frames are read from a file in runs/.cache, which needs no limit"}
+    "MEMORY_LIMIT": "training frames are read from a file in runs/.cache, which needs no limit",
+    "OPENVINO": "ONNX=1 writes model.onnx, which OpenVINO and ONNX Runtime read"}
 
 
 def project_root() -> Path:
@@ -85,7 +84,6 @@ class Settings:
     model: str = _setting("", "run or model file to segment with; empty: this run's")
     scale: float = _setting(1.0, "factor that brings other cells to the width of the model's training cells", 0.02, 50)
     flips: bool = _setting(False, "average the predictions for four mirror images: slower, a little better")
-    openvino: bool = _setting(False, "inference through OpenVINO on a CPU: faster (needs segkit[openvino])")
     cluster: str = _setting("", "where to segment: empty: this process; local:4: 4 processes of this machine; else the "
                                 "address of a Dask scheduler (needs segkit[cluster])")
     onnx: bool = _setting(False, "write the student as model.onnx too (needs segkit[onnx])")
@@ -98,31 +96,24 @@ class Settings:
 
     def __post_init__(self) -> None:
         # types and ranges first, so that all checks below compare values of the right kind
-        for spec in public_fields():
-            self._set(**{spec.name: _parse(spec, getattr(self, spec.name))})
+        mine = vars(self)  # an instance is frozen only once it is made
+        mine.update({spec.name: _parse(spec, getattr(self, spec.name)) for spec in public_fields()})
         # absolute paths, so that a notebook in notebooks/ and Make at the root mean the same folder
-        self._set(root=Path(os.path.abspath(self.root)))
-        self._set(dataset_path=self._absolute(self.dataset_path),
-                  masks_path=self.masks_path and self._absolute(self.masks_path))
+        mine["root"] = Path(os.path.abspath(self.root))
+        mine["dataset_path"] = self._absolute(self.dataset_path)
+        mine["masks_path"] = self.masks_path and self._absolute(self.masks_path)
         # the run's name follows from the dataset's, such as "2024-01-01 12:30"
         if not self.run:
             named = FORBIDDEN_IN_NAMES.sub("-", readable(self.dataset_path.resolve().name)).strip()
-            self._set(run="demo" if self.dataset_path == self.root / DEMO else named)
+            mine["run"] = "demo" if self.dataset_path == self.root / DEMO else named
         if self.run in ("", ".", "..") or FORBIDDEN_IN_NAMES.search(self.run):
             raise SegkitError(f"RUN is {self.run or 'empty'}: a folder name without / was needed")
         # what one field alone does not show
         if self.precision not in PRECISIONS:
             raise SegkitError(f"PRECISION is {self.precision}: one of {', '.join(PRECISIONS)} was needed")
-        if self.openvino and self.cluster:
-            raise SegkitError("OPENVINO and CLUSTER are both set: a cluster computes with PyTorch; set one of them")
         if self.crop != "auto":
             self.crop_size()
         self._load_conditions()
-
-    def _set(self, **values: Any) -> None:
-        """Assign while the frozen instance is being made."""
-        for name, value in values.items():
-            object.__setattr__(self, name, value)
 
     def _absolute(self, path: str | Path) -> Path:
         path = Path(os.path.expanduser(path))
@@ -132,11 +123,11 @@ class Settings:
         """Read the table of experiments, from its file where it is not given, and check every value in it."""
         path = self.dataset_path / CONDITIONS_FILE
         source = path if self.conditions is None and os.path.isfile(path) else self.conditions or ""
-        table = read_conditions(source)
-        self._set(conditions=conditions_text(table))
+        table: Mapping[str, Mapping[str, Any]] = read_conditions(source)
+        vars(self)["conditions"] = conditions_text(table)
         for experiment, row in table.items():
             try:
-                self._with(row)
+                replace(self, conditions="", **row)
             except SegkitError as error:
                 place = source if isinstance(source, Path) else "CONDITIONS"
                 raise SegkitError(f"{place}, row {experiment}: {error}") from None
@@ -149,15 +140,10 @@ class Settings:
     @property
     def model_path(self) -> Path:
         """Where the model to segment with lies: MODEL, else this run."""
-        return self._model_at(self.model) if self.model else self.run_dir
+        return self.find_model(self.model) if self.model else self.run_dir
 
-    @property
-    def start_from_path(self) -> Path | None:
-        """Where the weights to start from lie, if START_FROM is set."""
-        return self._model_at(self.start_from) if self.start_from else None
-
-    def _model_at(self, text: str) -> Path:
-        """A run of that name, else a path."""
+    def find_model(self, text: str) -> Path:
+        """Where the model lies that MODEL or START_FROM names: a run of that name, else a path."""
         run = self.root / "runs" / text
         return run if run.exists() else self._absolute(text)
 
@@ -165,15 +151,12 @@ class Settings:
         """CROP as (height, width), pixels; "768x448" or "128" for a square. Not for "auto"."""
         parts = self.crop.lower().replace(" ", "").split("x")
         if len(parts) > 2 or not all(p.isdecimal() and int(p) >= 16 for p in parts):
-            raise SegkitError(f"CROP is {self.crop}: height x width in pixels was needed, each at least 16, "
-                              "such as 768x448, or auto")
+            raise SegkitError(f"CROP is {self.crop}: auto or height x width, each at least 16 (768x448), was needed")
         return int(parts[0]), int(parts[-1])
 
     def for_experiment(self, experiment: str) -> Settings:
         """The settings of one experiment: its row of the table before the values for all."""
-        return self._with(read_conditions(self.conditions or "").get(experiment, {}))
-
-    def _with(self, row: Mapping[str, Any]) -> Settings:
+        row: dict[str, Any] = dict(read_conditions(self.conditions or "").get(experiment, {}))
         return replace(self, conditions="", **row)
 
     def as_dict(self) -> dict[str, Any]:
@@ -200,9 +183,8 @@ def parse_settings(values: Mapping[str, Any], base: Settings | None = None) -> S
         if name in REMOVED:
             raise SegkitError(f"{name} is no longer a setting: {REMOVED[name]}")
         if name not in known:
-            near = difflib.get_close_matches(name.upper(), known, 1)
-            raise SegkitError(f"unknown setting {name}: " + (f"did you mean {near[0]}?" if near else
-                                                             f"the settings are {', '.join(known)}"))
+            near = difflib.get_close_matches(name.upper(), known, 1) or known
+            raise SegkitError(f"unknown setting {name}: did you mean {', '.join(near)}?")
     given = {name.lower(): value for name, value in values.items()}
     settings = replace(base, **given)
     if settings.dataset_path == base.dataset_path:
@@ -385,8 +367,7 @@ def check_dataset(settings: Settings) -> bool:
     same = Path(recorded).resolve() == now.resolve()
     if not same and any(os.path.exists(settings.run_dir / name) for name in RESULT_FILES):
         raise SegkitError(f"runs/{settings.run} holds the results of another dataset, {recorded}: set RUN to another "
-                          f"name for those of {now}; or, where this is the same dataset, only moved, write its new "
-                          f"path as DATASET_PATH into {file}")
+                          f"name; or, where it was only moved, write its new path as DATASET_PATH into {file}")
     return same
 
 
@@ -395,8 +376,7 @@ def check_whose_run(settings: Settings) -> None:
     check_dataset(settings)
     own = settings.run_dir / "model.safetensors"
     if os.path.isfile(own) and settings.model_path.resolve() not in (own.parent.resolve(), own.resolve()):
-        raise SegkitError(f"runs/{settings.run} holds another student's training and results: set RUN to a name of "
-                          "their own for the results of this MODEL")
+        raise SegkitError(f"runs/{settings.run} holds another student's training: set another RUN for this MODEL")
 
 
 def record_settings(settings: Settings) -> None:

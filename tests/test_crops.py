@@ -116,9 +116,9 @@ def test_a_pair_that_cannot_be_decoded_is_a_problem_and_the_rest_goes_on(tmp_pat
     pairs = discover(tiny).pairs
     content = bytearray(pairs[1].image.read_bytes())
     pairs[1].image.write_bytes(content[:len(content) // 2])
-    store, problems = build_store(pairs, CPU, tmp_path / "c")
+    store, reasons = build_store(pairs, CPU, tmp_path / "c")
     assert len(store.frames) == 3
-    assert [p.path for p in problems] == [pairs[1].image]
+    assert list(reasons) == [pairs[1]]
     pairs[1].image.write_bytes(content)
     assert len(build_store(pairs, CPU, tmp_path / "c")[0].frames) == 4
 
@@ -133,8 +133,8 @@ def test_a_pair_that_could_not_be_decoded_is_tried_again_by_the_next_training(tm
         return real(frame)
 
     monkeypatch.setattr(frames_module, "decode", fail_once)
-    store, problems = build_store(pairs, CPU, tmp_path / "c")
-    assert (len(store.frames), [p.reason for p in problems]) == (3, ["the network drive does not answer"])
+    store, reasons = build_store(pairs, CPU, tmp_path / "c")
+    assert (len(store.frames), reasons) == (3, {pairs[1]: "the network drive does not answer"})
     assert len(build_store(pairs, CPU, tmp_path / "c")[0].frames) == 4
 
 

@@ -49,5 +49,4 @@ def test_the_default_batch_takes_less_than_8_gb():
     images = torch.rand(settings.batch_size, 1, 768, 448, device="cuda")
     for _ in range(2):
         trainer.train_step(images, (images > 0.8).float())
-    assert trainer.part_size == settings.batch_size  # nothing was split
     assert torch.cuda.max_memory_allocated() < 8e9

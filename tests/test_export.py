@@ -1,7 +1,6 @@
 """The student leaves segkit as ONNX, and the starting recipe's students come in."""
 
 import json
-import sys
 
 import numpy as np
 import pytest
@@ -11,7 +10,7 @@ from scipy import ndimage
 from torch import nn
 
 from segkit import SegkitError, UNet, export_onnx, load_model, segment
-from segkit.model.checkpoint import save_model, with_openvino
+from segkit.model.checkpoint import save_model
 from segkit.model.unet import ModelInfo
 
 
@@ -38,22 +37,6 @@ def test_onnx_holds_the_models_info(exported):
     import onnx
     properties = {p.key: p.value for p in onnx.load(exported[1]).metadata_props}
     assert json.loads(properties["segkit"])["prominence"] == 0.3
-
-
-def test_openvino_segments_as_torch_does_at_any_size(exported):
-    pytest.importorskip("openvino")
-    model = exported[0]
-    faster = with_openvino(model)
-    for shape in ((64, 64), (90, 131)):
-        image = np.random.default_rng(0).random(shape)
-        np.testing.assert_allclose(segment(faster, image).probability, segment(model, image).probability, atol=0.02)
-    assert faster.info == model.info
-
-
-def test_without_openvino_a_sentence_names_it(exported, monkeypatch):
-    monkeypatch.setitem(sys.modules, "openvino", None)
-    with pytest.raises(SegkitError, match=r"segkit\[openvino\]"):
-        with_openvino(exported[0])
 
 
 class Recipe(nn.Module):

@@ -71,7 +71,7 @@ def test_a_last_speck_does_not_bring_the_dead_back():
         return np.where(np.arange(len(line)) == len(line) - 1, 20, dies(6)(line))
     assert assay([speck] * 4)[0] == "cannot say"
     assert assay([speck] * 3 + [lives]) == ("cannot say", "3 of 4 positions that began with cells have no rate: "
-                                                          "too few of their frames hold cells")
+                                                          "too few frames hold cells")
 
 
 @pytest.mark.parametrize("after", [0, 1, 3])

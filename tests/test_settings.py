@@ -244,8 +244,3 @@ def test_a_form_that_keeps_no_table_of_its_own_follows_the_file(tmp_path, tiny):
     form.save()
     assert form.settings.for_experiment("REF").drug_frame == 7
     assert load_settings(root=tmp_path).for_experiment("REF").drug_frame == 7
-
-
-def test_openvino_and_a_cluster_exclude_each_other():
-    with pytest.raises(SegkitError, match="set one of them"):
-        parse_settings({"OPENVINO": 1, "CLUSTER": "local:2"}, Settings(root=Path("/nowhere")))

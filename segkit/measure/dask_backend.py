@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import replace
-from itertools import groupby
+from itertools import groupby, islice
 from typing import Any
 from uuid import uuid4
 
@@ -48,16 +48,13 @@ def run_on_cluster(cluster: str, work: Work, model: UNet, frames: Sequence[Frame
             client.register_plugin(student)
             stack.callback(_unregister, client, student.name)
         except (OSError, ValueError, RuntimeError, ImportError) as error:
-            raise SegkitError(f"CLUSTER {cluster} does not answer ({error}): start its scheduler and workers, or set "
-                              "CLUSTER to local:4 or nothing") from None
+            raise SegkitError(f"CLUSTER {cluster} does not answer ({error}): start its scheduler and workers") from None
 
         # workers started in another folder would look for a relative path there
         absolute = [replace(f, image=f.image.absolute(), masks=f.masks and f.masks.absolute()) for f in frames]
         tasks: deque[Any] = deque()
         for _, position in groupby(absolute, key=lambda f: f.unit):
-            in_position = list(position)
-            for start in range(0, len(in_position), MAX_BLOCK):
-                block = in_position[start:start + MAX_BLOCK]
+            while block := list(islice(position, MAX_BLOCK)):
                 tasks.append(client.submit(_run_task, student.name, work, block, pure=False))
 
         # a task that is taken off the queue is forgotten, so that no worker keeps its result

@@ -130,9 +130,7 @@ def _measure_phase(line: pd.DataFrame, part: pd.DataFrame, minutes: float, end_k
     """Death and growth of a position (line) in one phase (part): GROWTH_COLUMNS from frames on."""
     start, end = _start_cells(line, part), _end_frames(part)
     empty = part["cells"] == 0
-    died: bool | None = start > 0 and len(part) >= end and bool(empty[-end:].all())
-    if not end_known:
-        died = None
+    died = start > 0 and len(part) >= end and bool(empty[-end:].all()) if end_known else None
 
     # a slope through the few frames left would hide that the others lost their cells
     lost = empty & ((part["cells"].cumsum() > 0) | (start > 0))
@@ -165,13 +163,11 @@ def _lost_share(line: pd.DataFrame, part: pd.DataFrame) -> float:
     Cells that die at once make such a step, which a robust slope does not show. Medians over the SUDDEN frames before
     and after each frame are compared, so that a bad frame or two change nothing.
     """
-    area = line["area_px"].to_numpy()
-    largest = 0.0
-    for i in np.flatnonzero(line.index.isin(part.index)):
-        earlier, later = area[max(0, i - SUDDEN):i], area[i:i + SUDDEN]
-        if min(len(earlier), len(later)) >= 3 and np.median(earlier) > 0:
-            largest = max(largest, float(1 - np.median(later) / np.median(earlier)))
-    return largest
+    area = line["area_px"]
+    earlier = area.rolling(SUDDEN, min_periods=3).median().shift()
+    later = area[::-1].rolling(SUDDEN, min_periods=3).median()[::-1]  # this frame and the next ones
+    lost = (1 - later / earlier)[earlier > 0].reindex(part.index)
+    return float(np.nanmax([0.0, *lost]))
 
 
 def _slope(line: pd.DataFrame, minutes: float) -> dict[str, float]:
@@ -366,8 +362,7 @@ def _no_rates(y: pd.DataFrame, x: pd.DataFrame, one: pd.DataFrame) -> str:
     began = one[one["start_cells"] > 0]
     lost = int(began["growth_per_hour"].isna().sum())
     if lost > MAX_LOST * len(began):
-        return (f"{lost} of {len(began)} positions that began with cells have no rate: too few of their frames hold "
-                "cells")
+        return f"{lost} of {len(began)} positions that began with cells have no rate: too few frames hold cells"
     return ""
 
 

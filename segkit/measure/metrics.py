@@ -3,8 +3,7 @@
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from itertools import islice
-from pathlib import Path
+from itertools import groupby, islice
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -169,24 +168,20 @@ def join_records(*records: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
     return {name: sorted(joined[name]) for name in sorted(joined)}
 
 
-def position_parts(info: ModelInfo, frames: Iterable[Frame], dataset_path: Path) -> dict[tuple[str, str], str]:
+def position_parts(info: ModelInfo, frames: Iterable[Frame]) -> dict[tuple[str, str], str]:
     """What each (experiment, position) was for this model: "training", "validation" or "other".
 
     The images decide, since positions of different datasets may have the same name. For a model file without a record
-    (before 1.2) names decide, and only in the dataset that it was trained on.
+    (before 1.2) all are "other".
     """
-    positions: dict[tuple[str, str], list[Frame]] = {}
-    for frame in frames:
-        positions.setdefault(frame.unit, []).append(frame)
-    if not info.trained_on:
-        return _parts_by_name(info, positions, dataset_path)
     part_of = dict.fromkeys(set().union(*info.validated_on.values()), "validation")
     part_of |= dict.fromkeys(set().union(*info.trained_on.values()), "training")
     parts = {}
-    for unit, members in positions.items():
-        # pairs first, since a training uses no other frames. One image is enough for a name that the model does not
-        # know; for a known name any of the images may be the one that was used
-        members.sort(key=lambda frame: frame.masks is None)
+    # pairs first, since a training uses no other frames
+    ordered = sorted(frames, key=lambda frame: (frame.unit, frame.masks is None))
+    for unit, members in groupby(ordered, key=lambda frame: frame.unit):
+        # one image is enough for a name that the model does not know; for a known name any of the images may be the
+        # one that was used
         known = "/".join(unit) in info.trained_on.keys() | info.validated_on.keys()
         hashes = islice(filter(None, map(_image_hash, members)), None if known else 1)
         parts[unit] = next((part_of[image_hash] for image_hash in hashes if image_hash in part_of), "other")
@@ -198,33 +193,22 @@ def frame_parts(info: ModelInfo, frames: Sequence[Frame], settings: Settings) ->
 
     Excluded are the frames that EXCLUDE names and that the model was not trained on.
     """
-    positions = position_parts(info, frames, settings.dataset_path)
+    positions, trained = position_parts(info, frames), set().union(*info.trained_on.values())
     parts = {frame.name: positions[frame.unit] for frame in frames}
-    trained = set().union(*info.trained_on.values())
-    same_exclude = str(info.settings.get("EXCLUDE", "")) == ",".join(settings.exclude)
     for frame in exclude(frames, settings.exclude)[1]:
-        # without a record, the same EXCLUDE kept the frame out of that training, too
-        in_training = parts[frame.name] == "training" and (
-            _image_hash(frame) in trained if trained else not same_exclude)
-        if not in_training:
+        if parts[frame.name] != "training" or _image_hash(frame) not in trained:
             parts[frame.name] = "excluded"
     return parts
 
 
 def positions_trained_on(info: ModelInfo, validation: Mapping[str, Sequence[str]], settings: Settings) -> list[str]:
     """Which validation positions, given as `hashes_by_position`, a model was trained on, even on other frames."""
-    found = set()
-    if info.trained_on:
-        trained = set().union(*info.trained_on.values())
-        found = {name for name, hashes in validation.items() if trained.intersection(hashes)}
-        # the same name: another laboratory's position, or other frames of this one
-        alike = (validation.keys() & info.trained_on.keys()) - found
-        frames = discover(settings.dataset_path, settings.masks_path).frames if alike else ()
-        same_name = [frame for frame in frames if "/".join(frame.unit) in alike]
-        parts = position_parts(info, same_name, settings.dataset_path)
-    else:
-        units = [(experiment, position) for experiment, _, position in (name.partition("/") for name in validation)]
-        parts = _parts_by_name(info, units, settings.dataset_path)
+    trained = set().union(*info.trained_on.values())
+    found = {name for name, hashes in validation.items() if trained.intersection(hashes)}
+    # the same name: another laboratory's position, or other frames of this one
+    alike = (validation.keys() & info.trained_on.keys()) - found
+    frames = discover(settings.dataset_path, settings.masks_path).frames if alike else ()
+    parts = position_parts(info, [frame for frame in frames if "/".join(frame.unit) in alike])
     return sorted(found | {"/".join(unit) for unit, part in parts.items() if part == "training"})
 
 
@@ -233,22 +217,6 @@ def _image_hash(frame: Frame) -> str:
         return hash_pixels(read_image(frame.image, frame.page))
     except SegkitError:
         return ""  # a Problem of the dataset
-
-
-def _parts_by_name(info: ModelInfo, positions: Iterable[tuple[str, str]],
-                   dataset_path: Path) -> dict[tuple[str, str], str]:
-    """`position_parts` by the settings of the training, for a model file without a record."""
-    trained_with = {name: str(info.settings.get(name, "")) for name in ("DATASET_PATH", "VALIDATION", "EXCLUDE")}
-    path = trained_with["DATASET_PATH"]
-    if not path or Path(path).resolve() != Path(dataset_path).resolve():
-        return dict.fromkeys(positions, "other")
-    suffixes, excluded = tuple(trained_with["VALIDATION"].split(",")), trained_with["EXCLUDE"].split(",")
-    parts = {}
-    for experiment, position in positions:
-        part = "validation" if position.endswith(suffixes) else "training"
-        left_out = experiment in excluded or f"{experiment}/{position}" in excluded
-        parts[experiment, position] = "other" if left_out else part
-    return parts
 
 
 def tune_prominence(model: UNet, frames: Sequence[Frame]) -> ModelInfo:

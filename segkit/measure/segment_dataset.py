@@ -133,12 +133,12 @@ def segment_frames(model: UNet, frames: Sequence[Frame], out_dir: Path,
     key = _fingerprint(model, options)
     # two threads read the next frames and finish the last ones while the network computes
     with ThreadPoolExecutor(2) as pool:
-        inputs = _prefetch(pool, lambda frame: _read(frame, out_dir, key, options), frames, 2 * batch)
+        inputs = prefetch(pool, lambda frame: _read(frame, out_dir, key, options), frames, 2 * batch)
         predicted = _predict_batches(model, inputs, batch, options)
-        yield from _prefetch(pool, lambda pair: _finish(model, options, *pair), predicted, 4)
+        yield from prefetch(pool, lambda pair: _finish(model, options, *pair), predicted, 4)
 
 
-def _prefetch(pool: ThreadPoolExecutor, work: Callable[[Any], Any], items: Iterable[Any], depth: int) -> Iterator[Any]:
+def prefetch(pool: ThreadPoolExecutor, work: Callable[[Any], Any], items: Iterable[Any], depth: int) -> Iterator[Any]:
     """Results in order, with up to `depth` more being computed in the pool's threads."""
     waiting: deque[Future[Any]] = deque()
     for item in items:
@@ -214,10 +214,10 @@ def write_labels(path: Path, labels: np.ndarray, pixel_size_um: float | None, pr
     if labels.max() > 65535:
         raise SegkitError(f"{path.name}: {labels.max()} cells in one frame, and 16-bit labels hold 65535")
     per_cm = 1e4 / pixel_size_um if pixel_size_um else None
+    resolution: dict[str, Any] = {"resolution": (per_cm, per_cm), "resolutionunit": "CENTIMETER"} if per_cm else {}
     with replacing(path) as temporary:
         tifffile.imwrite(temporary, labels.astype(np.uint16), compression="zlib", metadata=None,
-                         description=provenance, resolution=(per_cm, per_cm) if per_cm else None,
-                         resolutionunit="CENTIMETER" if per_cm else None)
+                         description=provenance, **resolution)
 
 
 def _read_own_labels(path: Path, provenance: str, pixel_size_um: float | None) -> np.ndarray | None:
@@ -240,9 +240,8 @@ def _report(model: UNet, results: Sequence[FrameResult], scale: float) -> None:
     for name, _, reason in (result.skipped for result in results if result.skipped):
         log.info("left out %s: %s", name, reason)
     segmented = sum(result.cells is not None for result in results)
-    run, dataset_path = (model.info.settings.get(name, "?") for name in ("RUN", "DATASET_PATH"))
-    log.info("%d of %d frames segmented with the student of run %s, trained on %s", segmented, len(results), run,
-             dataset_path)
+    run = model.info.settings.get("RUN", "?")
+    log.info("%d of %d frames segmented with the student of run %s", segmented, len(results), run)
 
     # in the notebook, too: the user must see that this student is not the right one
     widths = np.concatenate([np.zeros(0), *(result.widths for result in results)])

@@ -42,6 +42,5 @@ def read_baseline(path: Path) -> BaselineUNet:
             weights[PARTS[part] + name.removeprefix(part)] = weights.pop(name)
         model.load_state_dict(weights)
     except (*DAMAGE, pickle.UnpicklingError, StopIteration):
-        raise SegkitError(f"{path} does not hold the weights of the starting recipe's U-Net: a state dict saved by "
-                          "torch.save was needed; is the file complete?") from None
+        raise SegkitError(f"{path}: a complete state dict of the starting recipe's U-Net was needed") from None
     return model

@@ -61,8 +61,7 @@ def load_model(path: str | Path, device: str = "auto", precision: str = "auto") 
     path = Path(path).expanduser()
     file = path / "model.safetensors" if os.path.isdir(path) else path
     if not (os.path.isfile(file) and os.access(file, os.R_OK)):
-        raise SegkitError(f"no trained model at {file}, or none that you may read: train first (03_training, make "
-                          "run), or set MODEL to a run's folder")
+        raise SegkitError(f"no trained model at {file} that you may read: train first, or set MODEL to a run's folder")
     # the suffix tells a state dict of PyTorch from a model file of segkit
     model = read_baseline(file) if file.suffix in (".pth", ".pt") else _read_model(file)
     model.precision = precision
@@ -95,15 +94,11 @@ def _read_model(file: Path) -> UNet:
     return model
 
 
-class _WithProbability(nn.Module):
+class _WithProbability(nn.Sequential):
     """The network with foreground probabilities instead of logits: other programs expect them."""
 
-    def __init__(self, model: UNet) -> None:
-        super().__init__()
-        self.model = model
-
     def forward(self, image: Tensor) -> Tensor:
-        output = self.model(image)
+        output = super().forward(image)
         return torch.cat([output[:, :1].sigmoid(), output[:, 1:]], dim=1)
 
 
@@ -138,7 +133,10 @@ def export_onnx(model: UNet, path: str | Path) -> Path:
     except ImportError as error:
         raise SegkitError(f"exporting needs the package {error.name}: pip install 'segkit[onnx]'") from None
     # on the CPU, so that every machine exports the same graph
-    graph = _trace(_WithProbability(copy_on_cpu(model)), "image")
+    batch, rows, columns = (torch.export.Dim(name) for name in ("batch", "rows", "columns"))
+    shapes = {"image": {0: batch, 2: STRIDE * rows, 3: STRIDE * columns}}
+    example = torch.zeros(2, 1, 4 * STRIDE, 5 * STRIDE)
+    graph = torch.export.export(_WithProbability(copy_on_cpu(model)).eval(), (example,), dynamic_shapes=shapes)
     with warnings.catch_warnings(action="ignore"), replacing(path) as temporary:
         program = torch.onnx.export(graph, dynamo=True, input_names=["image"], output_names=["maps"], verbose=False)
         assert program is not None
@@ -146,32 +144,3 @@ def export_onnx(model: UNet, path: str | Path) -> Path:
         onnx.helper.set_model_props(exported, {"segkit": json.dumps(asdict(model.info))})
         onnx.save(exported, str(temporary))
     return Path(path)
-
-
-def with_openvino(model: UNet) -> UNet:
-    """The same student with a forward pass by OpenVINO: faster on CPUs, for inference only.
-
-    Compiling takes about 10 s. Raises SegkitError where the package is missing: pip install 'segkit[openvino]'.
-    """
-    try:
-        import openvino
-    except ImportError:
-        raise SegkitError("OPENVINO needs the package openvino: pip install 'segkit[openvino]'") from None
-    network = copy_on_cpu(model)
-    with warnings.catch_warnings(action="ignore"):
-        converted = openvino.convert_model(_trace(network, "x"))
-    options = {"PERFORMANCE_HINT": "LATENCY"}
-    if model.precision != "auto":
-        options["INFERENCE_PRECISION_HINT"] = "bf16" if model.precision == "bf16" else "f32"
-    # only the forward pass is replaced: info, weights and precision stay those of the student
-    compiled = openvino.Core().compile_model(converted, "CPU", options)
-    network.forward = lambda x: torch.from_numpy(compiled(x.contiguous().numpy())[0])  # type: ignore[method-assign]
-    return network
-
-
-def _trace(network: nn.Module, argument: str) -> torch.export.ExportedProgram:
-    """The network as a graph, for any batch, height and width (multiples of 16)."""
-    batch, rows, columns = (torch.export.Dim(name) for name in ("batch", "rows", "columns"))
-    shapes = {argument: {0: batch, 2: STRIDE * rows, 3: STRIDE * columns}}
-    example = torch.zeros(2, 1, 4 * STRIDE, 5 * STRIDE)
-    return torch.export.export(network.eval(), (example,), dynamic_shapes=shapes)

@@ -82,8 +82,7 @@ def predict(model: UNet, images: Sequence[ArrayLike], *, scale: float = 1.0, fli
     shape = arrays[0].shape
     for array in arrays:
         if array.ndim != 2 or array.size == 0 or array.shape != shape:
-            others = f", as large as the first {shape}" if len(arrays) > 1 else ""
-            raise SegkitError(f"image has shape {array.shape}: one image of height x width was needed{others}")
+            raise SegkitError(f"image has shape {array.shape}: height x width, the same for all, was needed")
 
     # intensities and cell width as in the training
     x = torch.from_numpy(np.stack([normalise(array, model.info.normalisation) for array in arrays]))[:, None]

@@ -1,5 +1,6 @@
 """The student: a U-Net of 4.4 million parameters, and what its model file says about it."""
 
+import copy
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -77,8 +78,7 @@ class UpConv(DoubleConv):
         mirrored = F.pad(weight.transpose(0, 1).flip(-1, -2), (1, 1, 1, 1))  # (in, out, 5, 5)
         kernel = F.avg_pool2d(mirrored, 2, stride=1)  # (in, out, 4, 4), a quarter of the sums
         x = F.conv_transpose2d(x, kernel, stride=2)  # (B, out, 2 h + 2, 2 w + 2)
-        channels = x.shape[1]
-        return F.conv2d(x, cast(Tensor, self.smoothing).repeat(channels, 1, 1, 1), groups=channels)
+        return F.conv2d(x, cast(Tensor, self.smoothing).repeat(x.shape[1], 1, 1, 1), groups=x.shape[1])
 
 
 class UNet(nn.Module):
@@ -134,7 +134,4 @@ class UNet(nn.Module):
 
 def copy_on_cpu(model: UNet) -> UNet:
     """A copy of the student on the CPU, in the default memory format."""
-    copy = type(model)(model.info).eval()
-    copy.precision = model.precision
-    copy.load_state_dict(model.state_dict())
-    return copy
+    return copy.deepcopy(model).cpu().to(memory_format=torch.contiguous_format).eval()

@@ -23,7 +23,7 @@ FORM_GROUPS = {
     "Data": ("DATASET_PATH", "MASKS_PATH", "RUN", "VALIDATION", "EXCLUDE"),
     "Training": ("EPOCHS", "BATCH_SIZE", "CROP", "CROPS_PER_EPOCH", "LEARNING_RATE", "SEED", "DEVICE", "PRECISION",
                  "RESUME", "START_FROM"),
-    "Measuring": ("MODEL", "SCALE", "FLIPS", "OPENVINO", "CLUSTER", "ONNX", *BY_EXPERIMENT),
+    "Measuring": ("MODEL", "SCALE", "FLIPS", "CLUSTER", "ONNX", *BY_EXPERIMENT),
 }
 KINDS = {"bool": w.Checkbox, "int": w.IntText, "float": w.FloatText}  # of a field, by the setting's type; else text
 CHOICES = {"DEVICE": ("auto", "cpu", "cuda", "mps"), "PRECISION": known.PRECISIONS}

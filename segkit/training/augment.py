@@ -9,6 +9,9 @@ from torch import Tensor
 from .frames import Store
 
 BLUR_RADIUS = 3  # pixels
+LIGHT = {  # share of the crops that are changed, and the range of the change; of its logarithm for contrast and gamma
+    "contrast": (0.5, -0.25, 0.25), "offset": (0.5, -0.1, 0.1), "gamma": (0.5, -0.2, 0.2), "slope_y": (0.3, -0.2, 0.2),
+    "slope_x": (0.3, -0.2, 0.2), "blur": (0.3, 0.15, 0.6), "noise": (0.5, 0.0, 0.04)}
 
 
 def sample_crops(store: Store, count: int, size: tuple[int, int], generator: torch.Generator) -> dict[str, Tensor]:
@@ -19,8 +22,8 @@ def sample_crops(store: Store, count: int, size: tuple[int, int], generator: tor
     turns where they are not square); three quarters are also shifted by parts of a pixel and zoomed by 0.84 to 1.18,
     and of these a quarter is rotated by any angle and zoomed by 0.7 to 1.4 (measured: benchmarks/README.md).
     """
-    def uniform(low: float, high: float, n: int = count) -> Tensor:
-        return torch.rand(n, generator=generator) * (high - low) + low
+    def uniform(low: float, high: float) -> Tensor:
+        return torch.rand(count, generator=generator) * (high - low) + low
 
     def sometimes(share: float) -> Tensor:
         return torch.rand(count, generator=generator) < share
@@ -43,19 +46,12 @@ def sample_crops(store: Store, count: int, size: tuple[int, int], generator: tor
     zoom = torch.exp(uniform(math.log(0.7), math.log(1.4)) * torch.where(turned, 1.0, 0.5) * zoomed)
     centre = centre + torch.rand(count, 2, generator=generator) * zoomed[:, None]
     mirror = torch.where(sometimes(0.5), -1.0, 1.0)
+    plan = {"frame": frame, "centre": centre, "angle": angle, "zoom": zoom, "mirror": mirror}
     # Brightness, blur and noise: each for some of the crops only
-    one, zero = torch.ones(count), torch.zeros(count)
-    return {
-        "frame": frame, "centre": centre, "angle": angle, "zoom": zoom, "mirror": mirror,
-        "contrast": torch.where(sometimes(0.5), torch.exp(uniform(-0.25, 0.25)), one),
-        "offset": torch.where(sometimes(0.5), uniform(-0.1, 0.1), zero),
-        "gamma": torch.where(sometimes(0.5), torch.exp(uniform(-0.2, 0.2)), one),
-        "slope_y": torch.where(sometimes(0.3), uniform(-0.2, 0.2), zero),
-        "slope_x": torch.where(sometimes(0.3), uniform(-0.2, 0.2), zero),
-        "blur": torch.where(sometimes(0.3), uniform(0.15, 0.6), zero),
-        "noise": torch.where(sometimes(0.5), uniform(0.0, 0.04), zero),
-        "noise_seed": torch.randint(2**31, (1,), generator=generator),
-    }
+    for name, (share, low, high) in LIGHT.items():
+        plan[name] = torch.where(sometimes(share), uniform(low, high), 0.0)
+    plan["contrast"], plan["gamma"] = plan["contrast"].exp(), plan["gamma"].exp()
+    return plan | {"noise_seed": torch.randint(2**31, (1,), generator=generator)}
 
 
 def gather_crops(store: Store, plan: dict[str, Tensor], size: tuple[int, int]) -> tuple[Tensor, Tensor]:
@@ -88,13 +84,12 @@ def augment_light(image: Tensor, plan: dict[str, Tensor]) -> Tensor:
         return plan[name].to(image.device, non_blocking=True)[:, None, None, None]
 
     # Gamma between black and white only; contrast about the middle
-    height, width = image.shape[-2:]
     inside = (image > 0) & (image < 1)
     image = torch.where(inside, image.clamp(1e-6, 1).pow(per_image("gamma")), image)
     image = (image - 0.5) * per_image("contrast") + 0.5 + per_image("offset")
     # A slope of light over the crop
-    ramp_y = torch.linspace(-0.5, 0.5, height, device=image.device)[:, None]
-    ramp_x = torch.linspace(-0.5, 0.5, width, device=image.device)
+    ramp_y = torch.linspace(-0.5, 0.5, image.shape[-2], device=image.device)[:, None]
+    ramp_x = torch.linspace(-0.5, 0.5, image.shape[-1], device=image.device)
     image = image + per_image("slope_y") * ramp_y + per_image("slope_x") * ramp_x
     # Blur comes before noise, as in a microscope
     blurred = _blur(image, plan["blur"])
@@ -105,15 +100,11 @@ def augment_light(image: Tensor, plan: dict[str, Tensor]) -> Tensor:
 
 def _blur(image: Tensor, sigma: Tensor) -> Tensor:
     """Gaussian blur, each image by its own sigma (B,), pixels, on the CPU; sigma 0 leaves the image as it is."""
-    some = torch.nonzero(sigma > 0).flatten()
-    if len(some) == 0:
-        return image
-    chosen, sigma = (t.to(image.device, non_blocking=True) for t in (some, sigma[some]))
-    part = image[chosen, 0][None]  # (1, n, h, w): one group per image
+    sigma = sigma.to(image.device, non_blocking=True)[:, None]
     steps = torch.arange(-BLUR_RADIUS, BLUR_RADIUS + 1, device=image.device).float()
-    kernel = torch.exp(-0.5 * (steps / sigma[:, None]) ** 2)
-    kernel = (kernel / kernel.sum(1, keepdim=True))[:, None, :]  # (n, 1, 2r + 1)
-    padded = F.pad(part, (BLUR_RADIUS,) * 4, mode="replicate")
-    rows = F.conv2d(padded, kernel[:, :, :, None], groups=len(some))
-    part = F.conv2d(rows, kernel[:, :, None, :], groups=len(some))
-    return image.index_copy(0, chosen, part[0][:, None])
+    kernel = torch.exp(-0.5 * (steps / sigma.clamp(min=0.01)) ** 2)
+    kernel = (kernel / kernel.sum(1, keepdim=True))[:, None]  # (B, 1, 2r + 1)
+    padded = F.pad(image.transpose(0, 1), (BLUR_RADIUS,) * 4, mode="replicate")  # (1, B, ...): one group per image
+    rows = F.conv2d(padded, kernel[:, :, :, None], groups=len(image))
+    blurred = F.conv2d(rows, kernel[:, :, None, :], groups=len(image))
+    return torch.where(sigma[:, :, None, None] > 0, blurred.transpose(0, 1), image)

@@ -34,14 +34,12 @@ class ProcessGroup:
         here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # processes on this machine
         available = {"cuda": torch.cuda.device_count(), "mps": 1}.get(self.device.type, here)
         if here > available:
-            raise SegkitError(f"{here} processes and {available} GPU(s) on this machine: one for each process was "
-                              f"needed; start torchrun with --nproc-per-node={available}, or set DEVICE=cpu")
+            raise SegkitError(f"{here} processes, {available} GPU(s), one each was needed: start fewer or DEVICE=cpu")
         try:
             from accelerate import Accelerator
             from accelerate.utils import InitProcessGroupKwargs
         except ImportError:
-            raise SegkitError("training in several processes needs the package accelerate: "
-                              "pip install 'segkit[cluster]'") from None
+            raise SegkitError("several processes need the package accelerate: pip install 'segkit[cluster]'") from None
         accelerator = Accelerator(cpu=self.device.type == "cpu", mixed_precision="no",
                                   kwargs_handlers=[InitProcessGroupKwargs(timeout=TIMEOUT)])
         self.device = accelerator.device
@@ -56,8 +54,7 @@ class ProcessGroup:
     def shard(self, items: Sequence[Item], what: str) -> list[Item]:
         """Every size-th item, for this process. Raises SegkitError where there are fewer items than processes."""
         if len(items) < self.size:
-            raise SegkitError(f"{len(items)} {what} cannot be split over {self.size} processes: use "
-                              f"at most --nproc-per-node={len(items)}")
+            raise SegkitError(f"{len(items)} {what} cannot be split over {self.size} processes: start fewer processes")
         return list(items[self.rank::self.size])
 
     def wrap(self, model: nn.Module) -> nn.Module:

@@ -1,7 +1,6 @@
 """Training data: frames decoded once into one memory-mapped store, and the size and number of crops."""
 
 import hashlib
-import json
 import os
 import shutil
 import time
@@ -17,12 +16,13 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..data.dataset import Frame, Problem, Split, common_area, read_whole_pair
+from ..data.dataset import Frame, Split, common_area, read_whole_pair
 from ..data.images import blank_pixels, hash_pixels, normalise
 from ..devices import describe_device
 from ..errors import SegkitError
-from ..files import log
+from ..files import log, replacing
 from ..measure.metrics import hashes_by_position
+from ..measure.segment_dataset import prefetch
 from ..model.postprocess import smallest_area, whole_areas
 from ..model.targets import distance_target
 from ..model.unet import STRIDE
@@ -106,11 +106,11 @@ def decode(frame: Frame) -> Decoded:
     return Decoded(normalise(image), target, points, widths, whole_areas(labels), hash_pixels(whole))
 
 
-def build_store(frames: Sequence[Frame], device: torch.device, cache_dir: Path) -> tuple[Store, list[Problem]]:
+def build_store(frames: Sequence[Frame], device: torch.device, cache_dir: Path) -> tuple[Store, dict[Frame, str]]:
     """Decode pairs into a Store that is mapped from a file in cache_dir, or moved to the GPU where it fits.
 
     The file is used again as long as no image or masks file has changed and all of them could be decoded.
-    Returns the store and a Problem for each pair that could not be decoded.
+    Returns the store, and the pairs that could not be decoded with the reason.
     Raises SegkitError where none could, or the file cannot be written.
     """
     # Remove the stores of other frames that no training has used for long
@@ -118,19 +118,18 @@ def build_store(frames: Sequence[Frame], device: torch.device, cache_dir: Path) 
     for pixels_file in cache_dir.glob("*/pixels.f32"):
         if pixels_file.parent != folder and time.time() - pixels_file.parent.stat().st_mtime > MAX_UNUSED:
             shutil.rmtree(pixels_file.parent, ignore_errors=True)
+    # Decode into a folder beside the final one: another training may fill the same cache
+    reasons: dict[Frame, str] = {}
     if not (folder / "index.npz").is_file():
-        _fill_cache(folder, frames)
+        with replacing(folder) as part:
+            part.mkdir(exist_ok=True)
+            reasons = _decode_into(part, frames)
+            shutil.rmtree(folder, ignore_errors=True)
     os.utime(folder)
     with np.load(folder / "index.npz") as archive:
-        index = {name: archive[name] for name in archive.files}
-    # Frames that could not be decoded
-    reasons = {int(i): reason for i, reason in json.loads(str(index["reasons"])).items()}
-    problems = [Problem(frames[i].image, reason, 1) for i, reason in reasons.items()]
+        index = dict(archive)
     if reasons:  # a file that could not be read now, on a network drive say, is tried again by the next training
         (folder / "index.npz").unlink(missing_ok=True)
-    if len(reasons) == len(frames):
-        first = f": {problems[0].reason}" if problems else ""
-        raise SegkitError(f"none of {len(frames)} pairs could be decoded{first}")
     # The arrays stay in the file; a GPU that has room for them takes them whole
     pixels, targets = (torch.from_numpy(np.memmap(folder / name, kind, mode="c"))
                        for name, kind in (("pixels.f32", np.float32), ("targets.u8", np.uint8)))
@@ -140,11 +139,11 @@ def build_store(frames: Sequence[Frame], device: torch.device, cache_dir: Path) 
     height, width = (torch.from_numpy(index["shapes"][:, k]) for k in (0, 1))
     size = height * width
     store = Store(
-        tuple(frame for i, frame in enumerate(frames) if i not in reasons), pixels, targets,
+        tuple(frame for frame in frames if frame not in reasons), pixels, targets,
         torch.cumsum(size, 0) - size, height, width, torch.from_numpy(index["points"]).long(),
         float(np.median(index["widths"])) if len(index["widths"]) else 0.0, index["areas"],
         float(index["foreground"].sum() / len(pixels)), tuple(index["hashes"].tolist()))
-    return store, problems
+    return store, reasons
 
 
 def _fingerprint(frames: Sequence[Frame]) -> str:
@@ -152,30 +151,13 @@ def _fingerprint(frames: Sequence[Frame]) -> str:
     digest = hashlib.sha256(b"segkit store 7")
     for frame in frames:
         for path in (frame.image, frame.masks or frame.image):
-            stat = path.stat() if path.exists() else None
-            there = f"{stat.st_size}|{stat.st_mtime_ns}" if stat else "missing"
+            there = f"{path.stat().st_size}|{path.stat().st_mtime_ns}" if path.exists() else "missing"
             digest.update(f"{path.parent.resolve()}/{path.name}|{there}|{frame.page}\n".encode())
     return digest.hexdigest()[:20]
 
 
-def _fill_cache(folder: Path, frames: Sequence[Frame]) -> None:
-    """Decode the frames into files beside their final place, and rename their folder when it is complete."""
-    part = folder.with_name(f"{folder.name}.{os.getpid()}.part")  # another training may fill the same cache
-    try:
-        shutil.rmtree(part, ignore_errors=True)
-        part.mkdir(parents=True)
-        _decode_into(part, frames)
-        shutil.rmtree(folder, ignore_errors=True)
-        part.rename(folder)
-    except OSError as error:
-        raise SegkitError(f"cannot write the decoded frames into {folder.parent} ({error.strerror or error}): "
-                          "free some disk space, 5 bytes per pixel of the training data") from error
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
-
-
-def _decode_into(folder: Path, frames: Sequence[Frame]) -> None:
-    """Write pixels.f32, targets.u8 and index.npz; frames that cannot be decoded are in the index with the reason."""
+def _decode_into(folder: Path, frames: Sequence[Frame]) -> dict[Frame, str]:
+    """Write pixels.f32, targets.u8 and index.npz; returns the frames that cannot be decoded with the reason."""
     def attempt(frame: Frame) -> Decoded | str:
         try:
             return decode(frame)
@@ -183,27 +165,27 @@ def _decode_into(folder: Path, frames: Sequence[Frame]) -> None:
             return str(error)
 
     # Decode in parallel, and write in order
-    reasons: dict[int, str] = {}
+    reasons: dict[Frame, str] = {}
     kept: list[tuple] = []  # rows of the index: all but the large arrays
     workers = min(16, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
     with (ThreadPoolExecutor(workers) as pool, open(folder / "pixels.f32", "wb") as pixels,
-          open(folder / "targets.u8", "wb") as targets,
-          tqdm(total=len(frames), desc="decoding", unit="frame", leave=False, delay=2) as bar):
-        for block in range(0, len(frames), 16 * workers):  # in blocks, so that decoded frames never pile up
-            for i, result in enumerate(pool.map(attempt, frames[block:block + 16 * workers]), start=block):
-                if isinstance(result, str):
-                    reasons[i] = result
-                else:
-                    pixels.write(result.image.tobytes())
-                    targets.write(result.target.tobytes())
-                    kept.append((result.image.shape, np.count_nonzero(result.target), *result[2:]))
-                bar.update()
+          open(folder / "targets.u8", "wb") as targets):
+        results = prefetch(pool, attempt, frames, 16 * workers)
+        bar = tqdm(results, total=len(frames), desc="decoding", unit="frame", leave=False, delay=2)
+        for frame, result in zip(frames, bar, strict=True):
+            if isinstance(result, str):
+                reasons[frame] = result
+                continue
+            pixels.write(result.image.tobytes())
+            targets.write(result.target.tobytes())
+            kept.append((result.image.shape, np.count_nonzero(result.target), *result[2:]))
+    if not kept:
+        raise SegkitError(f"none of {len(frames)} pairs could be decoded: {next(iter(reasons.values()), '')}")
     # The index: a row for each decoded frame, widths and areas of all cells one after the other
-    names = ("shapes", "foreground", "points", "widths", "areas", "hashes")
-    columns = zip(*kept, strict=True) if kept else ([[]],) * len(names)
-    index = {name: np.concatenate(column) if name in ("widths", "areas") else np.array(column)
-             for name, column in zip(names, columns, strict=True)}
-    np.savez(folder / "index.npz", allow_pickle=False, reasons=np.array(json.dumps(reasons)), **index)
+    shapes, foreground, points, widths, areas, hashes = zip(*kept, strict=True)
+    np.savez(folder / "index.npz", shapes=shapes, foreground=foreground, points=points, hashes=hashes,
+             widths=np.concatenate(widths), areas=np.concatenate(areas))
+    return reasons
 
 
 def choose_crop(settings: Settings, device: torch.device, smallest: tuple[int, int]) -> tuple[int, int]:
@@ -250,19 +232,15 @@ def prepare(split: Split, settings: Settings, group: ProcessGroup) -> TrainingDa
     """Decode this process's shard of the split, and plan crops and steps. Frames that cannot be decoded are logged."""
     cache, left_out = settings.run_dir.parent / ".cache", {}
 
-    def decoded(frames: Sequence[Frame], what: str) -> tuple[Store, list[tuple[Frame, str]]]:
-        shard = group.shard(frames, what)
-        store, problems = build_store(shard, group.device, cache)
-        kept = set(store.frames)
-        lost = [frame.name for frame in shard if frame not in kept]
-        for name, problem in group.gather(list(zip(lost, problems, strict=True))):
-            log.info("left out %s: %s", problem.path, problem.reason)
-            left_out[name] = problem.reason
-        return store, group.gather(list(zip(store.frames, store.hashes, strict=True)))
+    def decoded(frames: Sequence[Frame], what: str) -> tuple[Store, dict[str, list[str]]]:
+        store, reasons = build_store(group.shard(frames, what), group.device, cache)
+        for frame, reason in group.gather(list(reasons.items())):
+            log.info("left out %s: %s", frame.image, reason)
+            left_out[frame.name] = reason
+        return store, hashes_by_position(group.gather(list(zip(store.frames, store.hashes, strict=True))))
 
-    train, train_hashes = decoded(split.train, "training frames")
-    validation, validation_hashes = decoded(split.validation, "validation frames")
-    decoded_frames = {frame for frame, _ in validation_hashes}
+    train, trained_on = decoded(split.train, "training frames")
+    validation, validated_on = decoded(split.validation, "validation frames")
     # Values of the training frames over all processes
     shards = pd.DataFrame(group.gather([{
         "height": int(train.height.min()), "width": int(train.width.min()), "foreground": train.foreground,
@@ -274,15 +252,11 @@ def prepare(split: Split, settings: Settings, group: ProcessGroup) -> TrainingDa
     # The plan: size and number of crops, steps
     smallest = int(shards["height"].min()), int(shards["width"].min())
     crop, _, steps = plan_epoch(settings, group.device, smallest, int(shards["area"].sum()))
-    log.info("%d training frames, %d validation frames; crops of %d x %d, %d steps of %d an epoch; %s",
-             shards["train"].sum(), shards["validation"].sum(), *crop, steps, settings.batch_size,
-             describe_device(group.device, settings.precision))
+    # frames of several processes as 8+8
+    log.info("%s training frames, %s validation frames; crops of %d x %d, %d steps of %d an epoch; %s",
+             *("+".join(map(str, shards[part])) for part in ("train", "validation")), *crop, steps,
+             settings.batch_size, describe_device(group.device, settings.precision))
     if settings.epochs * steps < MIN_STEPS:
         log.info("only %d steps in all; %d or more are usual: set more EPOCHS", settings.epochs * steps, MIN_STEPS)
-    if group.size > 1:
-        log.info("%d processes, each with %s training frames, %s validation frames and %d crops of every batch",
-                 group.size, "/".join(map(str, shards["train"])), "/".join(map(str, shards["validation"])),
-                 settings.batch_size // group.size)
-    return TrainingData(train, validation, [frame for frame in split.validation if frame in decoded_frames],
-                        foreground, cell_width, min_area, crop, steps, hashes_by_position(train_hashes),
-                        hashes_by_position(validation_hashes), left_out)
+    return TrainingData(train, validation, [frame for frame in split.validation if frame.name not in left_out],
+                        foreground, cell_width, min_area, crop, steps, trained_on, validated_on, left_out)

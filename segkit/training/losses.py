@@ -1,6 +1,7 @@
 """The loss of the student, Dice of a batch, and validation with both on whole frames after every epoch."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import groupby, islice
 
 import numpy as np
 import torch
@@ -20,37 +21,22 @@ MAX_PIXELS, MAX_FRAMES = 2 ** 23, 8  # of whole frames in one batch on a GPU
 PREVIEWS = 2  # frames that the live figure shows
 
 
-def loss_sums(output: Tensor, target: Tensor) -> Tensor:
-    """Sums over all pixels from which `student_loss` is computed; the sums of parts of a batch add up.
+def student_loss(output: Tensor, target: Tensor) -> Tensor:
+    """Cross-entropy, soft Dice loss (Milletari et al. 2016) and the weighted distance error, computed in float32.
 
     output: (B, 2, H, W), foreground logits and distance; target: (B, 1, H, W), 0 = background, else (0, 1].
-    Returns (7,) float32: pixels, foreground, cross-entropy, probability, probability in the foreground, distance error,
-    distance error in the foreground.
     """
     logits, distance = output[:, 0].float(), output[:, 1].float()  # (B, H, W) each
     foreground, probability = (target[:, 0] > 0).float(), logits.sigmoid()
-    cross_entropy = F.binary_cross_entropy_with_logits(logits, foreground, reduction="sum")
-    error = F.smooth_l1_loss(distance, target[:, 0], reduction="none", beta=0.2)
-    return torch.stack([torch.full_like(cross_entropy, foreground.numel()), foreground.sum(), cross_entropy,
-                        probability.sum(), (probability * foreground).sum(), error.sum(), (error * foreground).sum()])
-
-
-def student_loss(output: Tensor, target: Tensor, batch_sums: Tensor | None = None) -> Tensor:
-    """Cross-entropy, soft Dice loss (Milletari et al. 2016) and the weighted distance error, computed in float32.
-
-    output, target: as in `loss_sums`. batch_sums: where output is one part of a batch, `loss_sums` of the whole batch
-    without gradients; the loss is then that of the batch, and its gradient that of the part.
-    """
-    sums = loss_sums(output, target)
-    if batch_sums is not None:
-        sums = batch_sums + sums - sums.detach()
-    pixels, foreground, cross_entropy, probability, shared, error, error_inside = sums
-    dice_loss = 1 - (2 * shared + 1) / (probability + foreground + 1)
+    pixels, inside = foreground.numel(), foreground.sum()
+    cross_entropy = F.binary_cross_entropy_with_logits(logits, foreground, reduction="sum") / pixels
+    dice_loss = 1 - (2 * (probability * foreground).sum() + 1) / (probability.sum() + inside + 1)
     # Foreground and background have the same weight in the distance error, however few pixels the cells cover
-    share = foreground / pixels
+    share = inside / pixels
     extra = (1 - share) / share.clamp(min=1 / MAX_FOREGROUND_WEIGHT)
-    distance_loss = (error + extra * error_inside) / (pixels + extra * foreground)
-    return cross_entropy / pixels + dice_loss + DISTANCE_WEIGHT * distance_loss
+    error = F.smooth_l1_loss(distance, target[:, 0], reduction="none", beta=0.2)
+    distance_loss = (error.sum() + extra * (error * foreground).sum()) / (pixels + extra * inside)
+    return cross_entropy + dice_loss + DISTANCE_WEIGHT * distance_loss
 
 
 def batch_dice(logits: Tensor, foreground: Tensor) -> Tensor:
@@ -61,7 +47,6 @@ def batch_dice(logits: Tensor, foreground: Tensor) -> Tensor:
     return torch.where(total > 0, 2 * shared / total.clamp(min=1), torch.ones_like(total))
 
 
-@torch.inference_mode()
 def validate(model: UNet, store: Store, group: ProcessGroup) -> tuple[float, float, list[Preview]]:
     """Mean loss and mean Dice over the whole validation frames of all processes, and a few predictions to look at."""
     losses, dices, previews = validate_frames(model.eval(), store, group.device)
@@ -74,9 +59,7 @@ def validate_frames(model: UNet, store: Store, device: torch.device) -> tuple[li
     """Loss and Dice of every frame of a store, in order, and the predictions of `preview_frames`."""
     largest = int((store.height * store.width).max())
     batch_size = 1 if device.type == "cpu" else max(1, min(MAX_FRAMES, MAX_PIXELS // largest))
-    losses: list[Tensor] = []
-    dices: list[Tensor] = []
-    wanted, previews = preview_frames(store.frames), []
+    losses, dices, previews, wanted = [], [], [], preview_frames(store.frames)
     for index in _batches_of_one_size(store, batch_size):
         # Whole frames are padded for the network, and the padding is removed again
         height, width = int(store.height[index[0]]), int(store.width[index[0]])
@@ -86,11 +69,10 @@ def validate_frames(model: UNet, store: Store, device: torch.device) -> tuple[li
         output, targets = output[..., :height, :width].float(), targets[..., :height, :width]
         losses += [student_loss(o, t) for o, t in zip(output.split(1), targets.split(1), strict=True)]
         dices.append(batch_dice(output[:, 0], targets[:, 0] > 0))
-        for k, frame in enumerate(index):
-            if frame in wanted:
-                image, probability, mask = (t.cpu().numpy() for t in (
-                    images[k, 0, :height, :width], output[k, 0].sigmoid(), targets[k, 0] > 0))  # (H, W) each
-                previews.append((image, probability, mask))
+        for k in (k for k, frame in enumerate(index) if frame in wanted):
+            shown = images[k, 0, :height, :width], output[k, 0].sigmoid(), targets[k, 0] > 0  # (H, W) each
+            image, probability, mask = (tensor.cpu().numpy() for tensor in shown)
+            previews.append((image, probability, mask))
     return torch.stack(losses).tolist(), torch.cat(dices).tolist(), previews
 
 
@@ -100,13 +82,9 @@ def preview_frames(frames: Sequence[Frame]) -> list[int]:
     return sorted({*last.values(), *([0] if len(last) == 1 else [])})[:PREVIEWS]
 
 
-def _batches_of_one_size(store: Store, batch_size: int) -> list[list[int]]:
+def _batches_of_one_size(store: Store, batch_size: int) -> Iterator[list[int]]:
     """Indices of frames, in order, in batches of one size (height, width)."""
-    batches: list[list[int]] = []
     sizes = list(zip(store.height.tolist(), store.width.tolist(), strict=True))
-    for i, size in enumerate(sizes):
-        if batches and len(batches[-1]) < batch_size and sizes[batches[-1][0]] == size:
-            batches[-1].append(i)
-        else:
-            batches.append([i])
-    return batches
+    for _, frames in groupby(range(len(sizes)), key=sizes.__getitem__):
+        while batch := list(islice(frames, batch_size)):
+            yield batch

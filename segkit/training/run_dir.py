@@ -1,11 +1,11 @@
 """The run folder: history, settings and split, checkpoint, report and model card."""
 
 import io
+import math
 import os
-import pickle
 import platform
-from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
+from importlib import resources
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -17,17 +17,13 @@ import torch
 from ..data.dataset import Split
 from ..data.images import PERCENTILES
 from ..errors import SegkitError
-from ..files import check_lock, duration, log, read_json, replacing, write_json, write_table, write_text, writing
+from ..files import check_lock, duration, log, read_json, replacing, write_json, write_text, writing
 from ..model.checkpoint import save_model
 from ..model.unet import UNet
 from ..settings import DEMO, Settings, check_dataset
 
 COLUMNS = ("epoch", "train_loss", "train_dice", "val_loss", "val_dice", "learning_rate", "event", "seconds",
            "crops_per_second")
-RESTARTED = "restarted with other weights"  # end of the event of an epoch after which earlier epochs do not count
-OTHER_WEIGHTS = "with other weights"  # the same in histories of version 1.1, too
-ROLLED_BACK = "rolled back to epoch"  # stands before the number of the epoch that a training was rolled back to
-USUAL_DICE = 0.9  # validation Dice of students of good data (benchmarks/README.md)
 PACKAGES = ("segkit", "torch", "torchvision", "numpy", "scikit-image")
 
 
@@ -36,10 +32,15 @@ Preview = tuple[np.ndarray, np.ndarray, np.ndarray]  # image, probability, targe
 
 @dataclass
 class History:
-    """One row per epoch, and the newest predictions on a few validation frames."""
+    """How far a training has come: plain values that a checkpoint holds, and predictions to look at."""
 
-    rows: list[dict[str, Any]] = field(default_factory=list)
-    previews: list[Preview] = field(default_factory=list)  # the same frames throughout a run
+    rows: list[dict[str, Any]] = field(default_factory=list)  # one per epoch, also of those that were rolled back
+    previews: list[Preview] = field(default_factory=list)  # of the newest epoch, on the same frames throughout a run
+    epoch: int = 0  # finished epochs, without those that were rolled back
+    tries: int = 0  # rollbacks
+    rate_scale: float = 1.0  # of the learning rate; halved by every rollback
+    best_dice: float = -1.0
+    least_loss: float = math.inf  # on the validation frames, since the last restart with other weights
 
     def table(self) -> pd.DataFrame:
         return pd.DataFrame(self.rows, columns=list(COLUMNS))
@@ -48,20 +49,9 @@ class History:
     def best(self) -> dict[str, Any] | None:
         """The epoch whose weights are kept: that of the lowest validation loss.
 
-        The best Dice comes early, when touching cells are not separated yet (figures in benchmarks/README.md). Epochs
-        before a restart do not count: their weights were replaced.
+        The best Dice comes early, when touching cells are not separated yet (figures in benchmarks/README.md).
         """
-        first = max((i for i, row in enumerate(self.rows) if row["event"].endswith(OTHER_WEIGHTS)), default=0)
-        return min((row for row in self.rows[first:] if not row["event"]), key=lambda row: row["val_loss"],
-                   default=None)
-
-    @property
-    def trained(self) -> int:
-        """Number of trained epochs, without those that were rolled back."""
-        if not self.rows or self.rows[-1]["event"].endswith(OTHER_WEIGHTS):
-            return 0
-        _, back, epoch = self.rows[-1]["event"].rpartition(ROLLED_BACK)
-        return int(epoch if back else self.rows[-1]["epoch"])
+        return next((row for row in self.rows if row["val_loss"] == self.least_loss and not row["event"]), None)
 
     @property
     def events(self) -> list[str]:
@@ -71,24 +61,10 @@ class History:
     def newest(self, epochs: int) -> str:
         """The newest epoch in a line, with the time that is left of so many epochs."""
         row = self.rows[-1]
-        left = duration((epochs - self.trained) * row["seconds"])
+        left = duration((epochs - self.epoch) * row["seconds"])
         event = f"  {row['event']}" if row["event"] else ""
         return (f"epoch {row['epoch']}/{epochs}  loss {row['train_loss']:.4f}  validation Dice {row['val_dice']:.4f}  "
                 f"{row['crops_per_second']:.0f} crops/s  {left} left{event}")
-
-    def save(self, path: Path) -> None:
-        write_table(path, self.table())
-
-    @classmethod
-    def read(cls, path: Path) -> "History":
-        """The rows of a saved history, without previews. Raises SegkitError where it is damaged."""
-        numbers = {name: [""] for name in COLUMNS if name != "event"}
-        try:
-            table = pd.read_csv(path, keep_default_na=False, na_values=numbers)[list(COLUMNS)]
-        except (ValueError, KeyError) as error:
-            raise SegkitError(f"{path} cannot be read ({type(error).__name__}): delete it, RESUME=1 writes it again "
-                              "from last.pt") from None
-        return cls(table.to_dict("records"))
 
     def _repr_html_(self) -> str:
         return self.table().round(3).to_html(index=False)
@@ -98,30 +74,26 @@ def check_training(settings: Settings) -> bool:
     """Whether the run folder holds a training that is to be replaced: that of the bundled demo.
 
     Raises SegkitError where the folder belongs to another dataset, holds another training that is not resumed, nothing
-    to resume, or more epochs than EPOCHS; and as `check_lock`.
+    to resume, or more epochs than EPOCHS; and as `check_lock` and `load_checkpoint`.
     """
     run_dir, same_dataset = settings.run_dir, check_dataset(settings)
     check_lock(run_dir)
     # To resume, a checkpoint is needed, and epochs that are left to train
     if settings.resume:
         if not os.path.isfile(run_dir / "last.pt"):
-            raise SegkitError(f"RESUME is set and {run_dir} holds no last.pt: set RESUME=0, or RUN to an interrupted "
-                              "run")
-        table = run_dir / "history.csv"
-        epochs = History.read(table).trained if os.path.isfile(table) else 0
+            raise SegkitError(f"RESUME is set and {run_dir} holds no last.pt: set RESUME=0 or another RUN")
+        epochs = load_checkpoint(run_dir, torch.device("cpu"))["state"]["epoch"]
         if epochs > settings.epochs:
             raise SegkitError(f"RESUME is set and {epochs} epochs of runs/{settings.run} are trained already, more "
-                              f"than EPOCHS={settings.epochs}: set EPOCHS to {epochs} to finish, or higher to "
-                              "continue")
+                              f"than EPOCHS={settings.epochs}: set EPOCHS to {epochs} to finish, or higher")
         return False
     # A new training needs a folder without one; only that of the bundled demo is replaced
     if not any(os.path.isfile(run_dir / name) for name in ("last.pt", "model.safetensors", "report.json")):
         return False
     bundled = same_dataset and settings.dataset_path == settings.root / DEMO  # a user's folder may be called demo too
     if settings.run != "demo" or not bundled:
-        how = "with more EPOCHS" if (run_dir / "report.json").is_file() else "unless it is still running"
-        raise SegkitError(f"runs/{settings.run} holds a training already: RESUME=1 continues it, {how}; another RUN "
-                          "starts a new one")
+        raise SegkitError(f"runs/{settings.run} holds a training already: RESUME=1 continues it, a finished one with "
+                          "more EPOCHS; another RUN starts a new one")
     return True
 
 
@@ -138,12 +110,12 @@ def open_run(split: Split, settings: Settings) -> Path:
                 (run_dir / name).unlink(missing_ok=True)
     train, validation = ([f.name for f in frames] for frames in (split.train, split.validation))
     # A resumed run must have the validation frames that it had, except those that could not be decoded
-    earlier = _read_split(run_dir) if settings.resume else {}
+    known = settings.resume and os.path.isfile(run_dir / "split.json")
+    earlier = read_json(run_dir / "split.json", "the run's file") if known else {}
     now = set(validation) - set(earlier.get("excluded", ()))
     if earlier and (others := sorted(set(earlier["validation"]) ^ now)):
-        raise SegkitError(f"RESUME is set and runs/{settings.run} has been validated on other frames, {others[0]} the "
-                          "first that differs: set VALIDATION and EXCLUDE as in its settings.json, or RUN to a new "
-                          "name and START_FROM to this run")
+        raise SegkitError(f"RESUME is set and runs/{settings.run} was validated on other frames, {others[0]} is one: "
+                          "set VALIDATION and EXCLUDE as in settings.json, or another RUN and START_FROM to this run")
     write_json(run_dir / "settings.json", settings.as_dict())
     write_json(run_dir / "split.json", {"train": list(dict.fromkeys(train + earlier.get("train", []))),
                                         "validation": validation,
@@ -153,16 +125,11 @@ def open_run(split: Split, settings: Settings) -> Path:
 
 def leave_out(run_dir: Path, reasons: dict[str, str]) -> None:
     """Move frames that could not be decoded to the excluded ones of split.json, with the reasons."""
-    content = _read_split(run_dir)
+    content = read_json(run_dir / "split.json", "the run's file")
     for side in ("train", "validation"):
         content[side] = [name for name in content[side] if name not in reasons]
     content["excluded"] |= reasons
     write_json(run_dir / "split.json", content)
-
-
-def _read_split(run_dir: Path) -> dict[str, Any]:
-    path = run_dir / "split.json"
-    return read_json(path, "the run's file") if os.path.isfile(path) else {}
 
 
 def save_checkpoint(checkpoint: dict[str, Any], run_dir: Path) -> None:
@@ -173,46 +140,37 @@ def save_checkpoint(checkpoint: dict[str, Any], run_dir: Path) -> None:
         temporary.write_bytes(content.getbuffer())
 
 
-def load_checkpoint(run_dir: Path, device: torch.device, needed: Iterable[str]) -> dict[str, Any]:
-    """Read last.pt. Raises SegkitError where it is damaged or lacks one of the needed parts."""
+def load_checkpoint(run_dir: Path, device: torch.device) -> dict[str, Any]:
+    """Read last.pt. Raises SegkitError where it is damaged or lacks one of its parts."""
     try:
         checkpoint = torch.load(run_dir / "last.pt", map_location=device, weights_only=True)
-        return {name: checkpoint[name] for name in needed}
-    except (OSError, RuntimeError, LookupError, EOFError, ValueError, AttributeError, TypeError,
-            pickle.UnpicklingError) as error:
-        raise SegkitError(f"{run_dir / 'last.pt'} cannot be read ({type(error).__name__}): set RUN to a new name and "
-                          "START_FROM to this run to continue from its best weights") from None
-
-
-def versions() -> dict[str, str]:
-    return {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
+        return {name: checkpoint[name] for name in ("model", "average", "optimiser", "state")}
+    except Exception:  # which one depends on the place of the damage
+        raise SegkitError(f"{run_dir / 'last.pt'} is damaged: set another RUN, and START_FROM to this run") from None
 
 
 def finish_run(model: UNet, scores: pd.DataFrame, history: History, settings: Settings, device: str) -> None:
     """Write the evaluated model, its card and report.json; scores: a row per validation frame."""
     # Scores over the validation frames, and their mean for each position
     best = history.best or {}
+    by_position = scores.groupby(scores["experiment"] + " " + scores["position"])["dice"].mean()
     summary = {"val_dice": float(scores["dice"].mean()), "train_dice": best.get("train_dice"),
                "val_panoptic_quality": float(scores["panoptic_quality"].mean()),
-               "val_dice_by_position": {" ".join(unit): float(value) for unit, value in
-                                        scores.groupby(["experiment", "position"])["dice"].mean().items()}}
-    report: dict[str, Any] = {**summary, "best_epoch": best.get("epoch"), "epochs": history.trained,
-              "seconds": round(sum(row["seconds"] for row in history.rows), 1), "device": device,
-              "versions": versions(), "events": history.events}
-    model.info = replace(model.info, scores=summary, settings=settings.as_dict(), versions=versions())
+               "val_dice_by_position": by_position.to_dict()}
+    versions = {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
+    seconds = round(sum(row["seconds"] for row in history.rows), 1)
+    report = summary | {"best_epoch": best.get("epoch"), "epochs": history.epoch, "seconds": seconds, "device": device,
+                        "versions": versions, "events": history.events}
+    model.info = replace(model.info, scores=summary, versions=versions)
     save_model(model, settings.run_dir / "model.safetensors")
     write_text(settings.run_dir / "MODEL_CARD.md", model_card(model, report, len(scores)))
     write_json(settings.run_dir / "report.json", report)
     log.info("finished: validation Dice of the labels %.4f, panoptic quality %.4f (epoch %s)", summary["val_dice"],
              summary["val_panoptic_quality"], best.get("epoch"))
-    if report["val_dice"] < USUAL_DICE:
-        log.info("that is less than usual (Dice above %.1f): more EPOCHS help as long as the validation loss falls "
-                 "(RESUME=1 continues), and so do more training frames; 04_inference (report.html) shows the worst "
-                 "frames", USUAL_DICE)
 
 
 def model_card(model: UNet, report: dict[str, Any], frames: int) -> str:
-    """Training data, validation scores, use and limits of the model, as Markdown."""
+    """Training data, validation scores, use and limits of the model: model_card.md, filled in."""
     info = model.info
     # Whether the validation scores are those of data that the model was not trained on
     never = ", of positions that it was not trained on"
@@ -220,27 +178,8 @@ def model_card(model: UNet, report: dict[str, Any], frames: int) -> str:
         never = " (it is not known whether the weights that it started from were trained on these positions)"
     elif set().union(*info.trained_on.values()) & set().union(*info.validated_on.values()):
         never = " (some of their images are among the training images too, as copies)"
-    # The card
     positions = "\n".join(f"| {name} | {value:.4f} |" for name, value in report["val_dice_by_position"].items())
-    return f"""# {info.settings['RUN']}: a segkit student
-
-A U-Net of {model.count_parameters():,} parameters that segments bacteria in phase-contrast images. Trained on the
-dataset {Path(info.settings['DATASET_PATH']).name} for {report['epochs']} epochs (best: {report['best_epoch']}),
-on {report['device']}.
-
-Over {frames} whole validation frames{never}: mean Dice {report['val_dice']:.4f}, mean
-panoptic quality at IoU 0.5 {report['val_panoptic_quality']:.4f}.
-
-| validation position | mean Dice |
-| --- | --- |
-{positions}
-
-**Use**: `segkit.load_model` and `segkit.segment`. Images are normalised by their {PERCENTILES[0]} and {PERCENTILES[1]}
-percentiles; a pixel belongs to a cell where the probability is above {info.threshold}; two touching cells are separated
-where the distance map falls by {info.prominence} between them; parts of fewer than {info.min_area} pixels are not
-counted. The training cells were {info.cell_width:.1f} pixels wide (median); for another magnification, SCALE brings the
-cells to that width.
-
-**Limits**: the scores are agreement with the teacher labels, not with the truth, on images of the same kind as the
-training images. Other organisms, optics or growth conditions were not tried.
-"""
+    template = resources.files(__package__).joinpath("model_card.md").read_text(encoding="utf-8")
+    return template.format(info=info, report=report, frames=frames, never=never, positions=positions,
+                           parameters=model.count_parameters(), percentiles=PERCENTILES,
+                           dataset=Path(info.settings["DATASET_PATH"]).name)

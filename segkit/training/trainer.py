@@ -9,7 +9,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from typing import Any, cast
 
 import pandas as pd
@@ -21,26 +21,17 @@ from tqdm.auto import tqdm
 from ..data.dataset import Split
 from ..devices import autocast, describe_device, keep_memory
 from ..errors import SegkitError
-from ..files import locked, log, logging_to
+from ..files import locked, log, logging_to, write_table
 from ..measure.metrics import join_records, positions_trained_on, score_frames, tune_prominence
 from ..model.checkpoint import load_model, save_model
 from ..model.unet import ModelInfo, UNet
 from ..settings import Settings
+from . import run_dir
 from .augment import gather_crops, sample_crops
 from .distributed import ProcessGroup
 from .frames import MIN_STEPS, TrainingData, prepare
-from .losses import batch_dice, loss_sums, student_loss, validate
-from .run_dir import (
-    RESTARTED,
-    ROLLED_BACK,
-    History,
-    check_training,
-    finish_run,
-    leave_out,
-    load_checkpoint,
-    open_run,
-    save_checkpoint,
-)
+from .losses import batch_dice, student_loss, validate
+from .run_dir import History
 
 WARM_UP = 0.2  # share of the training during which the learning rate rises
 WEIGHT_DECAY, MAX_GRADIENT_NORM = 1e-2, 1.0
@@ -84,17 +75,6 @@ def recompute_bn_stats(model: UNet, batches: Iterable[Tensor], group: ProcessGro
     model.eval()
 
 
-@dataclass
-class Progress:
-    """How far a training has come; plain values that a checkpoint holds."""
-
-    epoch: int = 0  # finished epochs, without those that were rolled back
-    tries: int = 0  # rollbacks
-    rate_scale: float = 1.0  # of the learning rate; halved by every rollback
-    best_dice: float = -1.0
-    least_loss: float = math.inf  # on the validation frames
-
-
 def fit(model: UNet, split: Split, settings: Settings, on_epoch: Callable[[History], None] | None = None) -> History:
     """Train the student, validate it after every epoch, and keep the best weights in settings.run_dir.
 
@@ -127,34 +107,24 @@ def fit(model: UNet, split: Split, settings: Settings, on_epoch: Callable[[Histo
         stack.callback(setattr, log, "disabled", log.disabled)
         log.disabled = not group.is_main_process
         if group.is_main_process:
-            check_training(settings)  # before a folder is made
+            run_dir.check_training(settings)  # before a folder is made
             stack.enter_context(locked(settings.run_dir))
-            open_run(split, settings)
+            run_dir.open_run(split, settings)
             stack.enter_context(logging_to(settings.run_dir / "run.log"))
         group.wait()
         try:
             _train(model, split, settings, group, history, on_epoch if group.is_main_process else None)
         except (KeyboardInterrupt, SegkitError, RuntimeError) as error:
-            failure = _described(error, group, history, settings)
-            log.info("stopped: %s", failure)
-            if failure is error:
-                raise
-            raise failure from None
+            saved = f"{history.epoch} of {settings.epochs} epochs are saved in {settings.run_dir}; RESUME=1 continues"
+            saved = saved if history.epoch else "no epoch was finished: run this again"
+            if isinstance(error, KeyboardInterrupt):
+                error = SegkitError(f"interrupted: {saved}")
+            elif isinstance(error, RuntimeError) and group.size > 1:
+                reason = str(error).partition("\n")[0]
+                error = SegkitError(f"one of the {group.size} processes was lost ({reason}): {saved}")
+            log.info("stopped: %s", error)
+            raise error from None
     return history
-
-
-def _described(error: BaseException, group: ProcessGroup, history: History, settings: Settings) -> BaseException:
-    """An interrupt, or the loss of another process, as a SegkitError; any other error as it is."""
-    if isinstance(error, SegkitError) or (isinstance(error, RuntimeError) and group.size == 1):
-        return error
-    saved = "no epoch was finished: run this again"
-    if history.trained:
-        saved = (f"{history.trained} of {settings.epochs} epochs are saved in {settings.run_dir}; RESUME=1 continues "
-                 "from there")
-    if isinstance(error, KeyboardInterrupt):
-        return SegkitError(f"interrupted: {saved}")
-    reason = (str(error) or repr(error)).splitlines()[0]
-    return SegkitError(f"one of the {group.size} processes was lost ({reason}): {saved}")
 
 
 def _train(model: UNet, split: Split, settings: Settings, group: ProcessGroup, history: History,
@@ -163,75 +133,80 @@ def _train(model: UNet, split: Split, settings: Settings, group: ProcessGroup, h
     trainer = Trainer(model, settings, group)
     data = prepare(split, settings, group)
     if group.is_main_process and data.left_out:
-        leave_out(settings.run_dir, data.left_out)
+        run_dir.leave_out(settings.run_dir, data.left_out)
     # Initial weights, and the record of all images that they were trained on
     start_from = trainer.initialise(data.foreground)
-    record: dict[str, Any] = {"trained_on": data.trained_on, "validated_on": data.validated_on, "fully_recorded": True}
-    if copies := positions_trained_on(ModelInfo(**record), data.validated_on, settings):
-        log.info("%s: images of these validation positions are among the training images too, as copies",
-                 ", ".join(copies))
+    model.info = replace(model.info, cell_width=round(data.cell_width, 2), min_area=data.min_area,
+                         settings=settings.as_dict(), trained_on=data.trained_on, validated_on=data.validated_on,
+                         fully_recorded=True)
+    if copies := positions_trained_on(model.info, data.validated_on, settings):
+        log.info("%s: images of these validation positions are training images too, as copies", ", ".join(copies))
     if start_from:
-        _check_start_from(start_from, data, settings)
-        record = _joined(record, start_from)
+        if leaked := positions_trained_on(start_from, data.validated_on, settings):
+            raise SegkitError(f"START_FROM {settings.start_from} was trained on {len(leaked)} of the validation "
+                              f"positions ({', '.join(leaked[:5])}): set VALIDATION to others, or another START_FROM")
+        if not start_from.fully_recorded:
+            log.info("what START_FROM %s was trained on is not known; it may be validation data", settings.start_from)
+        model.info = _joined(model.info, start_from)
     # Resume from the checkpoint
-    progress, checkpoint = Progress(), None
+    checkpoint = None
     if settings.resume:
-        checkpoint = load_checkpoint(settings.run_dir, group.device, ("model", "average", "optimiser", "state"))
+        checkpoint = run_dir.load_checkpoint(settings.run_dir, group.device)
         trainer.load_state(checkpoint)
         state = checkpoint["state"]
-        progress = Progress(**{name: state[name] for name in asdict(progress)})
-        history.rows = [dict(row) for row in state["rows"]]
+        vars(history).update({name: state[name] for name in vars(history) if name != "previews"})
         earlier = ModelInfo(**state.get("record", {}))
         if not earlier.fully_recorded:
             log.info("what this run was trained on before is not known: its last.pt holds no full record of it")
-        record = _joined(record, earlier)
-        log.info("resumed after epoch %d", progress.epoch)
-    run_training(trainer, data, progress, history, record, checkpoint if progress.epoch else None, on_epoch)
-    _finish(model, data, record, history, settings, group)
+        model.info = _joined(model.info, earlier)
+        log.info("resumed after epoch %d", history.epoch)
+    run_training(trainer, data, history, checkpoint if history.epoch else None, on_epoch)
+    _finish(model, data, history, settings, group)
 
 
-def run_training(trainer: "Trainer", data: TrainingData, progress: Progress, history: History,
-                 record: dict[str, Any], last_good: dict[str, Any] | None,
-                 on_epoch: Callable[[History], None] | None = None) -> None:
+def run_training(trainer: "Trainer", data: TrainingData, history: History, last_good: dict[str, Any] | None,
+                 on_epoch: Callable[[History], None] | None) -> None:
     """The training loop: train an epoch, validate it, keep it or roll it back, until EPOCHS are trained.
 
-    record: fields of ModelInfo that say what the weights were trained on; last_good: the checkpoint to roll back to.
+    last_good: the checkpoint to roll back to.
     """
     settings, group = trainer.settings, trainer.group
-    with tqdm(total=settings.epochs * data.steps, initial=progress.epoch * data.steps, desc="training", unit="step",
+    with tqdm(total=settings.epochs * data.steps, initial=history.epoch * data.steps, desc="training", unit="step",
               leave=False, disable=not group.is_main_process) as bar:
-        while progress.epoch < settings.epochs:
+        while history.epoch < settings.epochs:
             began = time.perf_counter()
-            train_loss, train_dice = trainer.train_epoch(data, progress, bar.update)
+            train_loss, train_dice = trainer.train_epoch(data, history, bar.update)
             crops_per_second = round(data.steps * settings.batch_size / (time.perf_counter() - began), 1)
             # Validate the EMA weights, on whole frames
             val_loss, val_dice, history.previews = validate(trainer.ema_model, data.validation, group)
-            row = {"epoch": progress.epoch + 1, "train_loss": train_loss, "train_dice": train_dice,
+            row = {"epoch": history.epoch + 1, "train_loss": train_loss, "train_dice": train_dice,
                    "val_loss": val_loss, "val_dice": val_dice, "learning_rate": trainer.learning_rate, "event": "",
                    "seconds": round(time.perf_counter() - began, 3), "crops_per_second": crops_per_second}
             # After a divergence roll back; otherwise keep the weights if they are the best yet
-            problem, hopeless = divergence(progress, train_loss + val_loss, val_dice, data.steps)
+            problem, hopeless = divergence(history, train_loss + val_loss, val_dice, data.steps)
             if problem:
                 last_good = None if hopeless else last_good
-                row["event"] = f"{problem}: {_roll_back(trainer, progress, last_good, data.foreground, problem)}"
+                row["event"] = f"{problem}: {_roll_back(trainer, history, last_good, data.foreground, problem)}"
             else:
-                progress.epoch += 1
-                progress.best_dice = max(progress.best_dice, val_dice)
-                if val_loss < progress.least_loss:
-                    progress.least_loss = val_loss
-                    _save_best(trainer, data, record, {"val_loss": val_loss, "val_dice": val_dice,
-                                                          "epoch": progress.epoch})
+                history.epoch += 1
+                history.best_dice = max(history.best_dice, val_dice)
+                if val_loss < history.least_loss:
+                    history.least_loss = val_loss
+                    scores = {"val_loss": val_loss, "val_dice": val_dice, "epoch": history.epoch}
+                    trainer.ema_model.info = replace(trainer.model.info, scores=scores)
+                    if group.is_main_process:
+                        save_model(trainer.ema_model, settings.run_dir / "model.safetensors")
             history.rows.append(row)
-            # Save the checkpoint
-            checkpoint = {**trainer.state(), "state": {**asdict(progress), "rows": [dict(r) for r in history.rows],
-                                                       "record": record}}
-            if not problem and val_dice >= 0.5 * progress.best_dice:
+            # Save the checkpoint, then the history
+            state = {name: value for name, value in vars(history).items() if name != "previews"}
+            checkpoint = {**trainer.state(), "state": {**state, "record": asdict(trainer.model.info)}}
+            if not problem and val_dice >= 0.5 * history.best_dice:
                 last_good = checkpoint
             if group.is_main_process:
-                save_checkpoint(checkpoint, settings.run_dir)
-                history.save(settings.run_dir / "history.csv")  # after the checkpoint that its rows are saved in
+                run_dir.save_checkpoint(checkpoint, settings.run_dir)
+                write_table(settings.run_dir / "history.csv", history.table())
             log.info(history.newest(settings.epochs))
-            bar.n = progress.epoch * data.steps
+            bar.n = history.epoch * data.steps
             bar.set_postfix_str(f"Dice {val_dice:.3f}, {crops_per_second:.0f} crops/s")
             if on_epoch:
                 on_epoch(history)
@@ -242,30 +217,26 @@ class Trainer:
 
     def __init__(self, model: UNet, settings: Settings, group: ProcessGroup) -> None:
         if settings.batch_size % group.size:
-            raise SegkitError(f"BATCH_SIZE is {settings.batch_size}: a multiple of the {group.size} processes was "
-                              "needed")
-        if group.device.type == "cpu":
-            keep_memory()
+            raise SegkitError(f"BATCH_SIZE={settings.batch_size}: a multiple of the {group.size} processes was needed")
+        keep_memory()
         self.settings, self.group, self.device = settings, group, group.device
         self.batch_size = settings.batch_size // group.size
-        self.part_size = self.batch_size  # crops that pass the network at once; fewer where GPU memory is short
         self.learning_rate = 0.0
         model.precision = settings.precision
         self.model = model.to(self.device).to(memory_format=torch.channels_last)
         self.network = group.wrap(self.model)
 
-    def train_epoch(self, data: TrainingData, progress: Progress, on_step: Callable[[], object]
-                    ) -> tuple[float, float]:
+    def train_epoch(self, data: TrainingData, history: History, on_step: Callable) -> list[float]:
         """One epoch of augmented crops; returns the mean loss and Dice over all processes."""
         # Crops depend on seed, epoch, tries and rank alone, so that a resumed run repeats them
-        seed = self.settings.seed * 1_000_003 + progress.epoch * 101 + progress.tries + self.group.rank * 15_485_863
+        seed = self.settings.seed * 1_000_003 + history.epoch * 101 + history.tries + self.group.rank * 15_485_863
         generator = torch.Generator().manual_seed(seed % 2 ** 63)
         recent: deque[Tensor] = deque(maxlen=min(max(data.steps // 8, BN_STATS_BATCHES[0]), BN_STATS_BATCHES[1]))
         totals = torch.zeros(2, device=self.device)
         self.model.train()
         for step in range(data.steps):
-            share = (progress.epoch * data.steps + step) / (self.settings.epochs * data.steps)
-            self.learning_rate = progress.rate_scale * learning_rate_at(share, self.settings.learning_rate)
+            share = (history.epoch * data.steps + step) / (self.settings.epochs * data.steps)
+            self.learning_rate = history.rate_scale * learning_rate_at(share, self.settings.learning_rate)
             # Sample and augment a batch of crops: (B, 1, h, w) each
             plan = sample_crops(data.train, self.batch_size, data.crop, generator)
             images, targets = (t.to(self.device) for t in gather_crops(data.train, plan, data.crop))
@@ -273,56 +244,29 @@ class Trainer:
             recent.append(images)
             on_step()
         recompute_bn_stats(self.ema_model, recent, self.group)
-        loss, dice = self.group.mean(totals / data.steps).tolist()
-        return loss, dice
+        return self.group.mean(totals / data.steps).tolist()
 
-    def _train_step(self, images: Tensor, targets: Tensor) -> Tensor:
+    def train_step(self, images: Tensor, targets: Tensor) -> Tensor:
+        """One step of the optimiser on images and targets (B, 1, h, w); returns loss and Dice, a tensor (2,)."""
         self.optimizer.zero_grad(set_to_none=True)
-        images = images.contiguous(memory_format=torch.channels_last)
-        parts = list(zip(images.split(self.part_size), targets.split(self.part_size), strict=True))
-        batch_sums, dices = self._batch_sums(parts) if len(parts) > 1 else None, []
-        for part, target in parts:
+        try:
             # Forward
-            output = self._predict(self.network, part)  # (b, 2, h, w)
+            with autocast(self.device, self.settings.precision):
+                output = self.network(images.contiguous(memory_format=torch.channels_last))  # (B, 2, h, w)
             # Loss
-            loss = student_loss(output, target, batch_sums)
+            loss = student_loss(output, targets)
             # Backward
             loss.backward()
-            dices.append(batch_dice(output[:, 0].detach(), target[:, 0] > 0))
+        except torch.OutOfMemoryError:
+            raise SegkitError(f"{len(images)} crops of {images.shape[-2]} x {images.shape[-1]} do not fit into the "
+                              "GPU's memory: set a smaller BATCH_SIZE or CROP") from None
         # Clip the gradients, step
         nn.utils.clip_grad_norm_(self.model.parameters(), MAX_GRADIENT_NORM)
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.learning_rate
+        self.optimizer.param_groups[0]["lr"] = self.learning_rate
         self.optimizer.step()
         # Update the EMA of the weights
         self.ema.update_parameters(self.model)
-        return torch.stack([loss.detach(), torch.cat(dices).mean()])
-
-    def train_step(self, images: Tensor, targets: Tensor) -> Tensor:
-        """One step of the optimiser on images and targets (B, 1, h, w); returns loss and Dice, a tensor (2,).
-
-        Where the GPU's memory is short, a batch is computed in parts whose gradients add up to the batch's; only
-        BatchNorm then uses the statistics of each part.
-        """
-        try:
-            return self._train_step(images, targets)
-        except torch.OutOfMemoryError:
-            if self.part_size == 1 or self.group.size > 1:  # all processes must compute the same parts
-                what = "one crop" if self.part_size == 1 else f"{self.part_size} crops"
-                raise SegkitError(f"{what} of {images.shape[-2]} x {images.shape[-1]} do not fit into the GPU's "
-                                  "memory: set a smaller CROP or BATCH_SIZE") from None
-        self.part_size = -(-self.part_size // 2)
-        torch.cuda.empty_cache()
-        log.info("out of GPU memory: batches are now computed in parts of %d crops", self.part_size)
-        return self.train_step(images, targets)
-
-    @torch.no_grad()
-    def _batch_sums(self, parts: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
-        return torch.stack([loss_sums(self._predict(self.model, part), target) for part, target in parts]).sum(0)
-
-    def _predict(self, network: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
-        with autocast(self.device, self.settings.precision):
-            return network(images)
+        return torch.stack([loss.detach(), batch_dice(output[:, 0].detach(), targets[:, 0] > 0).mean()])
 
     def initialise(self, foreground: float, tries: int = 0) -> ModelInfo | None:
         """Set initial weights, by SEED or those of START_FROM, with a new EMA and a new optimiser.
@@ -331,23 +275,19 @@ class Trainer:
         Returns what START_FROM's file says about its model, or None.
         """
         torch.manual_seed(self.settings.seed + 1000 * tries)
-        start_from = self.settings.start_from_path
-        initial = load_model(start_from, "cpu") if start_from else UNet(self.model.info)
-        if start_from is None:
+        start_from = self.settings.start_from
+        initial = load_model(self.settings.find_model(start_from), "cpu") if start_from else UNet(self.model.info)
+        if not start_from:
             share = min(max(foreground, 1e-3), 0.9)
             initial.out.bias = nn.Parameter(torch.tensor([math.log(share / (1 - share)), 0.5 * share]))
         elif initial.info.outputs != 2:
-            raise SegkitError(f"START_FROM {start_from} is a model of the starting recipe, with masks only: start from "
-                              "a model that segkit trained")
+            raise SegkitError(f"START_FROM {start_from} is a model of the starting recipe: one of segkit was needed")
         self.model.load_state_dict(initial.state_dict())
         self.ema = AveragedModel(self.model, multi_avg_fn=update_ema)
+        self.ema_model = cast(UNet, self.ema.module)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), weight_decay=WEIGHT_DECAY,
                                            fused=self.device.type in ("cpu", "cuda") or None)
         return initial.info if start_from else None
-
-    @property
-    def ema_model(self) -> UNet:
-        return cast(UNet, self.ema.module)
 
     def state(self) -> dict[str, dict[str, Any]]:
         """Copies of the weights, the EMA and the optimiser's state."""
@@ -361,76 +301,52 @@ class Trainer:
         self.optimizer.load_state_dict(copy.deepcopy(state["optimiser"]))
 
 
-def divergence(progress: Progress, loss: float, val_dice: float, steps: int) -> tuple[str, bool]:
+def divergence(history: History, loss: float, val_dice: float, steps: int) -> tuple[str, bool]:
     """Why an epoch cannot be kept, or "", and whether no earlier epoch is worth a rollback.
 
     loss: sum of training and validation loss; steps: of an epoch.
     """
     if not math.isfinite(loss):
         return f"loss is {loss}", False
-    if progress.best_dice > DIVERGENCE_ABOVE and val_dice < 0.5 * progress.best_dice:
-        return f"validation Dice fell from {progress.best_dice:.2f} to {val_dice:.2f}", False
-    trained = (progress.epoch + 1) * steps
-    if trained >= MIN_STEPS and progress.epoch >= 4 and max(progress.best_dice, val_dice) < STUCK_BELOW:
+    if history.best_dice > DIVERGENCE_ABOVE and val_dice < 0.5 * history.best_dice:
+        return f"validation Dice fell from {history.best_dice:.2f} to {val_dice:.2f}", False
+    trained = (history.epoch + 1) * steps
+    if trained >= MIN_STEPS and history.epoch >= 4 and max(history.best_dice, val_dice) < STUCK_BELOW:
         return f"validation Dice is {val_dice:.2f} after {trained} steps", True
     return "", False
 
 
-def _roll_back(trainer: Trainer, progress: Progress, last_good: dict[str, Any] | None, foreground: float,
+def _roll_back(trainer: Trainer, history: History, last_good: dict[str, Any] | None, foreground: float,
                problem: str) -> str:
     """Roll back to the last good epoch, or restart with other weights; halve the learning rate from here on."""
-    progress.tries += 1
-    if progress.tries > MAX_TRIES:
-        raise SegkitError(f"the training diverged {progress.tries} times ({problem}): look at the flagged frames in "
+    history.tries += 1
+    if history.tries > MAX_TRIES:
+        raise SegkitError(f"the training diverged {history.tries} times ({problem}): look at the flagged frames in "
                           "02_data_exploration, and try a smaller LEARNING_RATE")
-    progress.rate_scale *= 0.5
+    history.rate_scale *= 0.5
     if last_good:  # the file of the best weights stays, and so does least_loss, which is theirs
         trainer.load_state(last_good)
-        progress.epoch = last_good["state"]["epoch"]
-        return f"{ROLLED_BACK} {progress.epoch}"
-    progress.epoch, progress.best_dice, progress.least_loss = 0, -1.0, math.inf
-    trainer.initialise(foreground, progress.tries)
-    return RESTARTED
+        history.epoch = last_good["state"]["epoch"]
+        return f"rolled back to epoch {history.epoch}"
+    history.epoch, history.best_dice, history.least_loss = 0, -1.0, math.inf
+    trainer.initialise(foreground, history.tries)
+    return "restarted with other weights"
 
 
-def _save_best(trainer: Trainer, data: TrainingData, record: dict[str, Any], scores: dict[str, float]) -> None:
-    model = trainer.ema_model
-    model.info = replace(trainer.model.info, cell_width=round(data.cell_width, 2), min_area=data.min_area,
-                         settings=trainer.settings.as_dict(), scores=scores, **record)
-    if trainer.group.is_main_process:
-        save_model(model, trainer.settings.run_dir / "model.safetensors")
+def _joined(info: ModelInfo, earlier: ModelInfo) -> ModelInfo:
+    """The info of a training that continues an earlier one: all images that the weights were trained on."""
+    return replace(info, trained_on=join_records(info.trained_on, earlier.trained_on),
+                   fully_recorded=info.fully_recorded and earlier.fully_recorded)
 
 
-def _check_start_from(start_from: ModelInfo, data: TrainingData, settings: Settings) -> None:
-    """Raises SegkitError where START_FROM's model was trained on validation positions."""
-    path = settings.start_from_path
-    if leaked := positions_trained_on(start_from, data.validated_on, settings):
-        raise SegkitError(f"START_FROM {path} was trained on {len(leaked)} of the validation positions "
-                          f"({', '.join(leaked[:5])}): set VALIDATION to positions that it was not trained on, or "
-                          "START_FROM to another model, or to none")
-    if not start_from.fully_recorded:
-        log.info("what START_FROM %s was trained on is not known: its file holds no full record of it, and the "
-                 "validation positions may be among it", path)
-
-
-def _joined(record: dict[str, Any], earlier: ModelInfo) -> dict[str, Any]:
-    """The record of a training that continues an earlier one."""
-    return record | {"trained_on": join_records(record["trained_on"], earlier.trained_on),
-                     "fully_recorded": record["fully_recorded"] and earlier.fully_recorded}
-
-
-def _finish(model: UNet, data: TrainingData, record: dict[str, Any], history: History, settings: Settings,
-            group: ProcessGroup) -> None:
+def _finish(model: UNet, data: TrainingData, history: History, settings: Settings, group: ProcessGroup) -> None:
     """Evaluate the best weights frame by frame, and write model file, card and report."""
     group.wait()  # until the main process has written the model file
-    best = load_model(settings.run_dir, "cpu")
-    model.load_state_dict(best.state_dict())
+    model.load_state_dict(load_model(settings.run_dir, "cpu").state_dict())
     model.eval()
-    # A resumed run may keep weights that an older version saved: what is known about the data is set again
-    model.info = replace(best.info, cell_width=round(data.cell_width, 2), min_area=data.min_area, **record)
     model.info = tune_prominence(model, data.validation_frames)
     scores = group.gather(score_frames(model, data.validation.frames).to_dict("records"))
     if group.is_main_process:
-        finish_run(model, pd.DataFrame(scores).sort_values(["experiment", "position", "frame"]), history, settings,
-                   describe_device(group.device, settings.precision))
+        scores = pd.DataFrame(scores).sort_values(["experiment", "position", "frame"])
+        run_dir.finish_run(model, scores, history, settings, describe_device(group.device, settings.precision))
     group.wait()
