@@ -1,5 +1,6 @@
 """Write files whole or not at all; the lock of a folder; tables; the log of a run."""
 
+import errno
 import fcntl
 import json
 import logging
@@ -17,6 +18,13 @@ import pandas as pd
 from .errors import SegkitError
 
 LOCK = "run.lock"  # in a folder that one process writes into
+REMEDIES = {  # of what the system says where a file cannot be written; else the path and the disk are to be checked
+    errno.ENOSPC: "free some disk space", errno.EDQUOT: "free some of your space on this disk",
+    errno.EACCES: "choose a folder that you may write to", errno.EPERM: "choose a folder that you may write to",
+    errno.EROFS: "choose a folder that you may write to", errno.ENAMETOOLONG: "shorten the name of the file",
+    errno.EISDIR: "give the name of a file, there is a folder of this name",
+    errno.ENOTDIR: "choose another folder, there is a file of this name",
+    errno.EEXIST: "choose another folder, there is a file of this name"}
 HELD = "SEGKIT_LOCK"  # environment variable: the folders whose locks this process or one that started it holds
 log = logging.getLogger("segkit")
 log.setLevel(logging.INFO)
@@ -25,12 +33,18 @@ log.propagate = False
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Raise SegkitError where the block cannot write `path`, without the rights or the space."""
+    """Raise SegkitError where the block cannot write `path`, with the remedy that fits the cause."""
     try:
         yield
     except OSError as error:
-        raise SegkitError(f"cannot write {path} ({error.strerror or error}): free some disk space or choose a folder "
-                          "that you may write to; existing files are unchanged") from error
+        remedy = REMEDIES.get(error.errno or 0, "check the path and the disk")
+        raise SegkitError(f"cannot write {path} ({error.strerror or error}): {remedy}; existing files are "
+                          "unchanged") from error
+
+
+def write_errno(error: SegkitError) -> int:
+    """The system's number for why a file could not be written; 0 where an error has another cause."""
+    return error.__cause__.errno or 0 if isinstance(error.__cause__, OSError) else 0
 
 
 @contextmanager
@@ -106,7 +120,7 @@ def read_table(path: str | Path) -> pd.DataFrame:
 def write_text(path: str | Path, text: str) -> None:
     """Replace a text file whole."""
     with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def write_json(path: str | Path, content: Any) -> None:
@@ -125,7 +139,7 @@ def read_json(path: str | Path, what: str) -> Any:
 def write_table(path: str | Path, table: pd.DataFrame) -> None:
     """Replace a CSV file whole."""
     with replacing(path) as temporary:
-        table.to_csv(temporary, index=False, float_format="%.6g")
+        table.to_csv(temporary, index=False, float_format="%.6g", errors="backslashreplace")
 
 
 def duration(seconds: float) -> str:
@@ -138,7 +152,7 @@ def logging_to(path: Path) -> Iterator[None]:
     """Append everything logged through `log` to a file, with times, while the block runs."""
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handler = logging.FileHandler(path, encoding="utf-8")
+        handler = logging.FileHandler(path, encoding="utf-8", errors="backslashreplace")
     handler.setFormatter(logging.Formatter("%(asctime)s  %(message)s", "%Y-%m-%d %H:%M:%S"))
     log.addHandler(handler)
     try:

@@ -1,14 +1,19 @@
 """Files as people who do this work have them, made small."""
 
+import errno
 import io
+import os
 import re
 import shutil
+import subprocess
+import sys
 import uuid
 import zipfile
 from pathlib import Path
 
 import imagecodecs
 import numpy as np
+import pandas as pd
 import pytest
 import tifffile
 from PIL import Image
@@ -23,14 +28,18 @@ from segkit import (
     UNet,
     arrange,
     discover,
+    fit,
     measure_cells,
     read_image,
     read_labels,
     review_teacher,
     segment,
+    segment_dataset,
+    split_by_position,
 )
 from segkit.data.images import blank_pixels, normalise
 from segkit.data.tiff import read_metadata
+from segkit.files import replacing, write_text
 from segkit.notebook.report import check_conditions
 from segkit.settings import read_conditions
 from segkit.training.frames import decode
@@ -524,3 +533,81 @@ def test_seg_npy_files_are_named_and_not_loaded(tmp_path):
     write_pages(folder / "img_0.tif", numbered(1))
     (folder / "img_0_seg.npy").write_bytes(b"a pickle")
     assert "1 file(s) such as img_0_seg.npy are not loaded" in found(tmp_path)[1]
+
+
+def test_a_dataset_without_a_cell_is_not_trained_on(tiny):
+    for mask in (tiny / "REF_masks").rglob("*.tif"):
+        tifffile.imwrite(mask, np.zeros((40, 48), np.uint8))
+    settings = Settings(dataset_path=tiny, root=tiny, epochs=1, device="cpu")
+    with pytest.raises(SegkitError, match="no masks file of the training positions holds a cell"):
+        fit(UNet(), split_by_position(discover(tiny).pairs), settings)
+
+
+def bright(model):
+    """The model, which finds cells everywhere."""
+    model.out.bias.data[0] = 10.0
+    return model
+
+
+def test_frames_csv_tells_how_much_of_a_frame_is_not_seen(tmp_path, pairs):
+    for k in range(2):
+        image, over = drawn_over("black border", read_image(pairs[k][0]).astype(np.uint16))
+        tifffile.imwrite(position(tmp_path) / f"img_{k}.tif", image if k else read_image(pairs[k][0]))
+    for _ in range(2):  # predicted, then read from the label files
+        segment_dataset(bright(UNet()), discover(tmp_path), tmp_path / "out")
+        table = pd.read_csv(tmp_path / "out" / "frames.csv")
+        assert table["not_seen"].tolist() == [0, pytest.approx(over.mean(), abs=1e-4)]
+
+
+def test_folders_in_latin_1_are_segmented_and_their_tables_can_be_read(tmp_path, pairs):
+    folder = os.fsencode(tmp_path) + b"/R\xe9f_raw_data/Pos101"
+    os.makedirs(folder)
+    for image, _ in pairs[:2]:
+        shutil.copy(image, folder + b"/" + os.fsencode(image.name))
+    (tmp_path / os.fsdecode(b"R\xe9f_raw_data/Pos101/img_9.tif")).write_bytes(b"")
+    dataset = discover(tmp_path)
+    assert {f.experiment for f in dataset.frames} == {"R\u00e9f"}
+    assert dataset.problem_table()["path"].str.startswith("R\u00e9f").all()
+    cells = pd.read_csv(segment_dataset(bright(UNet()), dataset, tmp_path / "out"))
+    assert set(cells["experiment"]) == {"R\u00e9f"}
+    assert len(discover(tmp_path, tmp_path / "out" / "masks").pairs) == 2
+
+
+def test_one_name_that_is_too_long_costs_its_own_frame_only(tmp_path, pairs):
+    for k, (image, _) in enumerate(pairs[:3]):
+        shutil.copy(image, position(tmp_path) / f"{'x' * 240}{k:03d}.tif" if k == 1 else
+                    position(tmp_path) / f"{'x' * 200}{k:03d}.tif")
+    frames = [Frame(path, None, "A", "Pos101", k) for k, path in enumerate(sorted(position(tmp_path).iterdir()))]
+    segment_dataset(bright(UNet()), frames, tmp_path / "out")
+    assert len(pd.read_csv(tmp_path / "out" / "frames.csv")) == 2
+    skipped = pd.read_csv(tmp_path / "out" / "skipped.csv")
+    assert "shorten the name of the file" in skipped["reason"][0]
+    assert len(skipped) == 1
+
+
+@pytest.mark.parametrize(("number", "words"), [(errno.ENOSPC, "free some disk space"), (errno.EACCES, "may write to"),
+                                               (errno.ENAMETOOLONG, "shorten the name"), (errno.EIO, "check the path")])
+def test_what_cannot_be_written_gets_the_advice_that_fits(tmp_path, number, words):
+    with pytest.raises(SegkitError, match=words) as raised, replacing(tmp_path / "a"):
+        raise OSError(number, os.strerror(number))
+    assert ("disk space" in str(raised.value)) == (number == errno.ENOSPC)
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(SegkitError, match="there is a folder of this name"):
+        write_text(tmp_path / "folder", "text")
+
+
+def test_one_file_of_an_archive_that_cannot_be_written_costs_no_other(tmp_path):
+    (tmp_path / "in").mkdir()
+    archive(tmp_path / "in" / "REF_raw_data.zip", [f"REF_raw_data/Pos101/{name}.tif" for name in ("a", "x" * 245, "b")])
+    plan = arrange(tmp_path / "in", tmp_path / "out")
+    assert len(discover(tmp_path / "out").frames) == 2
+    assert [p.frames_lost for p in plan.problems] == [1]
+    assert "shorten the name" in plan.problems[0].reason
+
+
+def test_a_console_of_another_encoding_prints_every_path(tmp_path):
+    run = subprocess.run([sys.executable, "-m", "segkit", "run", f"DATASET_PATH={tmp_path}/\u5b9f\u9a13"], text=True,
+                         env={**os.environ, "PYTHONIOENCODING": "cp1252"}, capture_output=True, check=False)
+    assert run.returncode == 1
+    assert "Traceback" not in run.stderr
+    assert run.stderr.splitlines()[-1].startswith("segkit stopped: DATASET_PATH")

@@ -1,5 +1,6 @@
 """Downloads (zip archives, folders) into the layout that `discover` reads."""
 
+import errno
 import glob
 import os
 import re
@@ -20,7 +21,7 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from ..errors import SegkitError
-from ..files import replacing
+from ..files import replacing, write_errno
 from .dataset import JUNK, Problems, table_of_problems, walk
 from .images import IMAGE_SUFFIXES
 
@@ -239,7 +240,7 @@ def arrange(source: str | Path, dataset_path: str | Path) -> Plan:
     # what is there already is kept, whatever its content
     todo = {}
     for target, entry in plan.copies.items():
-        if not target.exists():
+        if not os.path.exists(target):
             todo[target] = entry
         elif target.stat().st_size == entry.size and file_crc(target) == entry.crc:
             plan.there_already += 1
@@ -280,6 +281,10 @@ def _copy(entry: Entry, target: Path, open_archive: Callable[[Path], zipfile.Zip
                     shutil.copyfileobj(packed, file, 1 << 20)
     except DAMAGED_ZIP as error:
         return f"is damaged ({error}): download the archive again"
+    except SegkitError as error:  # one file's own fault costs no other
+        if write_errno(error) in (errno.ENAMETOOLONG, errno.EIO, errno.EINVAL, errno.EILSEQ):
+            return f"was left out: {error}"
+        raise
     return ""
 
 

@@ -1,5 +1,6 @@
 """Inference on a whole dataset: frames read, segmented, written and measured, several at a time."""
 
+import errno
 import hashlib
 import warnings
 from collections import deque
@@ -20,7 +21,7 @@ from ..data.dataset import Dataset, Frame, frames_of, masks_path_in, of_experime
 from ..data.images import read_image
 from ..data.tiff import DAMAGE, open_tiff
 from ..errors import SegkitError
-from ..files import locked, log, logging_to, read_table, replacing, write_table
+from ..files import locked, log, logging_to, read_table, replacing, write_errno, write_table
 from ..model.predict import POSTPROCESSING, Maps, label, predict
 from ..model.targets import distance_target
 from ..model.unet import UNet
@@ -48,7 +49,8 @@ class _Input(NamedTuple):
 
     frame: Frame
     path: Path  # of the label file
-    provenance: str = ""  # description in the label file: model, options, image; pixel size
+    provenance: str = ""  # in the label file: which model, options and image it was made of
+    not_seen: float = 0.0  # share of the pixels of a label file that are blank, see images.blank_pixels
     image: np.ndarray | None = None  # float32 (H, W)
     labels: np.ndarray | None = None  # int32 (H, W)
     error: str = ""
@@ -61,6 +63,7 @@ class FrameResult(NamedTuple):
     scores: dict[str, Any] | None = None
     skipped: tuple[str, str, str] | None = None  # frame, file, reason
     widths: np.ndarray = np.zeros(0)  # pixels
+    not_seen: float = 0.0  # share of the image's pixels that hold no picture
 
 
 def segment_dataset(model: UNet, frames: Dataset | Iterable[Frame], out_dir: str | Path, *,
@@ -75,7 +78,8 @@ def segment_dataset(model: UNet, frames: Dataset | Iterable[Frame], out_dir: str
     frames : Dataset or iterable of Frame
     out_dir : str or Path
         Gets masks/EXPERIMENT_masks/PosXXX/PreprocessedPhaseMasks/MASK_*.tif (uint16 labels, in the users' own layout),
-        cells.csv (a row per cell and frame), frames.csv (a row per segmented frame), scores.csv (a row per frame with
+        cells.csv (a row per cell and frame), frames.csv (a row per segmented frame; not_seen: share of its pixels
+        that are drawn over or not finite), scores.csv (a row per frame with
         teacher labels) and skipped.csv (frames that cannot be read, with the reason).
     pixel_size_um : float or mapping, optional
         um per pixel, one for all or by experiment, for sizes in um and the TIFFs' resolution.
@@ -154,12 +158,12 @@ def _read(frame: Frame, out_dir: Path, key: str, options: InferenceOptions) -> _
     path, um = masks_path_in(out_dir / "masks", frame), of_experiment(options.pixel_size_um, frame.experiment)
     try:
         stat = frame.image.stat()
-        provenance = f"segkit labels {key} of {stat.st_size} {stat.st_mtime_ns} {frame.page}; {um} um"
-        labels = _read_own_labels(path, provenance, um)
+        provenance = f"segkit labels {key} of {stat.st_size} {stat.st_mtime_ns} {frame.page}"
+        labels, not_seen = _read_own_labels(path, provenance, um)
         image = read_image(frame.image, frame.page) if labels is None else None
     except (SegkitError, OSError) as error:
         return _Input(frame, path, error=str(error))
-    return _Input(frame, path, provenance, image, labels)
+    return _Input(frame, path, provenance, not_seen, image, labels)
 
 
 def _predict_batches(model: UNet, inputs: Iterable[_Input], batch: int,
@@ -177,19 +181,24 @@ def _predict_batches(model: UNet, inputs: Iterable[_Input], batch: int,
 def _finish(model: UNet, options: InferenceOptions, given: _Input, maps: Maps | None) -> FrameResult:
     """Post-process the prediction, write the label file, measure and score the cells."""
     frame, labels, um = given.frame, given.labels, of_experiment(options.pixel_size_um, given.frame.experiment)
-    error = given.error
+    error, not_seen = given.error, given.not_seen
     # a lamp that was off is no frame without cells: its growth would count as death
     if maps is not None and np.all(maps.blank):
-        error = f"{frame.image.name} is constant: there is nothing to see in it"
+        error = f"{frame.image.name} is constant: it shows nothing"
+    elif maps is not None:
+        labels, not_seen = label(model.info, maps).labels, float(np.mean(maps.blank))
+        try:
+            write_labels(given.path, labels, um, given.provenance, not_seen)
+        except SegkitError as unwritten:  # one frame's own fault costs no other; a full disk would cost all
+            if write_errno(unwritten) not in (0, errno.ENAMETOOLONG):
+                raise
+            error = str(unwritten)
     if error:
         return FrameResult(skipped=(frame.name, str(frame.image), error))
 
-    if maps is not None:
-        labels = label(model.info, maps).labels
-        write_labels(given.path, labels, um, given.provenance)
     assert labels is not None
     widths = distance_target(labels)[1] if frame.name in options.width_of else np.zeros(0)
-    result = FrameResult(cells_of_frame(labels, frame, um), widths=widths)
+    result = FrameResult(cells_of_frame(labels, frame, um), widths=widths, not_seen=not_seen)
     # a damaged masks file costs the score, not the cells
     try:
         return result._replace(scores=score_frame(frame, labels)) if frame.masks else result
@@ -209,7 +218,8 @@ def _fingerprint(model: UNet, options: InferenceOptions) -> str:
     return digest.hexdigest()[:16]
 
 
-def write_labels(path: Path, labels: np.ndarray, pixel_size_um: float | None, provenance: str) -> None:
+def write_labels(path: Path, labels: np.ndarray, pixel_size_um: float | None, provenance: str,
+                 not_seen: float = 0.0) -> None:
     """Write labels (H, W) as TIFF, uint16, with the pixel size where it is known (Fiji and napari read it)."""
     if labels.max() > 65535:
         raise SegkitError(f"{path.name}: {labels.max()} cells in one frame, and 16-bit labels hold 65535")
@@ -217,22 +227,27 @@ def write_labels(path: Path, labels: np.ndarray, pixel_size_um: float | None, pr
     resolution: dict[str, Any] = {"resolution": (per_cm, per_cm), "resolutionunit": "CENTIMETER"} if per_cm else {}
     with replacing(path) as temporary:
         tifffile.imwrite(temporary, labels.astype(np.uint16), compression="zlib", metadata=None,
-                         description=provenance, **resolution)
+                         description=f"{provenance}; {pixel_size_um} um; {not_seen:.4f} not seen",
+                         **resolution)
 
 
-def _read_own_labels(path: Path, provenance: str, pixel_size_um: float | None) -> np.ndarray | None:
-    """The labels in a file of this provenance, else None; another pixel size in it is replaced by this one."""
+def _read_own_labels(path: Path, provenance: str, pixel_size_um: float | None) -> tuple[np.ndarray | None, float]:
+    """The labels in a file of this provenance, else None, and which share of the image is not seen.
+
+    Another pixel size in the file is replaced by this one.
+    """
     try:
         with open_tiff(path) as tif:
-            found = tif.pages.first.description
-            if found.partition(";")[0] != provenance.partition(";")[0]:
-                return None
+            found, size, share = tif.pages.first.description.split("; ")
+            not_seen = float(share.partition(" ")[0])
+            if found != provenance:
+                return None, 0.0
             labels = tif.asarray().astype(np.int32)
     except DAMAGE:
-        return None
-    if found != provenance:
-        write_labels(path, labels, pixel_size_um, provenance)
-    return labels
+        return None, 0.0
+    if size != f"{pixel_size_um} um":
+        write_labels(path, labels, pixel_size_um, provenance, not_seen)
+    return labels, not_seen
 
 
 def _report(model: UNet, results: Sequence[FrameResult], scale: float) -> None:
@@ -254,14 +269,15 @@ def _report(model: UNet, results: Sequence[FrameResult], scale: float) -> None:
 def _write_tables(frames: Sequence[Frame], results: Sequence[FrameResult], out_dir: Path) -> None:
     """Write cells.csv and frames.csv, and scores.csv and skipped.csv where they have rows."""
     skipped = pd.DataFrame([r.skipped for r in results if r.skipped], columns=["frame", "file", "reason"])
-    segmented = [(f, r.cells) for f, r in zip(frames, results, strict=True) if r.cells is not None]
+    segmented = [(f, r.cells, r.not_seen) for f, r in zip(frames, results, strict=True) if r.cells is not None]
     if frames and not segmented:
         raise SegkitError(f"none of {len(frames)} frames could be read; the first: {skipped['reason'][0]}")
-    cells = [table for _, table in segmented] or [pd.DataFrame(columns=list(CELL_COLUMNS))]
+    cells = [table for _, table, _ in segmented] or [pd.DataFrame(columns=list(CELL_COLUMNS))]
     write_table(out_dir / "cells.csv", pd.concat(cells, ignore_index=True))
     # frames without any cell are not in cells.csv, but count in growth
-    counts = [(f.experiment, f.position, f.frame, len(table)) for f, table in segmented]
-    write_table(out_dir / "frames.csv", pd.DataFrame(counts, columns=["experiment", "position", "frame", "cells"]))
+    counts = [(f.experiment, f.position, f.frame, len(table), not_seen) for f, table, not_seen in segmented]
+    columns = ["experiment", "position", "frame", "cells", "not_seen"]
+    write_table(out_dir / "frames.csv", pd.DataFrame(counts, columns=columns))
 
     # a table of an earlier call that has no rows now would be wrong
     scores = pd.DataFrame([r.scores for r in results if r.scores])

@@ -241,6 +241,10 @@ def prepare(split: Split, settings: Settings, group: ProcessGroup) -> TrainingDa
 
     train, trained_on = decoded(split.train, "training frames")
     validation, validated_on = decoded(split.validation, "validation frames")
+    for store, what in ((train, "training"), (validation, "validation")):
+        if not any(group.gather([store.foreground])):
+            raise SegkitError(f"no masks file of the {what} positions holds a cell: a student cannot learn from them; "
+                              "are these the right masks?")
     # Values of the training frames over all processes
     shards = pd.DataFrame(group.gather([{
         "height": int(train.height.min()), "width": int(train.width.min()), "foreground": train.foreground,
