@@ -16,7 +16,6 @@ from matplotlib.ticker import MaxNLocator, NullLocator
 from PIL import Image
 from scipy import ndimage
 from skimage.segmentation import expand_labels, find_boundaries
-from torchvision.utils import draw_segmentation_masks
 
 from ..data.dataset import Dataset, Split
 from ..data.images import normalise
@@ -102,6 +101,7 @@ def cell_colours(labels: np.ndarray) -> np.ndarray:
 
 def overlay(image: np.ndarray, labels: np.ndarray, colour: str | None = STUDENT, contrast: float = 1.0) -> np.ndarray:
     """RGB uint8 (H, W, 3): the image with outlines in one colour, or with None every cell filled in its own."""
+    from torchvision.utils import draw_segmentation_masks  # here: it takes two seconds to import
     picture = torch.from_numpy((grey(image, contrast) * 255).astype(np.uint8)).expand(3, -1, -1)  # (3, H, W)
     if labels.any() and colour:
         picture = draw_segmentation_masks(picture, torch.from_numpy(outlines(labels))[None], alpha=1, colors=[colour])
