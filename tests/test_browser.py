@@ -73,17 +73,16 @@ def page(lab):
 
 
 def open_notebook(page, name):
-    """In place of the one that is open, with its kernel: another kernel would import for many seconds again."""
+    """In place of the one that is open, whose kernel is shut down."""
     page.evaluate("""async path => {
         const [open] = jupyterapp.shell.widgets('main');
-        const kernel = open?.context?.sessionContext.session?.kernel?.model ?? {name: 'python3'};
-        const notebook = await jupyterapp.commands.execute('docmanager:open', {path, factory: 'Notebook', kernel});
+        await open?.context?.sessionContext.shutdown();
+        const notebook = await jupyterapp.commands.execute('docmanager:open', {path, kernel: {name: 'python3'}});
         await Promise.all([notebook.revealed, notebook.context.sessionContext.ready]);
         open?.dispose();
     }""", f"notebooks/{name}.ipynb")
     page.wait_for_selector(".jp-NotebookPanel:not(.lm-mod-hidden) .jp-Cell", timeout=60_000)
     page.wait_for_selector("text=Python 3 (ipykernel) | Idle", timeout=60_000)
-    page.wait_for_timeout(1500)  # the widgets that the kernel holds are asked for before its cells run
 
 
 def choose(page, menu, command):
@@ -215,7 +214,7 @@ def trained(lab, page):
     keep_screenshot(page, "03_interrupted")
     saved = int(said.inner_text().split("interrupted: ")[1].split(" of")[0])
     epochs = form.locator("input[type=number]").first
-    epochs.fill(str(saved + 5))  # a student that 04_inference has no warning about
+    epochs.fill(str(saved + 4))  # a student that 04_inference has no warning about
     epochs.press("Enter")
     form.locator("input[type=checkbox]").first.check()  # RESUME
     page.wait_for_timeout(500)
@@ -233,7 +232,7 @@ def test_a_training_is_watched_interrupted_and_resumed(page, trained):
     assert "finished" not in before
     assert page.locator(ERRORS).all_inner_texts() == []
     below = cell_with(page, "best epoch:").locator(".jp-OutputArea").inner_text()
-    assert f"of {saved + 5}" in below  # the cells below the training ran too
+    assert f"of {saved + 4}" in below  # the cells below the training ran too
 
 
 @pytest.mark.parametrize("name", ["02_data_exploration", "04_inference"])
@@ -252,7 +251,7 @@ def test_its_sliders_change_the_picture(page, trained, name):
     keep_screenshot(page, f"{name[:2]}_browser")
 
 
-def test_growth_runs_to_its_end(page):
+def test_growth_runs_to_its_end(page, trained):
     run_all(page, "05_growth")
     assert page.locator(ERRORS).all_inner_texts() == []
     cell_with(page, "show_rates(growth)").scroll_into_view_if_needed()
