@@ -51,7 +51,7 @@ show_pictures([grey(image), overlay(image, labels, TEACHER), overlay(image, labe
 # %% [markdown]
 # ## 1. Is everything installed?
 #
-# If the first cell stopped with an error about `torchvision`, it is not the build that matches PyTorch.
+# If a cell above stopped with an error about `torchvision`, it is not the build that matches PyTorch.
 
 # %%
 check_installation()

@@ -18,13 +18,11 @@ import pandas as pd
 from .errors import SegkitError
 
 LOCK = "run.lock"  # in a folder that one process writes into
-REMEDIES = {  # of what the system says where a file cannot be written; else the path and the disk are to be checked
-    errno.ENOSPC: "free some disk space", errno.EDQUOT: "free some of your space on this disk",
-    errno.EACCES: "choose a folder that you may write to", errno.EPERM: "choose a folder that you may write to",
-    errno.EROFS: "choose a folder that you may write to", errno.ENAMETOOLONG: "shorten the name of the file",
-    errno.EISDIR: "give the name of a file, there is a folder of this name",
-    errno.ENOTDIR: "choose another folder, there is a file of this name",
-    errno.EEXIST: "choose another folder, there is a file of this name"}
+SPACE, RIGHTS, OTHER = "free some disk space", "choose a folder that you may write to", "choose another folder or name"
+REMEDIES = {  # by what the system says where a file cannot be written; else the path and the disk are to be checked
+    errno.ENOSPC: SPACE, errno.EDQUOT: SPACE, errno.EFBIG: SPACE, errno.EACCES: RIGHTS, errno.EPERM: RIGHTS,
+    errno.EROFS: RIGHTS, errno.EISDIR: OTHER, errno.ENOTDIR: OTHER, errno.EEXIST: OTHER,
+    errno.ENAMETOOLONG: "shorten the name of the file"}
 HELD = "SEGKIT_LOCK"  # environment variable: the folders whose locks this process or one that started it holds
 log = logging.getLogger("segkit")
 log.setLevel(logging.INFO)

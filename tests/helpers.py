@@ -7,9 +7,16 @@ import tifffile
 import torch
 from torch.optim.swa_utils import update_bn
 
+import segkit
 from segkit import UNet, make_demo_dataset
 
 FIXTURE = Path(__file__).parent / "fixture"
+# for python -c: modules of segkit are imported without those that the package itself imports, which take seconds
+ALONE = f"""
+import sys, types
+sys.modules["segkit"] = types.ModuleType("segkit")
+sys.modules["segkit"].__path__ = [{str(Path(segkit.__file__).parent)!r}]
+"""
 
 
 def squares(*corners, shape=(40, 48), side=10):

@@ -34,11 +34,12 @@ def lab(tmp_path_factory):
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     # one thread: with two, each waits for the other wherever the browser has taken its core
-    environment = os.environ | SETTINGS | {"SEGKIT_EPOCHS": "4", "OMP_NUM_THREADS": "1",
+    environment = os.environ | SETTINGS | {"SEGKIT_EPOCHS": "60", "OMP_NUM_THREADS": "1",
                                            "JUPYTER_CONFIG_DIR": str(folder / "config"),
                                            "JUPYTER_RUNTIME_DIR": str(folder / "runtime")}
     server = subprocess.Popen(
         [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ip=127.0.0.1", f"--port={port}",
+         "--LabApp.expose_app_in_browser=True",  # as window.jupyterapp
          "--IdentityProvider.token=", "--ServerApp.password=", f"--ServerApp.root_dir={folder}",
          "--LabApp.news_url=None", "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate"],
         env=environment, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -58,27 +59,51 @@ def lab(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def page():
+def page(lab):
+    """A page of JupyterLab, on which one notebook is open at a time."""
     from playwright.sync_api import sync_playwright
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield browser.new_page(viewport={"width": 1300, "height": 1600})
+        page = browser.new_page(viewport={"width": 1300, "height": 1600})
+        page.goto(f"{lab[0]}/lab?reset")
+        page.wait_for_function("window.jupyterapp", timeout=60_000)
+        page.evaluate("jupyterapp.restored")
+        yield page
         browser.close()
 
 
-def run_all(page, url, name):
-    """Open a notebook and run all its cells; return when the kernel is done with them."""
-    page.goto(f"{url}/lab/tree/notebooks/{name}.ipynb?reset")
-    page.wait_for_selector(".jp-Notebook .jp-Cell", timeout=60_000)
-    page.wait_for_timeout(1500)
-    if page.locator(".jp-Dialog").count():  # which kernel?
-        page.click(".jp-Dialog button.jp-mod-accept")
+def open_notebook(page, name):
+    """In place of the one that is open, whose kernel is shut down."""
+    page.evaluate("""async path => {
+        const [open] = jupyterapp.shell.widgets('main');
+        await open?.context?.sessionContext.shutdown();
+        const notebook = await jupyterapp.commands.execute('docmanager:open', {path, kernel: {name: 'python3'}});
+        await Promise.all([notebook.revealed, notebook.context.sessionContext.ready]);
+        open?.dispose();
+    }""", f"notebooks/{name}.ipynb")
+    page.wait_for_selector(".jp-NotebookPanel:not(.lm-mod-hidden) .jp-Cell", timeout=60_000)
     page.wait_for_selector("text=Python 3 (ipykernel) | Idle", timeout=60_000)
-    page.click(".lm-MenuBar-itemLabel:text-is('Run')")
-    page.click("li[data-command='runmenu:run-all']")
-    page.wait_for_selector(".jp-Notebook-ExecutionIndicator[data-status=busy]", state="attached", timeout=20_000)
+
+
+def choose(page, menu, command):
+    """Choose a command from a menu; one of the menu Run makes the kernel busy."""
+    page.click(f".lm-MenuBar-itemLabel:text-is('{menu}')")
+    page.click(f"li[data-command='{command}']")
+    if menu == "Run":
+        page.wait_for_selector(".jp-Notebook-ExecutionIndicator[data-status=busy]", state="attached", timeout=20_000)
+
+
+def wait_until_idle(page):
+    """Until the kernel is done with the cells that it was given."""
     page.wait_for_selector(".jp-Notebook-ExecutionIndicator[data-status=idle]", state="attached", timeout=180_000)
-    page.wait_for_timeout(1000)
+    page.wait_for_timeout(500)
+
+
+def run_all(page, name):
+    """Open a notebook and run all its cells; return when the kernel is done with them."""
+    open_notebook(page, name)
+    choose(page, "Run", "runmenu:run-all")
+    wait_until_idle(page)
 
 
 def keep_screenshot(page, name):
@@ -93,8 +118,8 @@ def cell_with(page, text):
 
 
 def test_setup_runs_to_its_end_and_its_form_answers(lab, page):
-    url, folder = lab
-    run_all(page, url, "01_setup")
+    _, folder = lab
+    run_all(page, "01_setup")
     keep_screenshot(page, "01_run")
     assert page.locator(".jp-OutputArea-output[data-mime-type='application/vnd.jupyter.stderr']").count() == 0
     field = cell_with(page, "form = SettingsForm").locator(".widget-text input").first
@@ -168,59 +193,51 @@ def wait_for_another_picture(page, cell, before, seconds=60):
     pytest.fail("the picture did not change")
 
 
-def run_cell(page, cell):
-    cell.locator(".jp-InputArea-editor").click()
-    page.keyboard.press("Shift+Enter")
-
-
 @pytest.fixture(scope="module")
 def trained(lab, page):
-    """The demo's run, trained by 03_training in the browser."""
-    run_all(page, lab[0], "03_training")
-    assert page.locator(ERRORS).all_inner_texts() == []
-
-
-def test_a_training_is_watched_interrupted_and_resumed(lab, page, trained):
-    url, folder = lab
-    if "03_training" not in page.url:
-        run_all(page, url, "03_training")
+    """The demo's run, trained by 03_training: watched, interrupted and resumed, then run to the notebook's end."""
+    run = lab[1] / "runs" / "demo"
+    open_notebook(page, "03_training")
+    choose(page, "Run", "runmenu:run-all")
+    for _ in range(240):
+        if (run / "history.csv").is_file():  # an epoch is saved
+            break
+        page.wait_for_timeout(250)
     form, training = cell_with(page, "form = SettingsForm"), cell_with(page, "history = fit(")
-    epochs = form.locator("input[type=number]").first
-    epochs.fill("60")
-    epochs.press("Enter")
-    page.wait_for_timeout(500)
-    run_cell(page, training)
-    page.wait_for_timeout(6000)
-    before = picture_of(page, training)
-    wait_for_another_picture(page, training, before)
+    training.locator(".jp-InputArea-editor").click()  # what is far below is drawn once it is in view
+    wait_for_another_picture(page, training, picture_of(page, training))
     keep_screenshot(page, "03_live")
-    page.click(".lm-MenuBar-itemLabel:text-is('Kernel')")
-    page.click("li[data-command='kernelmenu:interrupt']")
+    choose(page, "Kernel", "kernelmenu:interrupt")
     said = training.locator("text=/of 60 epochs are saved/")
     said.wait_for(timeout=60_000)
+    wait_until_idle(page)  # the cells below it are given up
     keep_screenshot(page, "03_interrupted")
     saved = int(said.inner_text().split("interrupted: ")[1].split(" of")[0])
-    assert saved >= 1
-    epochs.fill(str(saved + 5))  # a student that 04_inference has no warning about
+    epochs = form.locator("input[type=number]").first
+    epochs.fill(str(saved + 4))  # a student that 04_inference has no warning about
     epochs.press("Enter")
     form.locator("input[type=checkbox]").first.check()  # RESUME
     page.wait_for_timeout(500)
-    run_cell(page, training)
-    log = folder / "runs" / "demo" / "run.log"
-    for _ in range(240):
-        if "finished: validation Dice" in log.read_text().split(f"resumed after epoch {saved}")[-1]:
-            break
-        page.wait_for_timeout(500)
-    assert f"resumed after epoch {saved}" in log.read_text()
-    assert "finished: validation Dice" in log.read_text().split(f"resumed after epoch {saved}")[-1]
-    page.wait_for_timeout(1000)
+    training.locator(".jp-InputArea-editor").click()
+    choose(page, "Run", "notebook:run-all-below")
+    wait_until_idle(page)
+    return saved, (run / "run.log").read_text()
+
+
+def test_a_training_is_watched_interrupted_and_resumed(page, trained):
+    saved, said = trained
+    assert saved >= 1
+    before, resumed = said.split(f"resumed after epoch {saved}")
+    assert "finished: validation Dice" in resumed
+    assert "finished" not in before
     assert page.locator(ERRORS).all_inner_texts() == []
+    below = cell_with(page, "best epoch:").locator(".jp-OutputArea").inner_text()
+    assert f"of {saved + 4}" in below  # the cells below the training ran too
 
 
 @pytest.mark.parametrize("name", ["02_data_exploration", "04_inference"])
-def test_its_sliders_change_the_picture(lab, page, trained, name):
-    url, _ = lab
-    run_all(page, url, name)
+def test_its_sliders_change_the_picture(page, trained, name):
+    run_all(page, name)
     assert page.locator(ERRORS).all_inner_texts() == []
     cell = cell_with(page, "browser(dataset")
     before = picture_of(page, cell)
@@ -234,9 +251,8 @@ def test_its_sliders_change_the_picture(lab, page, trained, name):
     keep_screenshot(page, f"{name[:2]}_browser")
 
 
-def test_growth_runs_to_its_end(lab, page):
-    url, _ = lab
-    run_all(page, url, "05_growth")
+def test_growth_runs_to_its_end(page, trained):
+    run_all(page, "05_growth")
     assert page.locator(ERRORS).all_inner_texts() == []
     cell_with(page, "show_rates(growth)").scroll_into_view_if_needed()
     keep_screenshot(page, "05_run")

@@ -16,9 +16,10 @@ from segkit import SegkitError, UNet, discover, segment_dataset
 from segkit.files import HELD, LOCK, check_lock, locked
 from segkit.notebook.headless import main
 from segkit.settings import load_settings
+from tests.helpers import ALONE
 from tests.test_train import settings_for, train
 
-HOLD = """
+HOLD = ALONE + """
 import sys, time
 from pathlib import Path
 from segkit.files import locked

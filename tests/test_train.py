@@ -17,6 +17,7 @@ from segkit.data.dataset import Frame, Split
 from segkit.data.discovery import discover_split
 from segkit.devices import in_parts
 from segkit.measure.metrics import frame_parts
+from segkit.model import unet as unet_module
 from segkit.model.checkpoint import save_model
 from segkit.model.unet import ModelInfo
 from segkit.settings import DEMO, parse_settings
@@ -28,6 +29,12 @@ from segkit.training.losses import validate_frames
 from segkit.training.run_dir import open_run, save_checkpoint
 from segkit.training.trainer import Trainer
 from tests.helpers import squares, write
+
+
+@pytest.fixture(autouse=True)
+def small_network(monkeypatch):
+    """Of a few thousand weights: what `fit` promises does not depend on their number, and the files are small."""
+    monkeypatch.setattr(unet_module, "WIDTHS", (4, 4, 8, 8, 16))
 
 
 def settings_for(tmp_path, **changes):

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy import stats
+import scipy
 
 from ..data.dataset import Dataset, Frame, frames_of, of_experiment
 from ..errors import SegkitError
@@ -177,7 +177,7 @@ def _slope(line: pd.DataFrame, minutes: float) -> dict[str, float]:
         return dict.fromkeys(names, np.nan)
     hours, log_area = line["since_start"].to_numpy() * minutes / 60, np.log(line["area_px"].to_numpy(float))
     rate, error, freedom = slope_with_error(hours, log_area)
-    half = error * stats.t.ppf(1 - ALPHA, freedom)
+    half = error * scipy.stats.t.ppf(1 - ALPHA, freedom)
     doubling = [60 * np.log(2) / r if r > 0 else np.inf for r in (rate, rate + half, rate - half)]
     return dict(zip(names, (rate, error, rate - half, rate + half, *doubling), strict=True))
 
@@ -189,7 +189,7 @@ def slope_with_error(x: np.ndarray, y: np.ndarray) -> tuple[float, float, float]
     worth n (1 - r) / (1 + r) independent ones. r is the residuals' lag-1 correlation, corrected for its bias over few
     frames and limited so that at least three remain (simulated in benchmarks/verdicts.py).
     """
-    n, slope = len(x), float(stats.theilslopes(y, x).slope)
+    n, slope = len(x), float(scipy.stats.theilslopes(y, x).slope)
     residuals = y - slope * x
     residuals = residuals - residuals.mean()
     squares = float((residuals ** 2).sum())
@@ -343,7 +343,7 @@ def _death_unknown(one: pd.DataFrame, other: pd.DataFrame) -> str:
     alive = [len(died) - int(died.sum()) for died in held]
     if dead[1] and not alive[1]:
         return f"all {dead[1]} reference positions died out"
-    if all(dead) and stats.fisher_exact([dead, alive], "greater").pvalue > ALPHA:
+    if all(dead) and scipy.stats.fisher_exact([dead, alive], "greater").pvalue > ALPHA:
         return f"{dead[1]} of {dead[1] + alive[1]} reference positions died out too"
     if dead[0] and one.loc[one["died_out"].eq(True), "start_cells"].sum() < MIN_CELLS:
         return f"fewer than {MIN_CELLS} cells were there to die"
@@ -384,7 +384,7 @@ def _count_slower(y: pd.Series, x: pd.Series) -> int:
     """How many treated rates y lie below where all of them lie in 97.5 % without an effect (reference rates x)."""
     if len(x) < 2 or y.empty:
         return 0
-    limit = stats.t.ppf(1 - ALPHA / len(y), len(x) - 1) * x.std(ddof=1) * np.sqrt(1 + 1 / len(x))
+    limit = scipy.stats.t.ppf(1 - ALPHA / len(y), len(x) - 1) * x.std(ddof=1) * np.sqrt(1 + 1 / len(x))
     return int((y < x.mean() - limit).sum())
 
 
@@ -415,13 +415,13 @@ def ratio_interval(reference: pd.DataFrame, treated: pd.DataFrame) -> tuple[floa
     if min(n, m) > 1:
         variance_x, variance_y = squares_x / (n - 1), squares_y / (m - 1)
         expected = ratio ** 2 * max(variance_x - within_x, 0) + within_y
-        if variance_y > stats.f.ppf(0.95, m - 1, n - 1) * expected:
+        if variance_y > scipy.stats.f.ppf(0.95, m - 1, n - 1) * expected:
             of_x, of_y = q ** 2 * max(variance_x, within_x) / n, max(variance_y, within_y) / m
             variance = of_x + of_y
             freedom = variance ** 2 / (of_x ** 2 / (n - 1) + of_y ** 2 / (m - 1))
 
     # the ratios that the t test does not reject
-    limit = stats.t.ppf(1 - ALPHA, freedom) ** 2 * variance
+    limit = scipy.stats.t.ppf(1 - ALPHA, freedom) ** 2 * variance
     inside = q[(y.mean() - q * x.mean()) ** 2 <= limit]
     if len(inside) == 0:  # narrower than a step between the ratios
         return ratio, ratio

@@ -57,6 +57,8 @@ class UpConv(DoubleConv):
         super().__init__(channels_in, channels_out)
         sides = torch.tensor([0.5, 1.0, 0.5])  # (1, 2, 1) / 4, times 2 along each axis: the kernel lacks a factor of 4
         self.register_buffer("smoothing", (sides[:, None] * sides)[None, None], persistent=False)  # (1, 1, 3, 3)
+        meet = torch.tensor([[0.0, 0, 1], [0, 1, 1], [1, 1, 0], [1, 0, 0]])  # a kernel's four rows from three weights
+        self.register_buffer("sums", torch.kron(meet, meet).T / 4, persistent=False)  # (9, 16)
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:  # type: ignore[override]
         # the weights of the first convolution, channels of the skip connection first
@@ -75,8 +77,8 @@ class UpConv(DoubleConv):
         weights that meet the same pixel. It takes 16 instead of 36 multiplications per pixel of x, and fewer channels
         are smoothed (benchmarks/README.md has the gain). Zero padding.
         """
-        mirrored = F.pad(weight.transpose(0, 1).flip(-1, -2), (1, 1, 1, 1))  # (in, out, 5, 5)
-        kernel = F.avg_pool2d(mirrored, 2, stride=1)  # (in, out, 4, 4), a quarter of the sums
+        kernel = weight.transpose(0, 1).flatten(2) @ cast(Tensor, self.sums)  # (in, out, 16), a quarter of the sums
+        kernel = kernel.unflatten(2, (4, 4))  # (in, out, 4, 4)
         x = F.conv_transpose2d(x, kernel, stride=2)  # (B, out, 2 h + 2, 2 w + 2)
         return F.conv2d(x, cast(Tensor, self.smoothing).repeat(x.shape[1], 1, 1, 1), groups=x.shape[1])
 

@@ -1,5 +1,6 @@
 """Run the notebooks without a browser: the command `segkit`, which Make calls, too."""
 
+import io
 import logging
 import os
 import signal
@@ -37,6 +38,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Returns 0, or 1 after printing the reason as the last line.
     """
+    # a console that lacks the letters of a path shows them escaped
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
     # help goes before everything else on the line
     given = list(sys.argv[1:] if arguments is None else arguments)
     if {"-h", "--help", "help"}.intersection(given):

@@ -15,7 +15,6 @@ from matplotlib.text import Text
 from matplotlib.ticker import LogLocator, MaxNLocator
 from scipy import ndimage
 from skimage.segmentation import find_boundaries
-from torchvision.utils import draw_segmentation_masks
 
 from ..data.dataset import Dataset, Split
 from ..data.images import normalise
@@ -80,6 +79,8 @@ def outlines(labels: np.ndarray) -> np.ndarray:
 
 def overlay(image: np.ndarray, labels: np.ndarray, colour: str | None = STUDENT, contrast: float = 1.0) -> np.ndarray:
     """RGB uint8 (H, W, 3): the image with outlines in one colour, or with None every cell filled in one of seven."""
+    from torchvision.utils import draw_segmentation_masks  # here: it takes two seconds to import
+
     picture = torch.from_numpy((grey(image, contrast) * 255).astype(np.uint8)).expand(3, -1, -1)  # (3, H, W)
     if not labels.any():
         return picture.permute(1, 2, 0).numpy()

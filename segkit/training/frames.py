@@ -1,6 +1,7 @@
 """Training data: frames decoded once into one memory-mapped store, and the size and number of crops."""
 
 import hashlib
+import math
 import os
 import shutil
 import time
@@ -31,6 +32,7 @@ from .distributed import ProcessGroup
 
 MAX_UNUSED = 30 * 24 * 3600  # seconds that a store is kept after its last use
 POINTS = 128  # foreground pixels remembered per frame, for crops that contain cells
+BYTES_PER_PIXEL = 1100  # of GPU memory that a training step takes (5.9 GB for 16 crops of 768 x 448)
 GPU_CROP, CPU_CROP = (768, 448), (128, 128)  # CROP=auto, (height, width) pixels
 MIN_CROP = 2 * STRIDE  # pixels; the deepest level needs more than one value per channel
 MIN_STEPS = 200  # with fewer steps, touching cells are seldom separated (benchmarks/README.md)
@@ -196,6 +198,9 @@ def choose_crop(settings: Settings, device: torch.device, smallest: tuple[int, i
         wanted = min(CPU_CROP[0], smallest[0] // 2), min(CPU_CROP[1], smallest[1] // 2)
     else:
         wanted = GPU_CROP
+        memory = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else math.inf
+        while 1.25 * BYTES_PER_PIXEL * settings.batch_size * wanted[0] * wanted[1] > memory and wanted[0] > MIN_CROP:
+            wanted = wanted[0] // 2, wanted[1] // 2
     height, width = (max(MIN_CROP, min(w, s) // STRIDE * STRIDE) for w, s in zip(wanted, smallest, strict=True))
     return height, width
 
