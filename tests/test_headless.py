@@ -182,7 +182,7 @@ def test_a_training_that_is_there_stops_a_second_before_anything_is_replaced(pro
     (project / "runs/data/last.pt").touch()
     assert main(["DATASET_PATH=data"]) == 1
     reason = last_line(capsys)
-    assert "runs/data holds a training already: RESUME=1 continues it, unless it is still running" in reason
+    assert "runs/data holds a training already: RESUME=1 continues it, a finished one with more EPOCHS" in reason
     (project / "runs/data/last.pt").unlink()
     assert main(["DATASET_PATH=data", "RESUME=1"]) == 1
     assert "holds no last.pt" in last_line(capsys)

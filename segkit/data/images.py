@@ -23,7 +23,7 @@ SPECK = 12  # pixels; nothing smaller is a cell
 OUTLIER = 8  # normalised intensities are clipped this many intensity ranges below 0 and above 1
 EIGHT = np.ones((3, 3), bool)  # 8-neighbourhood
 PERCENTILES = (0.5, 99.5)
-FULL_SCALE = (1, 255, 4095, 16383, 65535)  # the largest values of common cameras and files
+FULL_SCALE = (255, 4095, 16383, 65535)  # the largest values of common cameras and files
 BT601 = np.array([0.299, 0.587, 0.114], np.float32)  # luminance of red, green and blue
 
 
