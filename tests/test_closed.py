@@ -57,8 +57,8 @@ def test_closed_places_are_named(place: Path) -> None:
     split = segkit.split_by_position(segkit.discover(FIXTURE).pairs)
     settings = Settings(root=closed, dataset_path=FIXTURE, epochs=1)
     for attempt, found in (
-            (lambda: segkit.discover(closed), "DATASET_PATH .*closed to you"),
-            (lambda: segkit.discover(FIXTURE, closed), "MASKS_PATH .*closed to you"),
+            (lambda: segkit.discover(closed), "DATASET_PATH .*you may not read"),
+            (lambda: segkit.discover(FIXTURE, closed), "MASKS_PATH .*you may not read"),
             (lambda: segkit.load_model(closed), "that you may read"),
             (lambda: segkit.load_model(place / "closed.safetensors"), "that you may read"),
             (lambda: segkit.make_demo_dataset(closed), "cannot write .*Permission denied"),

@@ -164,7 +164,7 @@ def test_a_killed_workers_tasks_are_done_again_and_nothing_differs(student, clus
 def test_a_cluster_that_is_not_there_is_said(student, tmp_path, monkeypatch):
     monkeypatch.setattr(dask_backend, "PATIENCE", "1s")
     frames = discover(FIXTURE).frames[:1]
-    for where, words in (("local:many", "local:4"), ("tcp://127.0.0.1:9", "does not answer")):
+    for where, words in (("local:many", "local:4"), ("tcp://127.0.0.1:9", "does not respond")):
         with pytest.raises(SegkitError, match=words):
             segment_dataset(student, frames, tmp_path, cluster=where)
 

@@ -131,7 +131,7 @@ def test_a_reference_that_dies_out_too_says_nothing_of_the_drug():
 def test_without_frames_death_cannot_be_told_from_a_shorter_film():
     cells = pd.concat([filmed(e, [exponential(0.7, n, 2.0)] * 3)[0] for e, n in (("REF", 60), ("RIF", 36))])
     assert said_of(cells, (), 30, 2.0) == ("cannot say", "cells of some positions end before those of others: give "
-                                                        "frames=, which tells death from a shorter film")
+                                                        "frames=, which tells death from a shorter time-lapse")
 
 
 def test_one_position_a_side_cannot_say():

@@ -99,7 +99,7 @@ def test_colours_of_every_type_stay_apart(tmp_path, dtype, top, background):
 def test_colours_that_are_none_are_refused(tmp_path, value):
     colours = np.stack([RAMP, RAMP + 1, RAMP * float(value)], -1).astype(np.float32)
     tifffile.imwrite(tmp_path / "a.tif", colours, photometric="rgb")
-    with pytest.raises(SegkitError, match="colours that are negative or no numbers"):
+    with pytest.raises(SegkitError, match="colours that are negative or not numbers"):
         read_labels(tmp_path / "a.tif")
 
 

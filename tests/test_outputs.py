@@ -205,7 +205,7 @@ def test_a_plain_folder_below_raw_data_has_its_own_name(tmp_path):
 
 
 def test_a_pixel_size_that_lacks_an_experiment_is_named(model, frames, tmp_path):
-    with pytest.raises(SegkitError, match="nothing is said of experiment REF, only of OTHER"):
+    with pytest.raises(SegkitError, match="no value for experiment REF, only for OTHER"):
         segment_dataset(model, frames, tmp_path, pixel_size_um={"OTHER": 0.1})
 
 

@@ -97,7 +97,7 @@ def walk(root: Path, problems: Problems, follow: bool = True) -> Iterator[tuple[
     """
     def closed(error: OSError) -> None:
         folder = Path(error.filename)
-        problems.add(folder, f"{folder.name} cannot be read ({error.strerror}): give yourself the right to read it")
+        problems.add(folder, f"{folder.name} cannot be read ({error.strerror}): change its permissions")
 
     for name, subfolders, files in os.walk(root, onerror=closed, followlinks=follow):
         folder = Path(name)
@@ -314,7 +314,7 @@ def common_area(name: str, image: np.ndarray, masks: np.ndarray) -> tuple[np.nda
 def of_experiment(value: Any, experiment: str) -> Any:
     """The value for an experiment: a mapping's entry, or one value for all. Raises SegkitError where it is missing."""
     if isinstance(value, Mapping) and experiment not in value:
-        raise SegkitError(f"nothing is said of experiment {experiment}, only of {', '.join(map(str, value))}")
+        raise SegkitError(f"there is no value for experiment {experiment}, only for {', '.join(map(str, value))}")
     return value[experiment] if isinstance(value, Mapping) else value
 
 

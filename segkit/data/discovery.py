@@ -67,7 +67,7 @@ def _folder(setting: str, path: str | Path, content: str) -> Path:
     folder = Path(path).expanduser()
     found = "" if os.path.isdir(folder) else "a file, not a folder" if os.path.exists(folder) else "not there"
     if not found and not os.access(folder, os.R_OK | os.X_OK):
-        found = "closed to you (no right to read it)"
+        found = "a folder that you may not read"
     if found:
         raise SegkitError(f"{setting} {folder} is {found}: give the folder that holds the {content} folders")
     return folder

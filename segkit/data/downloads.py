@@ -199,7 +199,7 @@ def plan_arrangement(source: str | Path, dataset_path: str | Path) -> Plan:
         first = plan.copies.setdefault(plan.dataset_path / place, entry)
         if first is not entry and (first.size, first.crc) != (entry.size, entry.crc):
             plan.problems.add(Path(entry.name), f"{entry.where} and {first.where} hold different files for {place}: "
-                                                f"that of {first.where} is used; look which one is right", 1)
+                                                f"that of {first.where} is used; check which one is right", 1)
     for where, count in unplaced.items():
         plan.problems.add(Path(where), f"{count} image(s) of {where} belong to no experiment and position: expected "
                                        "HR_REF_raw_data/Pos101/... in their path; rename the folders", count)

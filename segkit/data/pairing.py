@@ -52,7 +52,7 @@ def frame_numbers(keys: Iterable[Key]) -> tuple[dict[Key, int], str]:
 
     Where no number does so, or it is a time stamp, frames are numbered in natural order. A name that does not fit
     a time series beside it (`average` among `img_1`, `img_2`, ...) gets no number.
-    Returns numbers by name, in natural order, and why they may not be the time ("" where nothing speaks against it).
+    Returns numbers by name, in natural order, and why they may not be the time ("" where they are).
     """
     keys = sorted(keys, key=Key.natural)
     if len(keys) < 2:
@@ -316,12 +316,12 @@ def _first_frames(by_key: Mapping[Key, Path], headers: Mapping[Key, Header], whe
     numbers, doubt = frame_numbers(by_key)
     strays = sorted(by_key[key].name for key in by_key.keys() - numbers.keys())
 
-    # one film, and single images beside it such as ImageJ's AVG_film: they are no times of it
-    films = [key for key, header in headers.items() if header.pages > 1]
-    if len(films) == 1 and len(headers) == len(by_key) and 1 < len(by_key) <= headers[films[0]].pages:
-        numbers, doubt = {films[0]: 0}, ""
-        strays = sorted(path.name for key, path in by_key.items() if key != films[0])
-    # film, film_1, film_2: parts of a time-lapse
+    # one time-lapse, and single images beside it such as ImageJ's AVG_film: they are no times of it
+    stacks = [key for key, header in headers.items() if header.pages > 1]
+    if len(stacks) == 1 and len(headers) == len(by_key) and 1 < len(by_key) <= headers[stacks[0]].pages:
+        numbers, doubt = {stacks[0]: 0}, ""
+        strays = sorted(path.name for key, path in by_key.items() if key != stacks[0])
+    # a.tif, a_1.tif, a_2.tif, each with several pages: parts of a time-lapse
     if strays and all(header.pages > 1 for header in headers.values()):
         numbers, doubt, strays = {key: k for k, key in enumerate(sorted(by_key, key=Key.natural))}, UNTOLD, []
     if strays:

@@ -322,4 +322,4 @@ def dice_warning(scores: Sequence[Mapping[str, Any]]) -> str:
     if not scores or (mean := float(np.mean([row["dice"] for row in scores]))) >= MIN_DICE:
         return ""
     return (f"the student and the teacher's masks agree little: mean Dice {mean:.2f} over {len(scores)} frame(s). "
-            "Look at the outlines in 04_inference (report.html); images of another kind need a student of their own")
+            "Look at the outlines in 04_inference (report.html); train a student on images of this kind")
