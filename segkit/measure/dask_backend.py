@@ -48,7 +48,7 @@ def run_on_cluster(cluster: str, work: Work, model: UNet, frames: Sequence[Frame
             client.register_plugin(student)
             stack.callback(_unregister, client, student.name)
         except (OSError, ValueError, RuntimeError, ImportError) as error:
-            raise SegkitError(f"CLUSTER {cluster} does not respond ({error}): start its scheduler and workers") from None
+            raise SegkitError(f"CLUSTER {cluster} does not respond ({error}): start scheduler and workers") from None
 
         # workers started in another folder would look for a relative path there
         absolute = [replace(f, image=f.image.absolute(), masks=f.masks and f.masks.absolute()) for f in frames]

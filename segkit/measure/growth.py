@@ -335,7 +335,8 @@ def _death_unknown(one: pd.DataFrame, other: pd.DataFrame) -> str:
             return (f"DRUG_FRAME lies beyond the last frame of {table['experiment'].iloc[0]}: give the first frame "
                     f"with drug{remedy}")
     if one["died_out"].isna().any() or other["died_out"].isna().any():
-        return "cells of some positions end before those of others: give frames=, which tells death from a shorter time-lapse"
+        return ("cells of some positions end before those of others: give frames=, which tells death from a shorter "
+                "time-lapse")
 
     # of the positions that began with cells, in both arms
     held = [table.loc[table["start_cells"] > 0, "died_out"] for table in (one, other)]
