@@ -5,12 +5,12 @@ import numpy as np
 import pytest
 import torch
 
-from segkit import SegkitError, discover
+from segkit import SegkitError, Settings, discover
 from segkit.data.dataset import read_pair
 from segkit.data.images import normalise
 from segkit.training import frames as frames_module
 from segkit.training.augment import gather_crops, sample_crops
-from segkit.training.frames import build_store
+from segkit.training.frames import build_store, choose_crop
 from tests.helpers import FIXTURE, squares, write
 
 CPU = torch.device("cpu")
@@ -158,3 +158,12 @@ def test_stores_that_no_training_has_used_for_a_month_are_removed(tmp_path, tiny
         os.utime(newest, (time.time() - 86400 * age,) * 2)
     build_store(pairs, CPU, tmp_path / "c")
     assert len(list((tmp_path / "c").iterdir())) == 2
+
+
+@pytest.mark.parametrize(("gigabytes", "precision", "processes", "crop"), [
+    (80, "bf16", 1, (768, 448)), (13, "bf16", 1, (768, 448)), (8, "bf16", 1, (384, 224)), (24, "float32", 1, (768, 448)),
+    (12, "float32", 1, (384, 224)), (8, "float32", 4, (768, 448)), (0.1, "float32", 1, (48, 32))])
+def test_crops_fit_the_memory_of_a_gpu(gigabytes, precision, processes, crop):
+    settings = Settings(precision=precision)
+    assert choose_crop(settings, torch.device("cuda"), (2000, 2000), gigabytes * 1e9 / 2, processes) == crop
+    assert choose_crop(Settings(crop="800x800"), torch.device("cuda"), (2000, 2000), 1e6) == (800, 800)

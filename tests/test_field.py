@@ -40,6 +40,7 @@ from segkit import (
 from segkit.data.images import blank_pixels, normalise
 from segkit.data.tiff import read_metadata
 from segkit.files import replacing, write_text
+from segkit.measure.metrics import score_frame
 from segkit.model.checkpoint import save_model
 from segkit.notebook.report import check_conditions
 from segkit.settings import read_conditions
@@ -615,3 +616,93 @@ def test_a_console_of_another_encoding_prints_every_path(tiny):
                          env={**os.environ, "PYTHONPATH": os.getcwd(), "PYTHONIOENCODING": "cp1252"})
     assert (run.returncode, run.stderr) == (0, b"")
     assert b"run \\u5b9f\\u9a13: " in run.stdout
+
+
+def written(folder, names, pages=1):
+    """Images of these names; the n-th holds the numbers from 10 n on."""
+    for k, name in enumerate(names):
+        stack = numbered(pages, 10 * k)
+        tifffile.imwrite(folder / name, stack if pages > 1 else stack[0], photometric="minisblack",
+                         metadata={"axes": "TYX"[-2 - (pages > 1):]})
+
+
+@pytest.mark.parametrize(("names", "read", "words"), [
+    (["film_c1.tif", "film_c2.tif"], [], "several channels"), (["C1-film.tif", "C2-film.tif"], [], "several channels"),
+    (["film_Phase.tif", "film_GFP.tif"], [0, 1, 2], "those such as film_GFP.tif are not"),
+    (["e_w1Phase.tif", "e_w2GFP.tif"], [0, 1, 2], "those such as e_w2GFP.tif are not"),
+    (["film.tif", "film_registered.tif"], [0, 1, 2], "those such as film_registered.tif are not"),
+    (["run_MMStack_Pos0.ome.tif", "run_MMStack_Pos1.ome.tif"], [], "several positions"),
+    (["film.tif", "film-1.tif", "film-2.tif"], [0, 1, 2, 10, 11, 12, 20, 21, 22], "none missing between them"),
+    (["film_1.tif", "film_2.tif"], [0, 1, 2, 10, 11, 12], "")], ids=str)
+def test_stacks_of_one_folder_are_one_time_lapse_only_as_its_parts(tmp_path, names, read, words):
+    written(position(tmp_path), names, pages=3)
+    frames, said, lost = found(tmp_path)
+    assert [n for _, _, n in frames] == read
+    assert words in said
+    assert lost in (0, 3 * len(names)) or not read
+
+
+@pytest.mark.parametrize("names", [["exp_xy1.tif", "exp_xy2.tif"], ["film - Series001.tif", "film - Series002.tif"],
+                                   ["run_MMStack_Pos0.ome.tif", "run_MMStack_Pos1.ome.tif"]], ids=str)
+def test_stacks_of_positions_in_a_plain_folder_become_positions(tmp_path, names):
+    written(tmp_path, names, pages=3)
+    frames, _, lost = found(tmp_path)
+    assert [(t, n) for _, t, n in frames] == [(0, 0), (1, 1), (2, 2), (0, 10), (1, 11), (2, 12)]
+    assert len({name for name, _, _ in frames}) == 2
+    assert lost == 0
+
+
+@pytest.mark.parametrize(("names", "read", "words"), [
+    ([f"20240312_t{t}c{c}.tif" for t in range(3) for c in (1, 2)], [], "several channels"),
+    ([f"exp_2048x2048_t{t}c{c}.tif" for t in range(3) for c in (1, 2)], [], "several channels"),
+    ([f"t{t}_{w}.tif" for t in range(3) for w in ("Ph3", "Cy5")], [0, 20, 40], "those such as t2_Cy5.tif are not"),
+    ([f"t{t}_{w}.tif" for t in range(3) for w in ("phase", "488", "561")], [0, 30, 60], "are not"),
+    ([f"img_{t}{w}.tif" for t in range(3) for w in ("", " (1)")], [0, 20, 40], "those such as img_2 (1).tif are not"),
+    ([f"IMG{2 * t + c:04d}_t{t}_c{c}.tif" for t in range(3) for c in (0, 1)], [], "several channels"),
+    ([f"{2 * t + c:04d}_{w}.tif" for t in range(3) for c, w in enumerate(("Phase", "GFP"))], [0, 20, 40], "are not"),
+    ([f"{t}_c{c}.tif" for t in (0, 5, 13, 40) for c in (1, 2)], [], "several channels"),
+    ([f"VID_{d:02d}d{h:02d}h{m:02d}m.tif" for d in (0, 1) for h in (0, 12) for m in (0, 30)],
+     [0, 10, 20, 30, 40, 50, 60, 70], "by the order of their names"),
+    ([f"exp_{h}h{m:02d}m.tif" for h in (0, 1) for m in (0, 15, 30, 45)], [0, 10, 20, 30, 40, 50, 60, 70], "order"),
+    ([f"{d}.03.24_{k}.tif" for d in (12, 13) for k in (1, 2)], [0, 10, 20, 30], "by the order of their names"),
+    ([f"img_{h}_{m:02d}.tif" for h in (10, 11) for m in (0, 30)], [0, 10, 20, 30], "by the order of their names"),
+    ([f"100x_rep2_{k}.tif" for k in range(3)], [0, 10, 20], "")], ids=lambda names: names[0] if names else "")
+def test_names_with_dates_clocks_and_numbers_of_channels(tmp_path, names, read, words):
+    written(position(tmp_path), names)
+    frames, said, lost = found(tmp_path)
+    assert [n for _, _, n in frames] == read
+    assert words in said
+    assert lost == 0
+
+
+def test_channels_that_only_the_ome_header_tells_are_no_frames(tmp_path):
+    for c in range(2):
+        header = ome([[(f"e_{c}.ome.tif", f"urn:uuid:{c}", k) for k in range(3)]], f"urn:uuid:{c}", 3)
+        header = header.replace('SizeC="1"', 'SizeC="2"').replace('FirstT=', f'FirstC="{c}" FirstT=').replace(
+            "<Channel SamplesPerPixel", '<Channel Name="GFP" SamplesPerPixel')
+        header = header.replace("<TiffData", '<Channel Name="Phase contrast" SamplesPerPixel="1"/><TiffData', 1)
+        write_pages(position(tmp_path) / f"e_{c}.ome.tif", numbered(3, 10 * c), header)
+    frames, said, lost = found(tmp_path)
+    assert frames == [("Pos101", t, 10 + t) for t in range(3)]
+    assert "those such as e_1.ome.tif are read, those such as e_0.ome.tif are not" in said
+    assert lost == 0
+
+
+def test_labels_of_a_palette_are_its_indices(tmp_path):
+    truth = squares((2, 2), (2, 22), (22, 2))
+    picture = Image.fromarray(truth.astype(np.uint8), "P")
+    picture.putpalette([255, 255, 255, 9, 9, 9, 9, 9, 9, 0, 0, 0])  # a white background, two cells of one colour, black
+    picture.save(tmp_path / "m.png")
+    np.testing.assert_array_equal(read_labels(tmp_path / "m.png"), truth)
+
+
+def test_a_teachers_cells_that_are_not_seen_do_not_count(tmp_path, pairs):
+    image, labels = read_image(pairs[3][0]).astype(np.uint16), pairs[3][1]
+    over = np.zeros(labels.shape, bool)
+    over[:, :int(np.nonzero((labels == labels.max()).any(axis=0))[0].max()) + 2] = True
+    tifffile.imwrite(position(tmp_path) / "img_0.tif", np.where(over, 0, image).astype(np.uint16))
+    tifffile.imwrite(position(tmp_path, "A_masks/Pos101") / "MASK_img_0.tif", labels)
+    frame = discover(tmp_path).pairs[0]
+    scores = score_frame(frame, np.where(over, 0, labels))
+    assert scores["dice"] == 1
+    assert scores["teacher_cells"] == scores["cells"] == len(np.unique(labels[~over])) - 1

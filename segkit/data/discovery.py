@@ -9,7 +9,7 @@ from ..errors import SegkitError, readable
 from ..settings import Settings
 from .dataset import JUNK, Dataset, Frame, Problems, Split, exclude, masks_folder_name, split_by_position, walk
 from .images import IMAGE_SUFFIXES
-from .pairing import MASK_NAME, pair, plain_name, positions_by_name
+from .pairing import MASK_NAME, pair, plain_name
 
 BY_PRODUCT = re.compile(r"_(flows|cp_output|cp_outlines|outlines|dP|probability|ncolor_masks)$", re.IGNORECASE)
 IMAGE_FOLDERS = ("aphase", "preprocessedphase", "")  # "": directly in PosXXX; the first that holds images is used
@@ -205,13 +205,7 @@ def _scan_plain_folder(folder: Path, masks_root: Path, problems: Problems) -> li
     if masks_root != folder:
         masks_tree = _images_by_folder(masks_root, problems)
         masks += [file for sub, files in masks_tree.items() if sub.resolve() != source.resolve() for file in files]
-    # names may tell several positions
-    masks_by_name = positions_by_name(masks)
-    named = positions_by_name(images)
-    if len(named) == 1:
-        return pair(images, masks, experiment, position, source, not masks, problems)
-    return [frame for name, own in named.items() for frame in
-            pair(own, masks_by_name[name], experiment, name or position, source, not masks, problems)]
+    return pair(images, masks, experiment, position, source, not masks, problems, plain=True)
 
 
 def _pick(folder: Path, tree: Tree, names: tuple[str, ...], problems: Problems) -> tuple[Path, list[Path]]:

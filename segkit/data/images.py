@@ -38,6 +38,7 @@ class Header(NamedTuple):
     axis: str = ""  # of the pages, by the file's metadata: T, Z, or I and Q (unknown)
     times: tuple[int, ...] = (0,)  # of each page
     left_out: tuple[str, int] | None = None  # what the file holds besides, and how many pages that are
+    channel: str = ""  # of all pages, where the file's metadata tell it
 
     @property
     def size(self) -> tuple[int, int]:
@@ -61,7 +62,8 @@ def read_header(path: str | Path, *, labels: bool = False) -> Header:
         planes = find_planes(path)
         if planes.planar and not labels:
             decode_tiff(path, 0, image=True)  # only its pixels tell grey saved in colour from frames saved as colours
-        return Header(len(planes.times), *planes.shape, planes.axis, planes.times, planes.left_out)
+        return Header(len(planes.times), *planes.shape, planes.axis, planes.times, planes.left_out,
+                      planes.channel)
 
 
 @contextmanager
@@ -85,7 +87,7 @@ def _read_plane(path: Path, page: int, *, image: bool = False) -> np.ndarray:
         if path.suffix.lower() == ".png":
             if page:
                 raise SegkitError(f"{path.name} has 1 page, page {page} was asked for")
-            plane = _decode_png(path)
+            plane = _decode_png(path, image)
         else:
             plane = decode_tiff(path, page, image=image)
         plane = np.squeeze(plane)
@@ -108,10 +110,15 @@ def _read_plane(path: Path, page: int, *, image: bool = False) -> np.ndarray:
     return colours[..., 0] if is_grey else colours
 
 
-def _decode_png(path: Path) -> np.ndarray:
-    """The pixels of a PNG; Pillow, which checks size and kind, reduces 16 bits of several channels to 8."""
-    with Image.open(path) as image:
-        return imagecodecs.png_decode(path.read_bytes()) if image.format == "PNG" else np.asarray(image)
+def _decode_png(path: Path, image: bool) -> np.ndarray:
+    """The pixels of a PNG; Pillow, which checks size and kind, reduces 16 bits of several channels to 8.
+
+    image: a palette's colours; labels are its indices.
+    """
+    with Image.open(path) as png:
+        if png.format != "PNG" or (png.mode == "P" and not image):
+            return np.asarray(png)
+        return imagecodecs.png_decode(path.read_bytes())
 
 
 def read_image(path: str | Path, page: int = 0) -> np.ndarray:

@@ -15,7 +15,12 @@ from .images import Header, check_sizes, read_header
 
 MASK_NAME = re.compile(r"^mask_(?P<a>.+)$|^(?P<b>.+?)_(?:cp_)?masks?$|^(?P<c>.+?)_labels$", re.IGNORECASE)
 PHASE = re.compile(r"(^|[^a-z])(a?phase|phase.?contrast|ph|phc|phaco)($|[^a-z])")  # in the name of a channel
+SEPARATORS = "_-. ()"
+BARE = "(no word)"  # the label of names that lack the word of others beside them
+JOINTS = {".", "-", ":"}  # between the numbers of a date or a clock
+UNIT = re.compile(r"(d|day|days|h|hr|hrs|m|min|s|sec|ms)($|[^a-z])")  # after a number that counts time
 WORDS = {"time": {"t", "time", "tp", "timepoint", "frame", "fr", "img", "image", "day", "hour", "h", "min"},
+         "channel": {"c", "ch", "channel", "w", "wavelength", "z"},
          "position": {"xy", "pos", "position", "p", "s", "site", "stage", "series", "scene", "fov", "field", "point",
                       "well", "tile"}}  # what a number counts, by the letters before it
 MIN_STAMP, MIN_STAMP_STEP = 10_000, 50  # larger numbers with larger steps are time stamps and no frame numbers
@@ -84,85 +89,125 @@ def frame_numbers(keys: Iterable[Key]) -> tuple[dict[Key, int], str]:
     return dict(zip(series, numbers, strict=True)), doubt
 
 
-def turns(keys: Collection[Key]) -> dict[Key, tuple[str, str]]:
+def turns(keys: Iterable[Key], stacks: Collection[Key] = ()) -> dict[Key, tuple[str, str]]:
     """By which position, and by which channel (or depth), the files of one folder take turns; "" where they do not.
 
-    Files take turns where the same times occur with different words (img_1_phase, img_1_gfp), or where no number
-    differs in every name: then one number counts the time, and each other one that differs something else (t1xy2).
+    Files take turns where the same times occur with different words (img_1_phase, img_1_gfp), and where a number
+    repeats beside one that counts the time (t1xy1, t1xy2). The files `stacks` hold several times each.
     """
-    series = [same for same in _by_words(keys) if len(same) > 1]
-    channel = dict.fromkeys(keys, "")
-    position = dict.fromkeys(keys, "")
+    keys = sorted(keys, key=Key.natural)
+    position, channel = dict.fromkeys(keys, ""), dict.fromkeys(keys, "")
+    series = [_Series(same, bool(stacks) and set(same) <= set(stacks)) for same in _by_words(keys)]
 
-    # the same numbers with other words; a number that stays the same may be that of the channel (w1phase_t1, w2gfp_t1)
-    largest = max(series, key=len, default=[])
-    alike = [same for same in series if len(same[0].words) == len(largest[0].words)
-             and 2 * len(_varying(largest) & _varying(same)) >= len(same)]
-    differ = [i for i, words in enumerate(zip(*(same[0].words for same in alike), strict=True)) if len(set(words)) > 1]
-    for key in [key for same in alike for key in same]:
-        channel[key] = " ".join(key.words[i].strip("_-. ") or "(no word)" for i in differ)
+    # the same numbers with other words
+    several = [one for one in series if len(one.keys) > 1 and not one.is_stack]
+    largest = max(several, key=lambda one: len(one.keys), default=None)
+    alike = [one for one in several if largest and one.repeats(largest)]
+    differ = [i for i, words in enumerate(zip(*(one.words for one in alike), strict=True)) if len(set(words)) > 1]
+    for one in alike:
+        for key in one.keys:
+            words = (one.words[i].strip(SEPARATORS) for i in differ)
+            channel[key] = " ".join(filter(None, words)) or BARE * bool(differ)
 
-    # other numbers than the time; a date has several that count the time together
-    for same in series:
-        columns = list(zip(*(key.numbers for key in same), strict=True))
-        dated = any(1900 <= n <= 2100 or 19_000_101 <= n <= 21_001_231 for n in same[0].numbers)
-        if dated or any(len(set(column)) == len(column) for column in columns):
-            continue
-        letters = [re.findall(r"[^\W\d_]*$", word.rstrip("_-. ="))[0] for word in same[0].words]
-        varying = [i for i, column in enumerate(columns) if len(set(column)) > 1]
-        time = max(varying, key=lambda i: (letters[i] in WORDS["time"], len(set(columns[i])), i))
-        steps = _steps(sorted(set(columns[time])))
-        if letters[time] not in WORDS["time"] and len(set(steps)) > 1 and median_low(steps) > 1:
-            continue  # nothing counts up
-        for i in varying:
-            if i != time and letters[i] not in WORDS["time"]:
-                found = position if letters[i] in WORDS["position"] else channel
-                for key in same:
-                    found[key] += f" {letters[i]}{key.numbers[i]:02d}"
+    # stacks with other words; film, film_1, film_2 have the same
+    text = {key: " ".join(filter(None, (word.strip(SEPARATORS) for word in one.words)))
+            for one in series if one.is_stack for key in one.keys}
+    core = {key: " ".join(re.sub(r"[\d\W_]+", " ", text[key]).split()) for key in text}
+    shortest = min(core.values(), key=len, default="")
+    if len(set(core.values())) > 1:
+        is_first = all(word.startswith(shortest) for word in core.values())
+        channel |= {key: BARE if is_first and core[key] == shortest else text[key] for key in text}
+
+    # other numbers than the time
+    for one in series:
+        for column in one.turning():
+            found = position if one.letters(column) in WORDS["position"] else channel
+            for key in one.keys:
+                found[key] += f" {one.letters(column)}{key.numbers[column]:02d}"
     return {key: (position[key].strip(), channel[key].strip()) for key in keys}
 
 
-def _varying(series: Sequence[Key]) -> set[tuple[int, ...]]:
-    """The numbers of names with the same words, without those that are the same in all of them."""
-    columns = [column for column in zip(*(key.numbers for key in series), strict=True) if len(set(column)) > 1]
-    return set(zip(*columns, strict=True))
+class _Series:
+    """Names with the same words. What their numbers count is told by the letters beside them, and by their values."""
+
+    def __init__(self, keys: Sequence[Key], is_stack: bool) -> None:
+        self.keys, self.is_stack = keys, is_stack
+        columns = list(zip(*(key.numbers for key in keys), strict=True))
+        self.varying = {i: column for i, column in enumerate(columns) if len(set(column)) > 1}
+        # a number that stays the same belongs to the words: Cy5, w1Phase
+        self.words = [keys[0].words[0]]
+        for i, word in enumerate(keys[0].words[1:]):
+            if i in self.varying:
+                self.words.append(word)
+            else:
+                self.words[-1] += f"{keys[0].numbers[i]}{word}"
+
+    def repeats(self, other: "_Series") -> bool:
+        """Whether at least half of the names have the numbers of another series, or numbers between them."""
+        if len(self.words) != len(other.words):
+            return False
+        own, others = (list(zip(*one.varying.values(), strict=True)) for one in (self, other))
+        between = [numbers for numbers in own if min(others) <= numbers <= max(others)]
+        return 2 * len(set(own) & set(others)) >= len(own) or (len(own) > 1 and 2 * len(between) >= len(own)
+                                                                and 2 * len(own) >= len(others))
+
+    def letters(self, column: int) -> str:
+        """The letters before a number: t, xy, channel."""
+        return re.findall(r"[^\W\d_]*$", self.keys[0].words[column].rstrip("_-. ="))[0]
+
+    def is_time(self, column: int) -> bool:
+        """Whether a number counts time by its letters (t1, 12h), or as a part of a date or clock (10-30, 240312)."""
+        before, after = self.keys[0].words[column:column + 2]
+        dates = all(1900 <= n <= 2100 or (n > 10_000 and 0 < n // 100 % 100 < 13 and 0 < n % 100 < 32)
+                    for n in self.varying[column])
+        joined = (before in JOINTS and column > 0) or (after in JOINTS and column + 1 < len(self.keys[0].numbers))
+        return dates or joined or self.letters(column) in WORDS["time"] or bool(UNIT.match(after))
+
+    @staticmethod
+    def is_clock(column: Collection[int]) -> bool:
+        """Whether a number may be minutes or seconds: channels and positions rise by 1."""
+        return max(column) < 60 and min(_steps(sorted(set(column)))) > 1
+
+    def turning(self) -> list[int]:
+        """The numbers by which the names take turns."""
+        known = WORDS["position"] | WORDS["channel"]
+        if self.is_stack:
+            return [i for i in self.varying if self.letters(i) in known]
+        if len(self.varying) < 2:
+            return []
+        # the time counts up by even steps; of several such numbers it is one with its letter, else the most varied
+        time = max(self.varying, key=lambda i: (self.letters(i) in WORDS["time"], self.letters(i) not in known,
+                                                len(set(self.varying[i])), i))
+        steps = _steps(sorted(set(self.varying[time])))
+        if self.letters(time) and not self.is_time(time) and len(set(steps)) > 1 and median_low(steps) > 1:
+            return []
+        unique = any(len(set(column)) == len(column) for column in self.varying.values())
+        return [i for i, column in self.varying.items() if i != time and 2 * len(set(column)) <= len(column)
+                and (self.letters(i) in known or not (unique or self.is_time(i) or self.is_clock(column)))]
 
 
-def positions_by_name(files: Iterable[Path]) -> dict[str, list[Path]]:
-    """Files of a plain folder by the position that their names tell, "" where they tell none."""
-    files = list(files)
-    found = turns({name_key(file.stem) for file in files})
-    by_name: dict[str, list[Path]] = defaultdict(list)
-    for file in files:
-        by_name[found[name_key(file.stem)][0]].append(file)
-    return by_name
-
-
-def _one_time_lapse(images: Mapping[Key, Path], where: Path, problems: Problems) -> dict[Key, Path]:
-    """The images of one position and channel: that of phase contrast, where the names tell it; else none."""
-    found = turns(images.keys())
-    positions = {position: images[key].name for key, (position, _) in sorted(found.items()) if position}
-    channels = {channel: images[key].name for key, (_, channel) in sorted(found.items()) if channel}
-    phase = [channel for channel in channels if PHASE.search(channel)]
-    if len(positions) > 1:
-        problems.add(where, f"{where.name} holds images of several positions, such as {_some(positions)}: give each "
-                            "position a PosXXX folder of its own", len(images))
-        return {}
+def _one_time_lapse(found: Mapping[Key, str], images: Mapping[Key, Path], headers: Mapping[Key, Header], where: Path,
+                    problems: Problems) -> dict[Key, Path]:
+    """The images of one channel (found: by file): that of phase contrast, where a name tells it; else none."""
+    found = {key: found[key] or "phase" * bool(PHASE.search(path.stem.casefold())) for key, path in images.items()}
+    channels = {found[key]: path.name for key, path in images.items() if found[key]}
+    phase = [channel for channel in channels if PHASE.search(channel.casefold())] or [c for c in channels if c == BARE]
     if len(channels) < 2:
         return dict(images)
     if len(phase) == 1:
-        others = {channel: name for channel, name in channels.items() if channel not in phase}
-        problems.add(where, f"the images of {where.name} are of several channels: those such as "
-                            f"{channels[phase[0]]} are read, those such as {_some(others)} are not")
-        return {key: path for key, path in images.items() if found[key][1] == phase[0]}
-    problems.add(where, f"{where.name} holds images of several channels, depths or positions, such as "
-                        f"{_some(channels)}, and their names do not tell which is phase contrast: move the others "
-                        "elsewhere", len(images))
+        others = [name for channel, name in channels.items() if channel not in phase]
+        problems.add(where, f"the images of {where.name} are of several channels or kinds: those such as "
+                            f"{channels[phase[0]]} are read, those such as {' and '.join(others[:4])} are not")
+        return {key: path for key, path in images.items() if found.get(key) == phase[0]}
+    problems.add(where, f"{where.name} holds images of several channels, depths, positions or conditions, such as "
+                        f"{' and '.join([*channels.values()][:4])}, and their names do not tell which is phase "
+                        "contrast: move the others elsewhere, or give each a PosXXX folder", _pages(images, headers))
     return {}
 
 
-def _some(names: Mapping[str, str]) -> str:
-    return " and ".join(list(names.values())[:4])
+def _pages(keys: Iterable[Key], headers: Mapping[Key, Header]) -> int:
+    """How many frames files hold, as far as it is known."""
+    return sum(headers[key].pages if key in headers else 1 for key in keys)
 
 
 def time_slot(series: Sequence[Key]) -> int | None:
@@ -220,16 +265,45 @@ def _seconds(stamps: Sequence[int]) -> list[int]:
 
 
 def pair(images: Sequence[Path], masks: Sequence[Path], experiment: str, position: str, where: Path, quiet: bool,
-         problems: Problems) -> list[Frame]:
-    """The position's frames, in order; what is wrong with its files is added to problems.
+         problems: Problems, plain: bool = False) -> list[Frame]:
+    """The frames of a folder, in order; what is wrong with its files is added to problems.
 
-    where: the folder that a problem of several files names. quiet: missing masks are no problem here.
+    where: the folder that a problem of several files names. quiet: missing masks are no problem here. plain: the folder
+    may hold several positions, as the names of its files tell.
     """
     masks_by_key = _by_key(masks, "masks file", problems)
-    all_images = _by_key(images, "image", problems)
-    images_by_key = _one_time_lapse(all_images, where, problems)
+    images_by_key = _by_key(images, "image", problems)
+    headers, damaged = _read_headers(images_by_key)
+    found = turns(images_by_key, {key for key, header in headers.items() if header.pages > 1})
+    names = sorted({name for name, _ in found.values()})
+    if len(names) > 1 and not plain:
+        examples = [images_by_key[next(key for key, label in found.items() if label[0] == name)].name for name in names]
+        problems.add(where, f"{where.name} holds images of several positions, such as {' and '.join(examples[:4])}: "
+                            "give each position a PosXXX folder of its own", _pages(images_by_key, headers))
+        return []
+    frames: list[Frame] = []
+    of_masks = turns(masks_by_key)
+    for name in names:
+        own = {key: path for key, path in images_by_key.items() if found[key][0] == name}
+        own_masks = {key: path for key, path in masks_by_key.items()
+                     if len(names) == 1 or key in own or (of_masks[key][0] == name and key not in images_by_key)}
+        # a header may tell the channel, too
+        kinds = {key: f"{found[key][1]} {headers[key].channel if key in headers else ''}".strip() for key in own}
+        frames += _pair_position(own, own_masks, kinds, headers, damaged, experiment, name or position, where, quiet,
+                                 problems)
+    return frames
 
-    headers, damaged = _read_headers(images_by_key, problems)
+
+def _pair_position(all_images: Mapping[Key, Path], masks_by_key: Mapping[Key, Path], kinds: Mapping[Key, str],
+                   all_headers: Mapping[Key, Header], all_damaged: Mapping[Key, Problem], experiment: str,
+                   position: str, where: Path, quiet: bool, problems: Problems) -> list[Frame]:
+    """The frames of one position; kinds: the channel of each image, where it is told."""
+    images_by_key = _one_time_lapse(kinds, all_images, all_headers, where, problems)
+    headers = {key: all_headers[key] for key in images_by_key if key in all_headers}
+    damaged = {key: all_damaged[key] for key in images_by_key if key in all_damaged}
+    for key, header in headers.items():
+        if header.left_out:
+            problems.add(images_by_key[key], f"{images_by_key[key].name}: {header.left_out[0]}", header.left_out[1])
     starts = _first_frames(images_by_key, headers, where, problems)
     first = min(starts.values(), default=None)
     problems += [damaged[key] for key in damaged if key in starts]
@@ -265,15 +339,13 @@ def pair(images: Sequence[Path], masks: Sequence[Path], experiment: str, positio
     return frames
 
 
-def _read_headers(images: Mapping[Key, Path], problems: Problems) -> tuple[dict[Key, Header], dict[Key, Problem]]:
+def _read_headers(images: Mapping[Key, Path]) -> tuple[dict[Key, Header], dict[Key, Problem]]:
     """The headers, and why others are damaged: these images keep their places in time, so that no frame is shifted."""
     headers: dict[Key, Header] = {}
     damaged: dict[Key, Problem] = {}
     for key, path in images.items():
         try:
-            headers[key] = header = read_header(path)
-            if header.left_out:
-                problems.add(path, f"{path.name}: {header.left_out[0]}", header.left_out[1])
+            headers[key] = read_header(path)
         except SegkitError as error:
             damaged[key] = Problem(path, str(error), error.frames_lost)
     return headers, damaged

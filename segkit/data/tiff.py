@@ -31,6 +31,7 @@ SAME_UNIT = {"nanometer": "nm", "micron": "um", "micrometer": "um", "millimeter"
              "meter": "m", "inch": "in", "msec": "ms", "millisecond": "ms", "sec": "s", "second": "s", "minute": "min",
              "hr": "h", "hour": "h", "day": "d"}
 TAG_UNITS = {2: "in", 3: "cm"}  # of the tag ResolutionUnit
+MICRO_MANAGER = {"channel": "ChannelIndex", "z": "SliceIndex", "time": "FrameIndex", "position": "PositionIndex"}
 PLAUSIBLE = {"PIXEL_SIZE_UM": (0.005, 2), "MINUTES_PER_FRAME": (1e-3, 1e4)}  # 2400 dots per inch are 10.6 um
 
 
@@ -43,26 +44,28 @@ class Planes(NamedTuple):
     shape: tuple[int, int]  # (H, W)
     planar: bool = False  # whether three or four planes are saved as the colours of one picture
     left_out: tuple[str, int] | None = None  # which pages do not belong to the time-lapse, and how many
+    channel: str = ""  # of all planes (or their z), where the metadata tell it
 
 
 @contextmanager
-def open_tiff(path: str | Path) -> Iterator[tifffile.TiffFile]:
+def open_tiff(path: str | Path, *, check_chain: bool = True) -> Iterator[tifffile.TiffFile]:
     """A TIFF, checked for what would take all memory: a circle of pages, or a size far beyond what is stored.
 
-    Other files that its OME header names are not opened. Raises one of DAMAGE where the file is damaged.
+    Other files that its header names are not opened. Raises one of DAMAGE where the file is damaged.
     """
     # what tifffile logs about a damaged file becomes an error of segkit; nothing is dropped while segkit does not read
     logger, silence = logging.getLogger("tifffile"), logging.Filter("segkit")
     logger.addFilter(silence)
     try:
-        with tifffile.TiffFile(path, is_ome=False) as tif:
+        with tifffile.TiffFile(path, is_ome=False, is_mmstack=False, is_ndtiff=False) as tif:
             # a damaged size would be allocated before decoding fails
             page = tif.pages.first
             stored = sum(page.databytecounts)
             expansion = MAX_EXPANSION if page.compression > 1 else 8  # 8: a bit becomes a byte
             if page.nbytes > stored * expansion or math.prod(page.chunked) > len(page.dataoffsets):
                 raise ValueError(f"{page.shape} pixels in the header, {stored} bytes stored")
-            _check_page_chain(tif)
+            if check_chain:
+                _check_page_chain(tif)
             yield tif
     finally:
         logger.removeFilter(silence)
@@ -113,9 +116,10 @@ def _ome_xml(tif: tifffile.TiffFile) -> str:
 
 
 def _planes_by_header(name: str, tif: tifffile.TiffFile, pages: list[tifffile.TiffPage]) -> Planes | None:
-    """The planes that an OME header places in this file itself; None without such a header."""
+    """The planes that an OME header, or Micro-Manager's on each page, places in this file itself; None without one."""
     try:
-        images = list(_ome_images(name, ElementTree.fromstring(_ome_xml(tif)))) if _ome_xml(tif) else []
+        images = (list(_ome_images(name, ElementTree.fromstring(_ome_xml(tif)))) if _ome_xml(tif)
+                  else _micro_manager_images(tif, pages))
     except (ElementTree.ParseError, ValueError, KeyError):  # ImageJ writes invalid ones when it crops a stack
         return None
     # of several series (positions) the first is used; a header may name pages that are not there
@@ -128,25 +132,47 @@ def _planes_by_header(name: str, tif: tifffile.TiffFile, pages: list[tifffile.Ti
     _check_axes(name, axes, f"{len(places)} pages")
     axis = axes[0] if axes else ""
     order = sorted(places, key=lambda page: places[page][axis or "T"])
-    keyframe = pages[order[0]]
-    times = tuple(places[page][axis or "T"] for page in order)
+    keyframe, place = pages[order[0]], places[order[0]]
     left_out = _left_out(pages, order, len(images))
     if missing := [page for page in images[0] if page >= len(pages)]:
         left_out = f"{len(missing)} page(s) that its header names are not in it", len(missing)
-    return Planes(tuple(order), times, axis, _size(keyframe), keyframe.axes[0] == "S", left_out)
+    channel = f"channel {place['C']}" + ("" if axis == "Z" else f", z {place['Z']}")
+    return Planes(tuple(order), tuple(int(places[page][axis or "T"]) for page in order), axis, _size(keyframe),
+                  keyframe.axes[0] == "S", left_out, channel)
 
 
-def _ome_images(name: str, root: ElementTree.Element) -> Iterator[dict[int, dict[str, int]]]:
+def _micro_manager_images(tif: tifffile.TiffFile, pages: list[tifffile.TiffPage]) -> list[dict[int, dict[str, Any]]]:
+    """For each position that Micro-Manager's index, or its tag on each page, names: pages with their C, Z and T."""
+    index = (tif.micromanager_metadata or {}).get("IndexMap") if tif.is_micromanager else None
+    rows: dict[int, tuple] = {}  # by the page's offset
+    if index is not None:
+        rows = {int(row[4]): tuple(map(int, row[:4])) for row in index}
+    found: dict[Any, dict[int, dict[str, Any]]] = {}
+    for number, page in enumerate(pages):
+        own = page.tags.valueof("MicroManagerMetadata", default=None)
+        if page.offset not in rows and not isinstance(own, dict):
+            return []
+        if page.offset not in rows:
+            newer = own.get("Axes", {})  # of its newer files
+            rows[page.offset] = tuple(newer.get(name, own.get(older, 0)) for name, older in MICRO_MANAGER.items())
+        *place, position = rows[page.offset]
+        found.setdefault(position, {})[number] = dict(zip("CZT", place, strict=True))
+    told = sum(len({tuple(place.values()) for place in image.values()}) for image in found.values())
+    return list(found.values()) if told == len(pages) else []
+
+
+def _ome_images(name: str, root: ElementTree.Element) -> Iterator[dict[int, dict[str, Any]]]:
     """For each image of an OME header: this file's own pages, each with its place along C, Z and T."""
     uuids = {(uuid.text, uuid.get("FileName")) for uuid in root.iterfind(".//{*}TiffData/{*}UUID")}
     own = {text for text, file in uuids if len(uuids) == 1 or text == root.get("UUID") or file == name}
     for pixels in root.iterfind("{*}Image/{*}Pixels"):
         # the sizes along the stack's axes, the one that changes fastest first; samples of a pixel are no channels
-        channel = pixels.find("{*}Channel")
-        samples = int(channel.get("SamplesPerPixel", 1)) if channel is not None else 1
+        channels = pixels.findall("{*}Channel")
+        samples = int(channels[0].get("SamplesPerPixel", 1)) if channels else 1
+        names = dict(enumerate(channel.get("Name") for channel in channels))
         order = pixels.attrib["DimensionOrder"][2:]
         shape = [int(pixels.attrib[f"Size{axis}"]) // (samples if axis == "C" else 1) for axis in order]
-        found: dict[int, dict[str, int]] = {}
+        found: dict[int, dict[str, Any]] = {}
         for data in pixels.iterfind("{*}TiffData"):
             uuid = data.find("{*}UUID")
             if uuid is not None and uuid.text not in own:
@@ -155,14 +181,16 @@ def _ome_images(name: str, root: ElementTree.Element) -> Iterator[dict[int, dict
             count = int(data.get("PlaneCount", 1 if "IFD" in data.attrib else math.prod(shape) - int(at)))
             for k in range(count):
                 place = np.unravel_index(int(at) + k, shape, order="F")
-                found.setdefault(int(data.get("IFD", 0)) + k, dict(zip(order, map(int, place), strict=True)))
+                along: dict[str, Any] = dict(zip(order, map(int, place), strict=True))
+                along["C"] = names.get(along["C"]) or along["C"]
+                found.setdefault(int(data.get("IFD", 0)) + k, along)
         yield found
 
 
 def _planes_by_series(name: str, tif: tifffile.TiffFile, pages: list[tifffile.TiffPage]) -> Planes:
     """The planes of the longest series that tifffile finds; pages written one by one are one series."""
     series = [s for s in tif.series if not s.keyframe.is_reduced] or tif.series  # without thumbnails
-    main = max(series, key=lambda s: math.prod(s.shape[:-2]))
+    main = max(series, key=_count)
     stacks = [(axis, size) for axis, size in zip(main.axes, main.shape, strict=True)
               if axis not in "YXS" and size > 1]  # an axis of unknown kind, Q, may be there twice
     _check_axes(name, [axis for axis, _ in stacks], f"axes {main.axes} {main.shape}")
@@ -172,10 +200,12 @@ def _planes_by_series(name: str, tif: tifffile.TiffFile, pages: list[tifffile.Ti
         raise SegkitError(f"{name} is cut short: {count} of {written} images are there; copy it again from its source",
                           written)
     shape, planar = _size(main.keyframe), "S" in main.axes[:-2]
+    if len(main.pages) != count and len(pages) > 1:
+        raise SegkitError(f"{name} holds {len(pages)} pages, and its header names {count}: export it again")
     if len(main.pages) != count:  # ImageJ writes large stacks as one page followed by raw planes
         return Planes((), tuple(range(count)), axis, shape, planar, _left_out(pages, range(len(pages)), len(series)))
-    alike = [s for s in series if s is main or (s.kind == main.kind == "shaped" and (s.keyframe.shape, s.dtype)
-                                                == (main.keyframe.shape, main.dtype))]
+    alike = [s for s in series if s is main or (s.kind == main.kind == "shaped" and _count(s) == _count(main) == 1
+                                                and s.keyframe.hash == main.keyframe.hash)]
     used = sorted(page.index for s in alike for page in s.pages if page is not None)
     # a page of another size leaves a gap in time
     frames = [page.index for page in pages if not page.is_reduced or page.index in used]
@@ -184,13 +214,19 @@ def _planes_by_series(name: str, tif: tifffile.TiffFile, pages: list[tifffile.Ti
     return Planes(tuple(used), times, axis or ("I" if len(used) > 1 else ""), shape, planar, left_out)
 
 
+def _count(series: tifffile.TiffPageSeries) -> int:
+    """How many planes a series has."""
+    return math.prod(size for axis, size in zip(series.axes, series.shape, strict=True) if axis not in "YXS")
+
+
 def _size(page: tifffile.TiffPage) -> tuple[int, int]:
     return page.imagelength, page.imagewidth
 
 
 def _left_out(pages: list[tifffile.TiffPage], used: Any, series: int) -> tuple[str, int] | None:
     """Which of a file's pages are in none of the planes used, in words, and how many."""
-    lost = [page for page in pages if page.index not in set(used)]
+    used = set(used)
+    lost = [page for page in pages if page.index not in used]
     if not lost:
         return None
     sizes = " and ".join(sorted({" x ".join(map(str, _size(page))) for page in lost}))
@@ -216,13 +252,13 @@ def decode_tiff(path: Path, plane: int, *, image: bool) -> np.ndarray:
     planes = find_planes(path)
     if not 0 <= plane < len(planes.times):
         raise SegkitError(f"{path.name} has {len(planes.times)} page(s), page {plane} was asked for")
-    with open_tiff(path) as tif:
+    with open_tiff(path, check_chain=False) as tif:  # find_planes has checked it
         if planes.pages:
             page = tif.pages[planes.pages[plane]].aspage()
             pixels = page.asarray()
         else:
             page = tif.pages.first
-            stack = max(tif.series, key=lambda s: math.prod(s.shape[:-2])).asarray(out="memmap")
+            stack = max(tif.series, key=_count).asarray(out="memmap")
             pixels = np.asarray(stack.reshape(len(planes.times), *stack.shape[-2:])[plane])
         if image and page.photometric == tifffile.PHOTOMETRIC.MINISWHITE and not tif.is_imagej:
             pixels = (1 << page.bitspersample) - 1 - pixels if pixels.dtype.kind in "bu" else -pixels

@@ -14,7 +14,7 @@ from scipy.sparse.csgraph import min_weight_full_bipartite_matching
 
 from ..data.dataset import Frame, common_area, exclude, read_pair
 from ..data.discovery import discover
-from ..data.images import hash_pixels, read_image, read_labels
+from ..data.images import blank_pixels, hash_pixels, read_image
 from ..errors import SegkitError
 from ..model.predict import label, predict, segment
 from ..model.unet import ModelInfo, UNet
@@ -225,6 +225,7 @@ def tune_prominence(model: UNet, frames: Sequence[Frame]) -> ModelInfo:
     quality = np.zeros(len(PROMINENCES))
     for frame in frames:
         image, teacher = read_pair(frame)
+        teacher = np.where(blank_pixels(image), 0, teacher)
         maps = predict(model, [image])[0]
         for k, prominence in enumerate(PROMINENCES):
             labels = label(replace(model.info, prominence=prominence), maps).labels
@@ -239,7 +240,9 @@ def score_frame(frame: Frame, labels: np.ndarray) -> dict[str, Any]:
     Raises SegkitError where the masks file cannot be read or differs in size by more than 2 pixels.
     """
     assert frame.masks is not None, f"{frame.name} has no masks file"
-    labels, teacher = common_area(frame.image.name, labels, read_labels(frame.masks, frame.masks_page))
+    image, teacher = read_pair(frame)
+    labels, _ = common_area(frame.image.name, labels, image)
+    labels, teacher = (np.where(blank_pixels(image), 0, cells) for cells in (labels, teacher))
     table = iou_table(labels, teacher)
     at_50, at_75, at_90 = (match(table, iou) for iou in (0.5, 0.75, 0.9))
     return {"experiment": frame.experiment, "position": frame.position, "frame": frame.frame,

@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 
 from ..data.dataset import Frame, Split, common_area, read_whole_pair
 from ..data.images import blank_pixels, hash_pixels, normalise
-from ..devices import describe_device
+from ..devices import computes_in_bf16, describe_device
 from ..errors import SegkitError
 from ..files import log, replacing
 from ..measure.metrics import hashes_by_position
@@ -32,7 +32,7 @@ from .distributed import ProcessGroup
 
 MAX_UNUSED = 30 * 24 * 3600  # seconds that a store is kept after its last use
 POINTS = 128  # foreground pixels remembered per frame, for crops that contain cells
-BYTES_PER_PIXEL = 1100  # of GPU memory that a training step takes (5.9 GB for 16 crops of 768 x 448)
+BYTES_PER_PIXEL = {True: 1100, False: 1900}  # of GPU memory that a training step takes in bf16, in float32
 GPU_CROP, CPU_CROP = (768, 448), (128, 128)  # CROP=auto, (height, width) pixels
 MIN_CROP = 2 * STRIDE  # pixels; the deepest level needs more than one value per channel
 MIN_STEPS = 200  # with fewer steps, touching cells are seldom separated (benchmarks/README.md)
@@ -135,7 +135,7 @@ def build_store(frames: Sequence[Frame], device: torch.device, cache_dir: Path) 
     # The arrays stay in the file; a GPU that has room for them takes them whole
     pixels, targets = (torch.from_numpy(np.memmap(folder / name, kind, mode="c"))
                        for name, kind in (("pixels.f32", np.float32), ("targets.u8", np.uint8)))
-    if device.type == "cuda" and 5 * len(pixels) <= torch.cuda.mem_get_info(device)[0] / 2:
+    if device.type == "cuda" and 5 * len(pixels) <= torch.cuda.mem_get_info(device)[0] / 4:
         pixels, targets = pixels.to(device), targets.to(device)
     # Values of each frame, and of all cells
     height, width = (torch.from_numpy(index["shapes"][:, k]) for k in (0, 1))
@@ -190,29 +190,40 @@ def _decode_into(folder: Path, frames: Sequence[Frame]) -> dict[Frame, str]:
     return reasons
 
 
-def choose_crop(settings: Settings, device: torch.device, smallest: tuple[int, int]) -> tuple[int, int]:
-    """CROP as (height, width), reduced to the smallest training frame and to multiples of the network's stride."""
+def step_memory(device: torch.device) -> float:
+    """Bytes of GPU memory that a training step may take: half of it, as frames and other programs need the rest."""
+    return torch.cuda.get_device_properties(device).total_memory / 2 if device.type == "cuda" else math.inf
+
+
+def choose_crop(settings: Settings, device: torch.device, smallest: tuple[int, int], memory: float | None = None,
+                processes: int = 1) -> tuple[int, int]:
+    """CROP as (height, width), reduced to the smallest training frame and to multiples of the network's stride.
+
+    memory: see `step_memory`; of several processes, which share a batch, the smallest.
+    """
     if settings.crop != "auto":
         wanted = settings.crop_size()
     elif device.type == "cpu":  # small crops train as well in less time; half a frame leaves room for augmentation
         wanted = min(CPU_CROP[0], smallest[0] // 2), min(CPU_CROP[1], smallest[1] // 2)
     else:
         wanted = GPU_CROP
-        memory = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else math.inf
-        while 1.25 * BYTES_PER_PIXEL * settings.batch_size * wanted[0] * wanted[1] > memory and wanted[0] > MIN_CROP:
+        memory, crops = memory or step_memory(device), settings.batch_size // processes
+        per_pixel = BYTES_PER_PIXEL[computes_in_bf16(device, settings.precision)]
+        while crops * per_pixel * wanted[0] * wanted[1] > memory and wanted[0] > MIN_CROP:
             wanted = wanted[0] // 2, wanted[1] // 2
     height, width = (max(MIN_CROP, min(w, s) // STRIDE * STRIDE) for w, s in zip(wanted, smallest, strict=True))
     return height, width
 
 
-def plan_epoch(settings: Settings, device: torch.device, smallest: tuple[int, int],
-               area: int) -> tuple[tuple[int, int], int, int]:
+def plan_epoch(settings: Settings, device: torch.device, smallest: tuple[int, int], area: int,
+               memory: float | None = None, processes: int = 1) -> tuple[tuple[int, int], int, int]:
     """Size of a crop (height, width), crops and steps of an epoch.
 
-    smallest: (height, width) of the smallest training frame; area: pixels of all. By default an epoch has as many
-    crops as cover the training frames once, at least 64 and at most 4096.
+    smallest: (height, width) of the smallest training frame; area: pixels of all; memory, processes: as in
+    `choose_crop`. By default an epoch has as many crops as cover the training frames once, at least 64 and at most
+    4096.
     """
-    crop = choose_crop(settings, device, smallest)
+    crop = choose_crop(settings, device, smallest, memory, processes)
     crops = settings.crops_per_epoch or min(max(64, round(area / (crop[0] * crop[1]))), 4096)
     return crop, crops, max(1, round(crops / settings.batch_size))
 
@@ -260,7 +271,8 @@ def prepare(split: Split, settings: Settings, group: ProcessGroup) -> TrainingDa
     min_area = smallest_area(group.gather(train.areas.tolist()), cell_width)
     # The plan: size and number of crops, steps
     smallest = int(shards["height"].min()), int(shards["width"].min())
-    crop, _, steps = plan_epoch(settings, group.device, smallest, int(shards["area"].sum()))
+    memory = min(group.gather([step_memory(group.device)]))
+    crop, _, steps = plan_epoch(settings, group.device, smallest, int(shards["area"].sum()), memory, group.size)
     # frames of several processes as 8+8
     log.info("%s training frames, %s validation frames; crops of %d x %d, %d steps of %d an epoch; %s",
              *("+".join(map(str, shards[part])) for part in ("train", "validation")), *crop, steps,
