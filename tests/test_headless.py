@@ -39,6 +39,9 @@ def test_an_unknown_setting_stops_before_anything_runs(capsys):
     assert last_line(capsys) == "segkit stopped: unknown setting EPOCH: did you mean EPOCHS?"
     assert main(["epochs=3"]) == 1
     assert last_line(capsys) == "segkit stopped: unknown setting epochs: did you mean EPOCHS?"
+    for name, shown in (("zzz", "zzz"), ("", "(without a name)")):
+        assert main([f"{name}=3"]) == 1
+        assert last_line(capsys).startswith(f"segkit stopped: unknown setting {shown}: the settings are DATASET_PATH, ")
     assert main(["EPOCHS"]) == main(["run", "DEVICE=cpu", "EPOCHS"]) == 1
     assert "EPOCHS is unknown: run, segment or train was needed, then settings as NAME=value" in last_line(capsys)
     assert main(["train", "EPOCH=3"]) == 1
@@ -426,13 +429,15 @@ def test_a_folder_that_was_repaired_is_seen_at_save_and_in_a_new_form(tiny, look
     assert "4 images, 4 with masks" in form.message.value
 
 
-def test_a_run_of_its_own_name_is_kept_and_an_empty_one_follows_the_dataset(tmp_path, tiny):
+def test_another_dataset_does_not_take_over_the_run_of_the_saved_form_and_keeps_one_that_was_typed(tmp_path, tiny):
     form = SettingsForm(load_settings({"DATASET_PATH": FIXTURE, "RUN": "mine"}, tmp_path))
-    assert form.fields["RUN"].value == "mine"
+    assert form.fields["RUN"].value == form.settings.run == "mine"
     form.fields["DATASET_PATH"].value = str(tiny)
-    assert form.settings.run == "mine"
-    form.fields["RUN"].value = ""
-    assert form.settings.run == tiny.name
+    assert form.fields["RUN"].value == ""
+    assert form.settings.run == form.fields["RUN"].placeholder == tiny.name
+    form.fields["RUN"].value = "typed"
+    form.fields["DATASET_PATH"].value = str(FIXTURE)
+    assert form.settings.run == "typed"
 
 
 def test_a_value_out_of_range_is_one_sentence_below_the_form(tmp_path):
