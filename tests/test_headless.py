@@ -84,7 +84,8 @@ def test_make_run_names_what_is_assumed(project, capsys):
     assert not (project / "runs/data/settings.json").exists()  # the training writes it
 
 
-def test_what_the_cells_print_and_log_is_printed_in_the_terminal_and_figures_are_not(project, monkeypatch, capsys):
+def test_what_the_cells_print_and_log_is_printed_in_the_terminal_and_figures_are_not(project, monkeypatch, capsys,
+                                                                                    caplog):
     monkeypatch.undo()
     monkeypatch.chdir(project)
     monkeypatch.setattr("segkit.notebook.headless.write_report", lambda run_dir: None)
@@ -102,7 +103,7 @@ def test_what_the_cells_print_and_log_is_printed_in_the_terminal_and_figures_are
     save_model(UNet(), project / "runs/student/model.safetensors")
     assert main(["segment", "DATASET_PATH=data", "MODEL=student"]) == 0
     said = capsys.readouterr()
-    assert said.err == ""  # papermill warns of settings that a notebook does not name
+    assert said.err == caplog.text == ""  # papermill warns of settings that a notebook does not name
     assert "\r" not in said.out  # in a file each epoch is a line
     lines = said.out.splitlines()
     assert lines[1].startswith("assumed, please check")
