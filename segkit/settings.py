@@ -183,8 +183,9 @@ def parse_settings(values: Mapping[str, Any], base: Settings | None = None) -> S
         if name in REMOVED:
             raise SegkitError(f"{name} is no longer a setting: {REMOVED[name]}")
         if name not in known:
-            near = difflib.get_close_matches(name.upper(), known, 1) or known
-            raise SegkitError(f"unknown setting {name}: did you mean {', '.join(near)}?")
+            near = difflib.get_close_matches(name.upper(), known, 1)
+            hint = f"did you mean {near[0]}?" if near else f"the settings are {', '.join(known)}"
+            raise SegkitError(f"unknown setting {name or '(without a name)'}: {hint}")
     given = {name.lower(): value for name, value in values.items()}
     settings = replace(base, **given)
     if settings.dataset_path == base.dataset_path:

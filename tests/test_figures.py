@@ -1,3 +1,4 @@
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -6,7 +7,9 @@ import pytest
 from matplotlib.text import Text
 
 from segkit.data.dataset import Dataset, Frame, Split
+from segkit.data.discovery import discover
 from segkit.notebook import plots as charts
+from segkit.notebook import widgets
 from segkit.notebook.plots import (
     busiest,
     grey,
@@ -20,6 +23,7 @@ from segkit.notebook.plots import (
     show_training,
     to_png,
 )
+from segkit.settings import Settings
 from segkit.training.run_dir import COLUMNS
 from tests.helpers import squares
 
@@ -80,6 +84,31 @@ def test_a_name_with_dollar_signs_is_drawn_as_it_is_and_stops_no_figure(name):
     for figure in figures:
         assert to_png(figure).startswith(b"\x89PNG")
         assert any(name in text.get_text() and not text.get_parse_math() for text in figure.findobj(Text))
+
+
+@pytest.mark.parametrize("areas", [(0.0, 0.0, 0.0), (0.0, 1e-2, 1e6), (1.0, 2.0, 4.0)])
+def test_growth_of_any_range_has_ticks_and_no_warning(areas, recwarn):
+    line = pd.DataFrame({"experiment": "A", "position": "P", "since_start": [0, 1, 2], "area": areas})
+    axes = charts.show_growth({"student": line}, {"A": 2.0}, {"A": 1}).axes[0]
+    low, high = axes.get_ylim()
+    assert sum(low <= tick <= high for tick in axes.get_yticks()) >= 2
+    assert to_png(axes.figure).startswith(b"\x89PNG")
+    assert not recwarn.list
+
+
+@pytest.mark.parametrize(("qualities", "shown"), [
+    ((), []), ((0.5,), ["best"]), ((0.5, 0.9), ["best", "worst"]), ((0.5, 0.9, 0.7), ["best", "middle", "worst"])])
+def test_of_few_frames_none_is_shown_twice(tiny, monkeypatch, qualities, shown):
+    titles = []
+    monkeypatch.setattr(widgets, "show_pictures", lambda pictures, names, *_, **__: titles.extend(names[::2]))
+    dataset, settings = discover(tiny), Settings(root=tiny, dataset_path=tiny)
+    shutil.copytree(tiny / "REF_masks", settings.run_dir / "masks" / "REF_masks")
+    scores = pd.DataFrame([{"experiment": "REF", "position": frame.position, "frame": frame.frame, "cells": 2,
+                            "teacher_cells": 2, "panoptic_quality": quality}
+                           for frame, quality in zip(dataset.pairs, qualities, strict=False)],
+                          columns=["experiment", "position", "frame", "cells", "teacher_cells", "panoptic_quality"])
+    widgets.show_best_and_worst(scores, dataset, settings)
+    assert [title.partition(":")[0] for title in titles] == shown
 
 
 def test_crops_are_shown_above_their_targets():

@@ -18,7 +18,7 @@ from segkit import SegkitError, UNet, discover, split_by_position
 from segkit.data.discovery import discover_split
 from segkit.model.checkpoint import save_model
 from segkit.notebook.forms import ExperimentsForm, SettingsForm
-from segkit.notebook.headless import TRAIN_AND_MEASURE, main
+from segkit.notebook.headless import TRAIN_AND_MEASURE, _Output, main
 from segkit.notebook.plots import show_pictures
 from segkit.notebook.report import dataset_verdict, settings_table, training_estimate
 from segkit.notebook.widgets import Browser, browser
@@ -39,6 +39,9 @@ def test_an_unknown_setting_stops_before_anything_runs(capsys):
     assert last_line(capsys) == "segkit stopped: unknown setting EPOCH: did you mean EPOCHS?"
     assert main(["epochs=3"]) == 1
     assert last_line(capsys) == "segkit stopped: unknown setting epochs: did you mean EPOCHS?"
+    for name, shown in (("zzz", "zzz"), ("", "(without a name)")):
+        assert main([f"{name}=3"]) == 1
+        assert last_line(capsys).startswith(f"segkit stopped: unknown setting {shown}: the settings are DATASET_PATH, ")
     assert main(["EPOCHS"]) == main(["run", "DEVICE=cpu", "EPOCHS"]) == 1
     assert "EPOCHS is unknown: run, segment or train was needed, then settings as NAME=value" in last_line(capsys)
     assert main(["train", "EPOCH=3"]) == 1
@@ -81,11 +84,13 @@ def test_make_run_names_what_is_assumed(project, capsys):
     assert not (project / "runs/data/settings.json").exists()  # the training writes it
 
 
-def test_what_the_cells_print_and_log_is_printed_in_the_terminal_and_figures_are_not(project, monkeypatch, capsys):
+def test_what_the_cells_print_and_log_is_printed_in_the_terminal_and_figures_are_not(project, monkeypatch, capsys,
+                                                                                    caplog):
     monkeypatch.undo()
     monkeypatch.chdir(project)
     monkeypatch.setattr("segkit.notebook.headless.write_report", lambda run_dir: None)
-    cells = ["# parameters", "print('\\repoch 1/2', end='', flush=True)\nprint('\\repoch 2/2  100 % ', flush=True)",
+    cells = ["# parameters",
+             "print('\\repoch 1/2', end='', flush=True)\nprint('\\repoch 2/2  100 % ', end='', flush=True)",
              "from IPython.display import Image\nImage(b'\\x89PNG', format='png')",
              "with open(f'runs/{RUN}/run.log', 'a') as file: print('noon  epoch 1\\nnoon  left out', file=file)",
              "if RUN == 'bad':\n    from segkit import SegkitError\n    raise SegkitError('EPOCHS is 0')"]
@@ -97,12 +102,25 @@ def test_what_the_cells_print_and_log_is_printed_in_the_terminal_and_figures_are
     shutil.copy(project / "notebooks/04_inference.ipynb", project / "notebooks/05_growth.ipynb")
     save_model(UNet(), project / "runs/student/model.safetensors")
     assert main(["segment", "DATASET_PATH=data", "MODEL=student"]) == 0
-    lines = capsys.readouterr().out.splitlines()  # "\r" ends a line, too
+    said = capsys.readouterr()
+    assert said.err == caplog.text == ""  # papermill warns of settings that a notebook does not name
+    assert "\r" not in said.out  # in a file each epoch is a line
+    lines = said.out.splitlines()
     assert lines[1].startswith("assumed, please check")
-    assert lines[2:7] == ["04_inference ...", "", "epoch 1/2", "epoch 2/2  100 % ", "  noon  left out"]
-    assert lines[7].startswith("04_inference done in")
+    assert lines[2:6] == ["04_inference ...", "epoch 1/2", "epoch 2/2  100 % ", "  noon  left out"]
+    assert lines[6].startswith("04_inference done in")
     assert main(["segment", "DATASET_PATH=data", "MODEL=student", "RUN=bad"]) == 1
     assert last_line(capsys) == "segkit stopped: 04_inference: EPOCHS is 0"
+
+
+@pytest.mark.parametrize(("terminal", "expected"), [(False, "a\nb\nc\n"), (True, "\ra\rb\n\nc\n")])
+def test_a_line_is_written_over_in_a_terminal_only(monkeypatch, capsys, terminal, expected):
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: terminal)
+    output = _Output()
+    for text in ("\ra", "\rb\n", "", "\nc"):
+        output.write(text)
+    output.end_line()
+    assert capsys.readouterr().out == expected
 
 
 def test_help_lists_commands_and_settings_and_an_unknown_command_is_one_sentence(capsys):
@@ -426,13 +444,15 @@ def test_a_folder_that_was_repaired_is_seen_at_save_and_in_a_new_form(tiny, look
     assert "4 images, 4 with masks" in form.message.value
 
 
-def test_a_run_of_its_own_name_is_kept_and_an_empty_one_follows_the_dataset(tmp_path, tiny):
+def test_another_dataset_does_not_take_over_the_run_of_the_saved_form_and_keeps_one_that_was_typed(tmp_path, tiny):
     form = SettingsForm(load_settings({"DATASET_PATH": FIXTURE, "RUN": "mine"}, tmp_path))
-    assert form.fields["RUN"].value == "mine"
+    assert form.fields["RUN"].value == form.settings.run == "mine"
     form.fields["DATASET_PATH"].value = str(tiny)
-    assert form.settings.run == "mine"
-    form.fields["RUN"].value = ""
-    assert form.settings.run == tiny.name
+    assert form.fields["RUN"].value == ""
+    assert form.settings.run == form.fields["RUN"].placeholder == tiny.name
+    form.fields["RUN"].value = "typed"
+    form.fields["DATASET_PATH"].value = str(FIXTURE)
+    assert form.settings.run == "typed"
 
 
 def test_a_value_out_of_range_is_one_sentence_below_the_form(tmp_path):

@@ -46,18 +46,24 @@ def test_the_report_shows_results_without_code(tmp_path):
 def test_the_report_shows_the_settings_of_its_results_and_names_the_models_training(tmp_path, other):
     """A run segmented once more with another SCALE, and the model of a run over another dataset."""
     model, run = UNet(), tmp_path / "runs" / ("other" if other else "student")
-    trained = {"RUN": "student", "DATASET_PATH": "/data/a<b", "EPOCHS": 250, "SCALE": 1.0}
-    model.info = replace(model.info, settings=trained)
+    trained = {"RUN": "student", "DATASET_PATH": "/data/a<b", "EPOCHS": 250, "SCALE": 1.0, "MASKS_PATH": None,
+               "EXCLUDE": "", "RESUME": False}
+    removed = {"PROCESSES": 4}  # a setting of version 1.1
+    model.info = replace(model.info, settings=trained | removed)
     save_model(model, tmp_path / "runs" / "student" / "model.safetensors")
     (run / "notebooks").mkdir(parents=True)
     used = {"RUN": run.name, "DATASET_PATH": "/data/c" if other else "/data/a<b", "EPOCHS": 20, "SCALE": 2.0,
-            "MODEL": "student" if other else ""}
+            "MODEL": "student" if other else "", "MASKS_PATH": "", "EXCLUDE": "REF", "RESUME": False}
     write_json(run / "settings.json", used if other else trained)
     notebook = nbformat.v4.new_notebook(metadata={"papermill": {"parameters": used}})
     nbformat.write(notebook, run / "notebooks" / "04_inference.ipynb")
     page = " ".join(write_report(run).read_text(encoding="utf-8").split()).replace("> <", "><")
     assert "<th>SCALE</th><td>2.0</td><td>1.0</td>" in page
     assert "<th>EPOCHS</th><td>20</td><td>250</td>" in page
+    assert "<th>EXCLUDE</th><td>REF</td><td>not set</td>" in page
+    assert "<th>RESUME</th><td>False</td><td></td>" in page
+    assert "MASKS_PATH" not in page
+    assert "PROCESSES" not in page
     assert "of the model of run student, trained on the dataset /data/a&lt;b." in page
     assert ("<th>DATASET_PATH</th><td>/data/c</td><td>/data/a&lt;b</td>" in page) == other
     assert ("<th>DATASET_PATH</th><td>/data/a&lt;b</td><td></td>" in page) != other

@@ -210,6 +210,27 @@ def test_the_table_of_one_dataset_does_not_hold_for_another(tmp_path, tiny):
         assert settings.for_experiment("RIF10").minutes_per_frame == 10
 
 
+def test_a_saved_table_outlasts_other_edits_another_dataset_and_a_file_that_cannot_be_read(tmp_path, tiny):
+    from segkit.notebook.forms import SettingsForm
+    from tests.helpers import FIXTURE
+    with_conditions(tiny, "what,is\nthis,?\n")
+    values = {"DATASET_PATH": tiny, "CONDITIONS": "experiment,drug_frame\nREF,5\n"}
+    saved = parse_settings(values, Settings(root=tmp_path))
+    form = SettingsForm(saved, save=True)
+    assert "4 images" in form.message.value
+    form.fields["MASKS_PATH"].value = str(tiny)
+    assert form.settings.conditions == saved.conditions
+    form.fields["DATASET_PATH"].value = str(FIXTURE)
+    assert form.settings.for_experiment("REF").drug_frame == 6
+    form.fields["DATASET_PATH"].value = f"{tiny}/"
+    assert form.settings.conditions == saved.conditions
+    form.save()
+    assert "experiments.csv has columns what, is: experiment and any of" in form.saved.value
+    (tiny / "experiments.csv").unlink()
+    form.save()
+    assert load_settings(root=tmp_path).for_experiment("REF").drug_frame == 5
+
+
 def test_the_table_is_written_into_the_datasets_folder_at_the_press_of_a_button_only(tmp_path, tiny):
     from segkit.notebook.forms import ExperimentsForm, SettingsForm
     form = SettingsForm(load_settings({"DATASET_PATH": tiny}, tmp_path), save=True)

@@ -26,7 +26,7 @@ from segkit.training import trainer as trainer_module
 from segkit.training.distributed import ProcessGroup
 from segkit.training.frames import build_store, prepare
 from segkit.training.losses import validate_frames
-from segkit.training.run_dir import open_run, save_checkpoint
+from segkit.training.run_dir import load_checkpoint, open_run, save_checkpoint
 from segkit.training.trainer import Trainer
 from tests.helpers import squares, write
 
@@ -63,6 +63,8 @@ def test_a_run_leaves_what_the_readme_says(tiny):
     assert len(pd.read_csv(settings.run_dir / "history.csv")) == 2
     report = json.loads((settings.run_dir / "report.json").read_text())
     assert set(report["val_dice_by_position"]) == {"REF Pos109"}
+    assert report["val_dice"] < 0.9
+    assert "this Dice is less than usual (above 0.9): more EPOCHS help" in (settings.run_dir / "run.log").read_text()
     assert json.loads((settings.run_dir / "split.json").read_text())["validation"] == ["REF/Pos109/0", "REF/Pos109/1"]
     info = load_model(settings.run_dir, "cpu").info
     assert (info.cell_width, info.min_area) == (9.0, 50)  # squares of 10: twice 5, less the edges; half their area
@@ -131,6 +133,20 @@ def test_resume_without_a_run_and_a_damaged_last_pt_are_named(tiny):
         (settings.run_dir / "last.pt").write_bytes(content)
         with pytest.raises(SegkitError, match="START_FROM"):
             train(tiny, EPOCHS=3, RESUME=1)
+    save_checkpoint({"model": {}, "average": {}, "optimiser": {}, "state": {}}, settings.run_dir)
+    with pytest.raises(SegkitError, match=r"last\.pt is damaged: set another RUN, and START_FROM"):
+        train(tiny, EPOCHS=3, RESUME=1)
+
+
+@pytest.mark.parametrize(("error", "seen", "words"), [
+    (PermissionError(13, "Permission denied"), SegkitError, r"last\.pt cannot be read \(Permission denied\)"),
+    (MemoryError("no memory"), MemoryError, "no memory")])
+def test_a_last_pt_that_cannot_be_read_is_not_called_damaged(tmp_path, monkeypatch, error, seen, words):
+    def fail(*_, **__):
+        raise error
+    monkeypatch.setattr(torch, "load", fail)
+    with pytest.raises(seen, match=words):
+        load_checkpoint(tmp_path)
 
 
 def split_of(train, validation):
@@ -269,12 +285,15 @@ def test_black_frames_are_in_every_position_and_prove_nothing(four):
 
 
 def test_what_a_file_of_version_1_1_was_trained_on_is_said_to_be_unknown(four, rng, tmp_path_factory):
-    train_on(four, VALIDATION="103")
+    train_on(four, VALIDATION="103", EXCLUDE="REF/Pos101,REF/Pos102/1")
     without_record(four / "runs/r")
+    for position in ("102", "109"):  # but for what its settings tell
+        with pytest.raises(SegkitError, match=rf"trained on 1 of the validation positions \(REF/Pos{position}\)"):
+            train_on(four, RUN="a", START_FROM="r", VALIDATION=position)
     other = tmp_path_factory.mktemp("other")
     for position in ("Pos101", "Pos109"):
         add_position(other, rng, position)
-    for name, changes in (("b", {}), ("c", {"VALIDATION": "103"}), ("d", {"DATASET_PATH": other})):
+    for name, changes in (("b", {"VALIDATION": "101"}), ("c", {"VALIDATION": "103"}), ("d", {"DATASET_PATH": other})):
         info, card = train_on(four, RUN=name, START_FROM="r", **changes)
         log = (four / f"runs/{name}/run.log").read_text()
         assert log.count("was trained on is not known") == 1

@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import groupby, islice
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -205,6 +206,14 @@ def positions_trained_on(info: ModelInfo, validation: Mapping[str, Sequence[str]
     """Which validation positions, given as `hashes_by_position`, a model was trained on, even on other frames."""
     trained = set().union(*info.trained_on.values())
     found = {name for name, hashes in validation.items() if trained.intersection(hashes)}
+    # a model file of version 1.1 has no such record: its settings tell which positions of its own dataset it was
+    # trained on
+    names = ("DATASET_PATH", "VALIDATION", "EXCLUDE")
+    path, suffixes, left_out = (str(info.settings.get(name) or "") for name in names)
+    if not info.trained_on and path and Path(path).resolve() == settings.dataset_path.resolve():
+        unused = tuple(f"{name}/" for name in left_out.split(","))
+        found |= {name for name in validation
+                  if not name.endswith(tuple(suffixes.split(","))) and not f"{name}/".startswith(unused)}
     # the same name: another laboratory's position, or other frames of this one
     alike = (validation.keys() & info.trained_on.keys()) - found
     frames = discover(settings.dataset_path, settings.masks_path).frames if alike else ()

@@ -2,7 +2,9 @@
 
 import html
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import ipywidgets as w
@@ -62,9 +64,13 @@ class SettingsForm(QuietBox):
         sections = [w.VBox([w.HTML(f"<b>{html.escape(title)}</b>"), *map(self._row, names)])
                     for title, names in self._groups.items()]
         self.children = [sections[0], self.message, *sections[1:], self._buttons]
-        # the saved form's own table of experiments; None: the file in the dataset's folder, read each time
-        file = Settings(root=settings.root, dataset_path=settings.dataset_path).conditions
-        self._conditions = None if settings.conditions == file else settings.conditions
+        # tables of experiments by dataset; without one: the file in the dataset's folder, read each time
+        self._tables: dict[Path, str | None] = {settings.dataset_path: settings.conditions}
+        try:
+            if settings.conditions == Settings(root=settings.root, dataset_path=settings.dataset_path).conditions:
+                self._tables.clear()
+        except SegkitError:
+            pass  # the file cannot be read, so that the table is the saved form's own
         self.dataset = None
         self._check()
 
@@ -85,19 +91,24 @@ class SettingsForm(QuietBox):
 
     def set_conditions(self, text: str) -> None:
         """Take over an edited table of experiments."""
-        self._conditions = text
+        self._tables[self.dataset.path] = text
         self._check()
 
     @property
     def settings(self) -> Settings:
         values = {name: field.value for name, field in self.fields.items()}
-        return known.parse_settings({**values, "CONDITIONS": self._conditions}, self._base)
+        # first without a table, which depends on the dataset that the values name
+        settings = known.parse_settings({**values, "CONDITIONS": ""}, self._base)
+        return replace(settings, conditions=self._tables.get(settings.dataset_path))
 
     def _edited(self, name: str) -> None:
-        """Check an edited form; another folder has another table of experiments, and is scanned."""
+        """Check an edited form; another folder is scanned, and another dataset does not take over the run's name."""
         if name in ("DATASET_PATH", "MASKS_PATH"):
-            self._conditions = self.dataset = None
-        self._check()
+            self.dataset = None
+        if name == "DATASET_PATH" and "RUN" in self.fields and self.fields["RUN"].value == self._base.run:
+            self.fields["RUN"].value = ""  # checks the form, too
+        else:
+            self._check()
 
     def _check(self) -> None:
         """Show what the form's values lead to; the dataset is scanned where it is not known."""

@@ -3,6 +3,7 @@
 import io
 import logging
 import os
+import re
 import signal
 import sys
 import time
@@ -128,6 +129,31 @@ def run_notebooks(names: Sequence[str], values: dict[str, str]) -> None:
     print(f"results in {settings.run_dir}; report.html there shows them", flush=True)
 
 
+class _Output:
+    """What papermill writes a notebook's output to: standard output.
+
+    A line that is written over in a terminal, as that of the epochs is, becomes a line of its own in a file.
+    """
+
+    def __init__(self) -> None:
+        self._open = False  # whether the last line has no end yet
+
+    def write(self, text: str) -> None:
+        if not sys.stdout.isatty():
+            text = re.sub(r"[\r\n]+", "\n", text)
+            text = text if self._open else text.lstrip("\n")
+        sys.stdout.write(text)
+        self._open = not text.endswith("\n") if text else self._open
+
+    def flush(self) -> None:
+        sys.stdout.flush()
+
+    def end_line(self) -> None:
+        """End a line that is open, before something else is printed."""
+        if self._open:
+            print(flush=True)
+
+
 def _execute(name: str, settings: Settings) -> None:
     """Execute a notebook with papermill; its copy, also of one that stops, is written whole or not at all.
 
@@ -144,19 +170,22 @@ def _execute(name: str, settings: Settings) -> None:
     if not found:
         raise SegkitError(f"no notebook {source}: run this in the project's folder, which holds notebooks/")
     values = {name: "" if value is None else value for name, value in settings.as_dict().items()}  # None is "not set"
-    stopped = None
+    stopped, output = None, _Output()
+    logging.getLogger("papermill").setLevel(logging.CRITICAL)  # it warns of every setting that a notebook does not name
     with replacing(settings.run_dir / "notebooks" / source.name) as part, warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The specified file")  # it does not end in .ipynb yet
         paths = [str(path).replace("{", "{{").replace("}", "}}") for path in (found[0], part)]  # papermill formats them
         try:
             papermill.execute_notebook(*paths, parameters=values, cwd=str(settings.root), progress_bar=False,
-                                       stdout_file=sys.stdout, kernel_name="python3",
+                                       stdout_file=output, kernel_name="python3",
                                        extra_arguments=["--log-level=ERROR"])
         except PapermillExecutionError as error:
             stopped = error
         except DeadKernelError:
             raise SegkitError(f"{name}: its kernel was killed, most likely out of memory: set a smaller "
                               "BATCH_SIZE or CROP") from None
+        finally:
+            output.end_line()
     # after the copy is in place, so that it can be looked at
     if stopped:
         if stopped.ename != "SegkitError":

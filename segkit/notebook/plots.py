@@ -301,9 +301,12 @@ def show_growth(curves: Mapping[str, pd.DataFrame], minutes_per_frame: Mapping[s
         if 0 <= drug_frame[experiment] <= lines["since_start"].max():
             axes.axvline(drug_frame[experiment] * minutes_per_frame[experiment] / 60, color=GREY, ls="--", lw=1,
                          label="DRUG_FRAME")
-        # few areas are powers of ten, so plain numbers mark the logarithmic axis
-        axes.set(xlabel="time (h)", yscale="log", ylim=(areas.min() * 0.9, areas.max() * 1.15) if areas.any() else None)
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.2, 1.5, 2, 3, 5, 7)))
+        axes.set_xlabel("time (h)")
+        if areas.any():
+            axes.set(yscale="log", ylim=(areas.min() * 0.9, areas.max() * 1.15))
+        # few areas are powers of ten, so plain numbers mark the axis; over many decades the powers are enough
+        if areas.max() / areas.min() < 1e6:
+            axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.2, 1.5, 2, 3, 5, 7)))
         axes.yaxis.set_major_formatter("{x:g}")
         axes.minorticks_off()
     panels[0].set_ylabel("total cell area (µm²)")

@@ -218,8 +218,11 @@ def _summary(run_dir: Path, used: Mapping[str, Any]) -> str:
     if trained:
         lines.append(html.escape(f"The results are of the model of run {trained.get('RUN')}, trained on the dataset "
                                  f"{trained.get('DATASET_PATH')}."))
-    # all settings that are set, beside those of the training where they differ
-    other = {name: str(value) for name, value in trained.items() if value != settings.get(name)}
+    # all settings that are set, beside those of the training where they differ; papermill has empty text for None
+    settings, trained = ({name: "" if value is None else value for name, value in values.items()}
+                         for values in (settings, trained))
+    other = {name: trained[name] if trained[name] != "" else "not set" for name in settings
+             if trained.get(name, settings[name]) != settings[name]}
     columns = {"of these results": settings, "of the model's training, where other": other}
     table = pd.DataFrame(columns, dtype=object).fillna("").astype(str).replace("\n", "; ", regex=True)
     with pd.option_context("display.max_colwidth", None):

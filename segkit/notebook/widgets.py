@@ -116,8 +116,10 @@ def show_best_and_worst(scores: pd.DataFrame, dataset: Dataset, settings: Settin
     """
     frames = {frame.name: frame for frame in dataset.pairs}
     ranked = scores.sort_values("panoptic_quality", ascending=False)
+    # of one or two frames each once
+    places = {len(ranked) // 2: "middle", len(ranked) - 1: "worst", 0: "best"} if len(ranked) else {}
     pictures, titles = [], []
-    for name, place in (("best", 0), ("middle", len(ranked) // 2), ("worst", -1)):
+    for place, name in sorted(places.items()):
         row = ranked.iloc[place]
         frame = frames[f"{row['experiment']}/{row['position']}/{row['frame']}"]
         image, teacher = read_pair(frame)

@@ -25,6 +25,7 @@ from ..settings import DEMO, Settings, check_dataset
 COLUMNS = ("epoch", "train_loss", "train_dice", "val_loss", "val_dice", "learning_rate", "event", "seconds",
            "crops_per_second")
 PACKAGES = ("segkit", "torch", "torchvision", "numpy", "scikit-image")
+USUAL_DICE = 0.9  # on validation frames; a training that ends below it has a hint in its log
 
 
 Preview = tuple[np.ndarray, np.ndarray, np.ndarray]  # image, probability, target mask: (H, W) each
@@ -82,7 +83,7 @@ def check_training(settings: Settings) -> bool:
     if settings.resume:
         if not os.path.isfile(run_dir / "last.pt"):
             raise SegkitError(f"RESUME is set and {run_dir} holds no last.pt: set RESUME=0 or another RUN")
-        epochs = load_checkpoint(run_dir, torch.device("cpu"))["state"]["epoch"]
+        epochs = load_checkpoint(run_dir)["state"]["epoch"]
         if epochs > settings.epochs:
             raise SegkitError(f"RESUME is set and {epochs} epochs of runs/{settings.run} are trained already, more "
                               f"than EPOCHS={settings.epochs}: set EPOCHS to {epochs} to finish, or higher")
@@ -140,13 +141,22 @@ def save_checkpoint(checkpoint: dict[str, Any], run_dir: Path) -> None:
         temporary.write_bytes(content.getbuffer())
 
 
-def load_checkpoint(run_dir: Path, device: torch.device) -> dict[str, Any]:
-    """Read last.pt. Raises SegkitError where it is damaged or lacks one of its parts."""
+def load_checkpoint(run_dir: Path) -> dict[str, Any]:
+    """Read last.pt, to the CPU. Raises SegkitError where it cannot be read, is damaged or lacks one of its parts."""
+    path = run_dir / "last.pt"
     try:
-        checkpoint = torch.load(run_dir / "last.pt", map_location=device, weights_only=True)
-        return {name: checkpoint[name] for name in ("model", "average", "optimiser", "state")}
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        parts = {name: checkpoint[name] for name in ("model", "average", "optimiser", "state")}
+        complete = "epoch" in parts["state"]
+    except OSError as error:
+        raise SegkitError(f"{path} cannot be read ({error.strerror or error}): check its rights and the disk") from None
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
     except Exception:  # which one depends on the place of the damage
-        raise SegkitError(f"{run_dir / 'last.pt'} is damaged: set another RUN, and START_FROM to this run") from None
+        complete = False
+    if not complete:
+        raise SegkitError(f"{path} is damaged: set another RUN, and START_FROM to this run")
+    return parts
 
 
 def finish_run(model: UNet, scores: pd.DataFrame, history: History, settings: Settings, device: str) -> None:
@@ -167,6 +177,9 @@ def finish_run(model: UNet, scores: pd.DataFrame, history: History, settings: Se
     write_json(settings.run_dir / "report.json", report)
     log.info("finished: validation Dice of the labels %.4f, panoptic quality %.4f (epoch %s)", summary["val_dice"],
              summary["val_panoptic_quality"], best.get("epoch"))
+    if summary["val_dice"] < USUAL_DICE:
+        log.info("this Dice is less than usual (above %s): more EPOCHS help as long as the validation loss falls "
+                 "(RESUME=1 continues), and so do more training frames", USUAL_DICE)
 
 
 def model_card(model: UNet, report: dict[str, Any], frames: int) -> str:

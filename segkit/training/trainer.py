@@ -151,7 +151,7 @@ def _train(model: UNet, split: Split, settings: Settings, group: ProcessGroup, h
     # Resume from the checkpoint
     checkpoint = None
     if settings.resume:
-        checkpoint = run_dir.load_checkpoint(settings.run_dir, group.device)
+        checkpoint = run_dir.load_checkpoint(settings.run_dir)
         trainer.load_state(checkpoint)
         state = checkpoint["state"]
         vars(history).update({name: state[name] for name in vars(history) if name != "previews"})
@@ -295,7 +295,7 @@ class Trainer:
                               "optimiser": self.optimizer.state_dict()})
 
     def load_state(self, state: dict[str, dict[str, Any]]) -> None:
-        """Continue from a state, which is not changed."""
+        """Continue from a state on any device, which is not changed."""
         self.model.load_state_dict(state["model"])
         self.ema.load_state_dict(state["average"])
         self.optimizer.load_state_dict(copy.deepcopy(state["optimiser"]))
