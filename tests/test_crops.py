@@ -161,7 +161,8 @@ def test_stores_that_no_training_has_used_for_a_month_are_removed(tmp_path, tiny
 
 
 @pytest.mark.parametrize(("gigabytes", "precision", "processes", "crop"), [
-    (80, "bf16", 1, (768, 448)), (13, "bf16", 1, (768, 448)), (8, "bf16", 1, (384, 224)), (24, "float32", 1, (768, 448)),
+    (80, "bf16", 1, (768, 448)), (13, "bf16", 1, (768, 448)), (8, "bf16", 1, (384, 224)),
+    (24, "float32", 1, (768, 448)),
     (12, "float32", 1, (384, 224)), (8, "float32", 4, (768, 448)), (0.1, "float32", 1, (48, 32))])
 def test_crops_fit_the_memory_of_a_gpu(gigabytes, precision, processes, crop):
     settings = Settings(precision=precision)
