@@ -24,6 +24,7 @@ SPECK = 12  # pixels; nothing smaller is a cell
 OUTLIER = 8  # normalised intensities are clipped this many intensity ranges below 0 and above 1
 EIGHT = np.ones((3, 3), bool)  # 8-neighbourhood
 PERCENTILES = (0.5, 99.5)
+MIN_SEEN = 0.1  # share of the pixels; where fewer differ from black and white, these are the picture
 MAX_SLOPE = 0.12  # beside something drawn, as a share of its contrast (drawn: up to 0.08, saturated: mostly above 0.17)
 FULL_SCALE = (255, 1023, 4095, 8191, 16383, 65535)  # the largest values of common cameras and files
 BT601 = np.array([0.299, 0.587, 0.114], np.float32)  # luminance of red, green and blue
@@ -250,7 +251,7 @@ def blank_pixels(image: np.ndarray) -> np.ndarray:
     largest = image[~blank].max()
     extremes = [0, largest] if largest in FULL_SCALE else [0]
     seen = ~blank & ~np.isin(image, extremes)
-    usual = np.median(image[seen if seen.any() else ~blank])
+    usual = np.median(image[seen if seen.mean() > MIN_SEEN else ~blank])
     for value in extremes:
         equal = image == value
         if value == usual or np.count_nonzero(equal) < SPECK:
