@@ -216,8 +216,9 @@ def _scan_plain_folder(folder: Path, masks_root: Path, problems: Problems) -> li
     images, masks = _images(tree[source]), _masks_beside(source, source, tree)
     if masks_root != folder:
         masks_tree = _images_by_folder(masks_root, problems)
-        folders += [sub for sub in masks_tree if sub.resolve() != source.resolve()]
-        masks += [file for sub, files in masks_tree.items() if sub in folders for file in files]
+        elsewhere = [sub for sub in masks_tree if sub.resolve() != source.resolve()]
+        masks += [file for sub in elsewhere for file in masks_tree[sub]]
+        folders += elsewhere
     if not masks:
         _note_unread(folders, problems)
     # names may tell several positions
