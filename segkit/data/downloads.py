@@ -64,11 +64,14 @@ class Entry(NamedTuple):
 
 
 def file_crc(path: str | Path) -> int:
-    """CRC-32 of a file."""
+    """CRC-32 of a file. Raises SegkitError where it cannot be read."""
     crc = 0
-    with open(path, "rb") as file:
-        while part := file.read(1 << 20):
-            crc = zlib.crc32(part, crc)
+    try:
+        with open(path, "rb") as file:
+            while part := file.read(1 << 20):
+                crc = zlib.crc32(part, crc)
+    except OSError as error:
+        raise SegkitError(f"{path} cannot be read ({error.strerror}): check its permissions or the connection") from None
     return crc
 
 
