@@ -27,6 +27,7 @@ from .dataset import JUNK, Problems, table_of_problems, walk
 from .images import IMAGE_SUFFIXES
 
 UNPACKED_BY_HAND = "unpack it with another program, such as 7-Zip, then arrange the folder"
+TO_BE_READ = "check its permissions or the connection"
 METHODS = {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA}  # that Python can unpack
 SIGNS = "[\u00b0\u00b5\u00b1\u00b2\u00b3\u00b7\u00d7]"  # of units and formulas, in plain text, not inside a word
 LATIN = f"(?=[\u00c0-\u024f])(?!{SIGNS}).|(?<![^ -~])(?:(?<![A-Za-z]){SIGNS}|{SIGNS}(?![A-Za-z]))(?![^ -~])"
@@ -71,7 +72,7 @@ def file_crc(path: str | Path) -> int:
             while part := file.read(1 << 20):
                 crc = zlib.crc32(part, crc)
     except OSError as error:
-        raise SegkitError(f"{path} cannot be read ({error.strerror}): check its permissions or the connection") from None
+        raise SegkitError(f"{path} cannot be read ({error.strerror}): {TO_BE_READ}") from None
     return crc
 
 
@@ -144,7 +145,7 @@ def _begins_as_archive(path: Path) -> bool:
 def _what_instead(path: Path, error: Exception) -> str:
     """What a file is that cannot be opened as an archive, and what to do."""
     if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
-        return f"cannot be read ({error.strerror}): check its permissions or the connection"
+        return f"cannot be read ({error.strerror}): {TO_BE_READ}"
     with open(path, "rb") as file:
         begin = file.read(100).removeprefix(codecs.BOM_UTF8).lstrip().lower()
     beside = any(path.parent.glob(f"{glob.escape(path.stem)}.z[0-9][0-9]"))
@@ -341,8 +342,7 @@ def _content(entry: Entry, open_archive: Callable[[Path], zipfile.ZipFile]) -> I
     except OSError as error:
         if error.errno == errno.EINVAL:  # a place before the archive's beginning
             raise SegkitError("is damaged: download the archive again") from None
-        raise SegkitError(f"cannot be read ({error.strerror or error}): check its permissions or the connection"
-                          ) from None
+        raise SegkitError(f"cannot be read ({error.strerror or error}): {TO_BE_READ}") from None
 
 
 def _place(name: str) -> str | None:
