@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import codecs
+import csv
 import difflib
 import io
 import os
 import re
+import unicodedata
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from numbers import Number
@@ -238,40 +240,63 @@ def _parse(spec: Any, value: Any) -> Any:
 def read_conditions(source: Path | str) -> dict[str, dict[str, str]]:
     """The rows of a table of experiments (a file or its text) by experiment and setting, without empty cells.
 
-    Commas, semicolons or tabs separate the cells, decimals have a point or a comma, as spreadsheets write them.
+    Commas, semicolons or tabs separate the cells; decimals have a point or, between the latter two, a comma, as
+    spreadsheets write them.
     Raises SegkitError, naming the file and row, for an unknown column or a row without a name of its own.
     """
     place = source if isinstance(source, Path) else "CONDITIONS"
     # all as text: 001 and NA are names of experiments, too, and the settings read their own values
     try:
-        text = (_decoded(source.read_bytes()) if isinstance(source, Path) else source or "experiment").strip()
-        separator = max(",;\t", key=text.partition("\n")[0].count)
-        table = pd.read_csv(io.StringIO(text), sep=separator, dtype=str, keep_default_na=False)
-    except (OSError, ValueError) as error:
+        table, separator = _cells(_decoded(source.read_bytes()) if isinstance(source, Path) else source or "experiment")
+    except (OSError, ValueError, csv.Error) as error:
         raise SegkitError(f"{place} cannot be read ({str(error).strip()}): a table with commas was needed") from None
-    # a spreadsheet may leave empty columns at the end, which pandas names itself
-    table = table.rename(columns=lambda name: name.strip().lower()).fillna("").map(str.strip)
-    table = table.loc[:, [not name.startswith("unnamed:") or table[name].ne("").any() for name in table]]
     known = [name.lower() for name in BY_EXPERIMENT]
-    longer = table.index.dtype.kind != "i"  # rows of more cells than columns: pandas takes the first cell as an index
-    if longer or "experiment" not in table or set(table) - {"experiment", *known}:
-        raise SegkitError(f"{place} has columns {', '.join(table)}{' and longer rows' if longer else ''}: experiment "
-                          f"and any of {', '.join(known)} were needed")
-    # a spreadsheet may leave empty rows at the end
-    table = table[table.ne("").any(axis=1)].set_index("experiment")
+    if "experiment" not in table or set(table) - {"experiment", *known} or table.columns.has_duplicates:
+        raise SegkitError(f"{place} has columns {', '.join(table)}: experiment and any of {', '.join(known)}, "
+                          "each once, were needed")
+    table = table.set_index("experiment")
     wrong = table.index.duplicated() | (table.index == "")
     if wrong.any():
         raise SegkitError(f"{place}, row {wrong.argmax() + 2}: a name in every row was needed, each once")
-    numbers = table.columns.difference(["reference"])
-    table[numbers] = table[numbers].map(lambda value: value.replace(",", "."))
+    # beside separators that are commas, and in whole numbers, a comma parts thousands, if anything
+    numbers = table.columns.difference(["reference", "drug_frame"])
+    if separator != ",":
+        table[numbers] = table[numbers].map(lambda value: value.replace(",", "."))
     return {experiment: {name: value for name, value in row.items() if value}
             for experiment, row in table.to_dict("index").items()}
 
 
+def _cells(text: str) -> tuple[pd.DataFrame, str]:
+    """The cells of a table as text, without empty rows and columns, and what separates them.
+
+    A spreadsheet may write `sep=;` first, and leave empty cells at the end of all or some rows.
+    Raises ValueError where the text is empty, or a row has more cells than there are columns.
+    """
+    text = re.sub(r"\Asep=.*\n", "", unicodedata.normalize("NFC", text.strip())).strip()
+    if not text:
+        raise ValueError("it is empty")
+    separator = max(",;\t", key=text.partition("\n")[0].count)
+    lines = csv.reader(io.StringIO(text, newline=None), delimiter=separator)
+    header, *rows = ([cell.strip() for cell in line] for line in lines)
+    # rows of different lengths: as many cells as there are columns
+    width = len(header)
+    for number, row in enumerate(rows, start=2):
+        if any(row[width:]):
+            raise ValueError(f"line {number} has more cells than the first, which names the columns: longer rows")
+        row[:] = (row + width * [""])[:width]
+    table = pd.DataFrame(rows, columns=[name.lower() for name in header], dtype=str)
+    filled = table.ne("")
+    return table.loc[filled.any(axis=1), (table.columns != "") | filled.any(axis=0).to_numpy()], separator
+
+
 def _decoded(content: bytes) -> str:
-    """The text of a file that a spreadsheet wrote: UTF-16 with its mark, UTF-8, or what Windows used before."""
+    """The text of a file that a spreadsheet wrote: UTF-16, UTF-8, or what Windows used before."""
     if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         return content.decode("utf-16")
+    # without its mark: in UTF-16 every second byte of plain letters is 0
+    for first, encoding in ((1, "utf-16-le"), (0, "utf-16-be")):
+        if len(content) > 1 and not any(content[first:20:2]):
+            return content.decode(encoding)
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError:

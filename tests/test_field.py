@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 import uuid
 import zipfile
 from pathlib import Path
@@ -38,6 +39,7 @@ from segkit import (
     split_by_position,
 )
 from segkit.data.images import blank_pixels, normalise
+from segkit.data.label_review import _no_labels
 from segkit.data.tiff import read_metadata
 from segkit.files import replacing, write_text
 from segkit.measure.metrics import score_frame
@@ -452,11 +454,30 @@ TABLE = "experiment,minutes_per_frame,drug_frame\nREF,2.5,\nRIF10,2.5,30\n"
     TABLE.encode(), TABLE.replace(",", ";").replace(".", ",").encode(), TABLE.replace(",", "\t").encode("utf-16"),
     TABLE.replace(",", ";").replace("2.5", "2,5").encode("utf-8-sig"),
     TABLE.replace("\n", ";;\r\n").replace(",", ";").encode("cp1252"), ("\n" + TABLE + "\n,,\n").encode(),
-    TABLE.replace("2.5", '"2,5"').encode()], ids=range(7))
+    ("sep=;\r\n" + TABLE.replace(",", ";")).encode(), TABLE.encode("utf-16-le"), TABLE.encode("utf-16-be"),
+    TABLE.replace("30\n", "30,,,\n").encode(), TABLE.replace("5,\n", "5,,,\n").encode(),
+    TABLE.replace("30\n", "30,,\n").replace("5,\n", "5,,\n").encode()], ids=range(12))
 def test_a_spreadsheets_table_of_experiments_is_read(tmp_path, content):
     (tmp_path / "experiments.csv").write_bytes(content)
     assert read_conditions(tmp_path / "experiments.csv") == {
         "REF": {"minutes_per_frame": "2.5"}, "RIF10": {"minutes_per_frame": "2.5", "drug_frame": "30"}}
+
+
+@pytest.mark.parametrize("row", ['A,"1,000",', 'A,,"1,000"'])
+def test_thousands_with_a_comma_are_no_decimals(row):
+    text = f"experiment,minutes_per_frame,drug_frame\n{row}\n"
+    for table in (text, text.replace('"1,000"', "1_000").replace(",", ";").replace("1_000", "1,000")):
+        if table == text or row.startswith("A,,"):
+            with pytest.raises(SegkitError, match=r"is 1,000: a (whole )?number was needed"):
+                Settings(conditions=table)
+
+
+def test_an_accent_that_a_mac_wrote_as_two_characters_is_the_tables(tmp_path):
+    write_pages(position(tmp_path, "Re\u0301f_raw_data/Pos101") / "img_0.tif", numbered(1))
+    (tmp_path / "experiments.csv").write_text("experiment,drug_frame\nR\u00e9f,7\n", "utf-8")
+    dataset, settings = discover(tmp_path), Settings(dataset_path=tmp_path)
+    check_conditions(settings, dataset)
+    assert settings.for_experiment(dataset.frames[0].experiment).drug_frame == 7
 
 
 def test_a_name_that_matches_no_experiment_is_refused(tiny):
@@ -468,6 +489,14 @@ def test_a_name_that_matches_no_experiment_is_refused(tiny):
             check_conditions(Settings(dataset_path=tiny, **values), dataset)
     check_conditions(Settings(dataset_path=tiny), dataset)
     check_conditions(Settings(dataset_path=tiny, reference=""), dataset)
+    # only folders of experiments count, also where their images cannot be used
+    damaged = position(tiny, "RIF_raw_data/Pos101") / "img_0.tif"
+    damaged.write_bytes(b"")
+    dataset = discover(tiny)
+    check_conditions(Settings(dataset_path=tiny, conditions="experiment,drug_frame\nRIF,3\n"), dataset)
+    for name in (tiny.name, "Pos101", "img_0.tif", "RIF_raw_data"):
+        with pytest.raises(SegkitError, match="the dataset has no such"):
+            check_conditions(Settings(dataset_path=tiny, conditions=f"experiment,drug_frame\n{name},3\n"), dataset)
 
 
 def archive(path, names, encoding=None, method=zipfile.ZIP_DEFLATED):
@@ -488,7 +517,10 @@ def archive(path, names, encoding=None, method=zipfile.ZIP_DEFLATED):
 
 @pytest.mark.parametrize(("name", "encoding"), [
     ("\u5b9f\u9a13", "cp932"), ("\u8868\u793a_\u80fd\u529b", "cp932"), ("R\u00e9f\u00e9rence", "cp1252"),
-    ("R\u00e9f\u00e9rence", "cp437"), ("Gr\u00f6\u00dfe", "cp1252"), ("Gr\u00f6\u00dfe", "utf-8"), ("plain", "cp932")])
+    ("R\u00e9f\u00e9rence", "cp437"), ("Gr\u00f6\u00dfe", "cp1252"), ("Gr\u00f6\u00dfe", "utf-8"), ("plain", "cp932"),
+    ("37\u00b0C", "utf-8"), ("\u0394lac_\u00b1", "utf-8"), ("37\u00b0C", "cp1252"), ("37\u00b0C", "cp437"),
+    ("5\u00b5g", "cp1252"), ("Pr\u00f8ve", "cp1252"), ("\u30c6\u30b9\u30c8", "cp932"), ("\u30c7\u30fc\u30bf", "cp932"),
+    ("\u30b3\u30f3\u30c8\u30ed\u30fc\u30eb", "cp932"), ("\uff83\uff7d\uff84", "cp932")])
 def test_images_and_masks_of_archives_in_old_encodings_land_together(tmp_path, name, encoding):
     (tmp_path / "in").mkdir()
     archive(tmp_path / "in" / "a.zip", [f"{name}_raw_data/Pos101/img_{k:03d}.tif" for k in range(3)], encoding)
@@ -706,3 +738,138 @@ def test_a_teachers_cells_that_are_not_seen_do_not_count(tmp_path, pairs):
     scores = score_frame(frame, np.where(over, 0, labels))
     assert scores["dice"] == 1
     assert scores["teacher_cells"] == scores["cells"] == len(np.unique(labels[~over])) - 1
+
+
+def test_names_in_an_unknown_encoding_are_said(tmp_path):
+    archive(tmp_path / "a.zip", ["\u00a71_raw_data/Pos101/img_0.tif"], "cp1252")
+    plan = arrange(tmp_path / "a.zip", tmp_path / "out")
+    assert len(plan.copies) == 1
+    assert [p.reason.partition(":")[0] for p in plan.problems] == ["the names in a.zip are in an unknown encoding"]
+
+
+def test_what_is_no_zip_archive_is_said_by_its_kind(tmp_path):
+    archive(tmp_path / "REF.zip", ["REF_raw_data/Pos101/img_0.tif"])
+    for name, begin in (("a", b"7z\xbc\xaf"), ("b", b"Rar!"), ("c", b"\x1f\x8b"), ("d", b"\n<!DOCTYPE html>")):
+        (tmp_path / f"{name}.zip").write_bytes(begin + bytes(50))
+    whole = (tmp_path / "REF.zip").read_bytes()
+    (tmp_path / "e.zip.001").write_bytes(whole[:90])
+    (tmp_path / "e.zip.002").write_bytes(whole[90:])
+    said = {p.path.name: p.reason for p in arrange(tmp_path, tmp_path / "out").problems}
+    words = [*["of another kind than its name says: unpack it"] * 3, "is a web page",
+             *["one part of a split archive"] * 2]
+    assert len(said) == len(words)
+    assert all(word in said[name] for word, name in zip(words, sorted(said), strict=True)), said
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.EACCES, errno.ESTALE, errno.EDQUOT])
+def test_a_source_that_cannot_be_read_costs_itself_only(tmp_path, monkeypatch, number):
+    for k in range(3):
+        write_pages(position(tmp_path / "in") / f"img_{k}.tif", numbered(1, k))
+
+    def fails(path, *mode):
+        if str(path).endswith("img_1.tif"):
+            raise OSError(number, os.strerror(number))
+        return open(path, *mode)
+
+    monkeypatch.setattr("segkit.data.downloads.open", fails, raising=False)
+    monkeypatch.setattr("shutil.copystat", lambda *_: fails("img_1.tif"))  # a disk without times and permissions
+    plan = arrange(tmp_path / "in", tmp_path / "out")
+    assert [f.frame for f in discover(tmp_path / "out").frames] == [0, 2]
+    assert len(plan.problems) == 1
+    assert f"cannot be read ({os.strerror(number)}): check its permissions" in plan.problems[0].reason
+
+
+def test_an_archive_that_vanishes_costs_its_own_entries(tmp_path, monkeypatch):
+    for name in "AB":
+        archive(tmp_path / f"{name}.zip", [f"{name}_raw_data/Pos101/img_0.tif"])
+    monkeypatch.setattr("segkit.data.downloads._check_space", lambda *_: (tmp_path / "A.zip").unlink())
+    plan = arrange(tmp_path, tmp_path / "out")
+    assert len(discover(tmp_path / "out").frames) == 1
+    assert "cannot be read (No such file" in plan.problems[0].reason
+
+
+def test_an_archive_on_a_lost_connection_is_not_to_be_downloaded_again(tmp_path, monkeypatch):
+    archive(tmp_path / "a.zip", ["A_raw_data/Pos101/img_0.tif"])
+
+    def lost(*_):
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+    monkeypatch.setattr("zipfile.ZipFile.__init__", lost)
+    with pytest.raises(SegkitError, match=r"a\.zip cannot be read \(Stale file handle\): check its permissions or the"):
+        arrange(tmp_path, tmp_path / "out")
+
+
+def test_an_image_that_cannot_be_reached_is_not_damaged(tmp_path, monkeypatch):
+    for name in ("a.tif", "a.png"):
+        with pytest.raises(SegkitError, match=f"{name} is not there"):
+            read_image(tmp_path / name)
+    (tmp_path / "b.tif").mkdir()
+    with pytest.raises(SegkitError, match="is a folder"):
+        read_image(tmp_path / "b.tif")
+
+    def lost(*_, **__):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    write_pages(tmp_path / "c.tif", numbered(1))
+    monkeypatch.setattr("tifffile.TiffFile.__init__", lost)
+    with pytest.raises(SegkitError, match="check the disk or the connection"):
+        read_image(tmp_path / "c.tif")
+
+
+def test_a_folder_in_place_of_a_label_file_costs_its_own_frame_only(tmp_path, pairs):
+    for k, (image, _) in enumerate(pairs[:2]):
+        shutil.copy(image, position(tmp_path) / f"img_{k}.tif")
+    folder = tmp_path / "out" / "masks" / "A_masks" / "Pos101" / "PreprocessedPhaseMasks" / "MASK_img_1.tif"
+    (folder / "mine").mkdir(parents=True)
+    segment_dataset(bright(UNet()), discover(tmp_path), tmp_path / "out")
+    assert pd.read_csv(tmp_path / "out" / "frames.csv")["frame"].tolist() == [0]
+
+
+@pytest.mark.parametrize("dtype", [np.uint32, np.int64])
+def test_cells_with_large_numbers_are_measured(dtype):
+    labels = np.zeros((30, 40), dtype)
+    labels[5:9, 10:20], labels[15:19, 10:24] = 10**9, 7
+    table = measure_cells(labels)
+    assert table["label"].tolist() == [7, 10**9]
+    assert table["area_px"].tolist() == [56, 40]
+    assert len(measure_cells(np.zeros((0, 5), int))) == 0
+
+
+@pytest.mark.parametrize("um", ["0.1", 0, -1, float("nan")])
+def test_a_pixel_size_that_is_none_is_refused(um):
+    with pytest.raises(SegkitError, match="a number above 0 was needed"):
+        measure_cells(np.ones((5, 5), int), pixel_size_um=um)
+
+
+def test_a_hole_in_a_cell_does_not_lengthen_it():
+    cell = rod(100, 12, 0.3).astype(np.int32)
+    y, x = (int(c) for c in ndimage.center_of_mass(cell))
+    whole, cell[y - 2:y + 2, x - 5:x + 5] = measure_cells(cell).iloc[0], 0
+    assert measure_cells(cell).iloc[0]["length_px"] == pytest.approx(whole["length_px"], rel=0.03)
+
+
+def test_specks_are_reviewed_quickly():
+    labels = np.random.default_rng(0).integers(0, 4, (1024, 1024)).astype(np.int32)
+    began = time.process_time()
+    assert "grey levels along the edges: 181197 specks" in _no_labels(labels, np.bincount(labels.ravel())[1:])[0]
+    assert time.process_time() - began < 3
+
+
+@pytest.mark.parametrize("place", ["A_masks/Pos101/PreprocessedPhaseMasks", "A_raw_data/Pos101/masks",
+                                   "A_masks/Pos101"])
+def test_seg_npy_files_in_a_masks_folder_are_named_unless_masks_are_there(tmp_path, place):
+    write_pages(position(tmp_path, "A_raw_data/Pos101/aphase") / "img_0.tif", numbered(1))
+    (position(tmp_path, place) / "img_0_seg.npy").write_bytes(b"a pickle")
+    assert any("img_0_seg.npy are not loaded" in p.reason for p in discover(tmp_path).problems)
+    write_pages(position(tmp_path, "A_masks/Pos101/PreprocessedPhaseMasks") / "MASK_img_0.tif", numbered(1))
+    assert not discover(tmp_path).problems
+
+
+@pytest.mark.parametrize("tail", ["label", "labels", "seg", "segmentation", "cp_masks"])
+def test_masks_and_other_output_of_other_tools_are_told_apart(tmp_path, tail):
+    for name in ("img_1", "img_2"):
+        write_pages(tmp_path / f"{name}.tif", numbered(1))
+        write_pages(tmp_path / f"{name}_{tail}.tif", numbered(1))
+        for other in ("Probabilities", "Simple Segmentation", "Object Identities", "dist", "cellprob", "bounds"):
+            write_pages(tmp_path / f"{name}_{other}.tif", numbered(1))
+    assert [f.masks.name for f in discover(tmp_path).frames] == [f"img_{k}_{tail}.tif" for k in (1, 2)]

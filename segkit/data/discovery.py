@@ -2,6 +2,7 @@
 
 import os
 import re
+import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -11,7 +12,8 @@ from .dataset import JUNK, Dataset, Frame, Problems, Split, exclude, masks_folde
 from .images import IMAGE_SUFFIXES
 from .pairing import MASK_NAME, pair, plain_name
 
-BY_PRODUCT = re.compile(r"_(flows|cp_output|cp_outlines|outlines|dP|probability|ncolor_masks)$", re.IGNORECASE)
+BY_PRODUCT = re.compile(r"_(flows|cp_output|cp_outlines|outlines|dP|dist|cellprob|bounds|ncolor_masks|probability|"
+                        r"probabilities|simple segmentation|object identities)$", re.IGNORECASE)
 IMAGE_FOLDERS = ("aphase", "preprocessedphase", "")  # "": directly in PosXXX; the first that holds images is used
 MASK_FOLDERS = ("preprocessedphasemasks", "")
 Tree = dict[Path, list[Path]]  # image files by folder
@@ -105,7 +107,7 @@ def _scan_experiments(raw_folders: Sequence[Path], masks_root: Path, problems: P
     used: set[Path | None] = set()  # masks folders of experiments and positions
     for raw in raw_folders:
         # two folders of one experiment would mix their positions
-        name = _experiment_name(raw)
+        name = experiment_name(raw.name)
         if name in names:
             lost = len(_images(_below(_images_by_folder(raw, Problems()), raw)))
             problems.add(raw, f"a second folder of experiment {name}: {raw.name} is left out; rename it", lost)
@@ -122,7 +124,7 @@ def _scan_experiments(raw_folders: Sequence[Path], masks_root: Path, problems: P
 
 def _scan_experiment(raw: Path, masks: Path | None, used: set[Path | None], problems: Problems) -> list[Frame]:
     """The frames of an experiment: its folder of images, and the masks folder that belongs to it."""
-    name, frames = _experiment_name(raw), []
+    name, frames = experiment_name(raw.name), []
     tree = _images_by_folder(raw, problems)
     masks_tree = _images_by_folder(masks, problems) if masks else {}
     masks_positions = [folder for folder in masks_tree if folder.parent == masks]
@@ -173,20 +175,30 @@ def _scan_position(folder: Path, masks_folder: Path | None, experiment: str, tre
     if not images:
         return []
     masks = _pick(masks_folder, masks_tree, MASK_FOLDERS, problems)[1] if masks_folder else []
-    beside = _masks_beside(source, folder, tree, problems)
+    beside = _masks_beside(source, folder, tree)
+    if not masks and not beside:
+        elsewhere = [sub for sub in masks_tree if masks_folder and sub.is_relative_to(masks_folder)]
+        _note_unread([source, *_masks_folders(source, folder, tree), *elsewhere], problems)
     return pair(images, masks + beside, experiment, readable(folder.name), folder, no_masks and not beside, problems)
 
 
-def _masks_beside(source: Path, folder: Path, tree: Tree, problems: Problems) -> list[Path]:
-    """The masks files among the images in source, and in a folder `masks` in it or in the position's folder."""
-    masks = _masks(tree[source])
-    for sub in tree:
-        if plain_name(sub.name) == "masks" and sub.parent in (source, folder):
-            masks += [f for f in tree[sub] if f.suffix.lower() in IMAGE_SUFFIXES and not BY_PRODUCT.search(f.stem)]
-    if not masks and (unread := list(source.glob("*_seg.npy"))):
-        problems.add(source, f"{len(unread)} file(s) such as {unread[0].name} are not loaded, since a pickle can run "
-                             "code: save the masks as PNG or TIFF (in Cellpose: File, Save masks)")
-    return masks
+def _masks_folders(source: Path, folder: Path, tree: Tree) -> list[Path]:
+    """The folders `masks` in source, which holds the images, or in the position's folder."""
+    return [sub for sub in tree if plain_name(sub.name) == "masks" and sub.parent in (source, folder)]
+
+
+def _masks_beside(source: Path, folder: Path, tree: Tree) -> list[Path]:
+    """The masks files among the images in source, and in `_masks_folders`."""
+    inside = [file for sub in _masks_folders(source, folder, tree) for file in tree[sub]]
+    return _masks(tree[source]) + [file for file in inside if file.suffix.lower() in IMAGE_SUFFIXES
+                                   and not BY_PRODUCT.search(file.stem)]
+
+
+def _note_unread(folders: Iterable[Path], problems: Problems) -> None:
+    """Masks of a position without others that are saved in a way which is not read are a problem."""
+    if unread := [file for folder in folders for file in sorted(folder.glob("*_seg.npy"))]:
+        problems.add(unread[0].parent, f"{len(unread)} file(s) such as {unread[0].name} are not loaded, since a pickle "
+                                       "can run code: save the masks as PNG or TIFF (in Cellpose: File, Save masks)")
 
 
 def _scan_plain_folder(folder: Path, masks_root: Path, problems: Problems) -> list[Frame]:
@@ -194,17 +206,21 @@ def _scan_plain_folder(folder: Path, masks_root: Path, problems: Problems) -> li
     place, source = folder.resolve(), folder
     experiment, position = readable(place.name), "Pos0"
     if _is_position(place):
-        experiment, position = _experiment_name(place.parent), readable(place.name)
+        experiment, position = experiment_name(place.parent.name), readable(place.name)
         source, _ = _pick(folder, _images_by_folder(folder, problems), IMAGE_FOLDERS, problems)
     elif _is_position(place.parent):
-        experiment, position = _experiment_name(place.parent.parent), readable(place.parent.name)
+        experiment, position = experiment_name(place.parent.parent.name), readable(place.parent.name)
     # this folder alone, and masks in it: what else is below may be anything
     folders = [source, *(sub for sub in _folders_in(source) if plain_name(sub.name) == "masks")]
     tree = {sub: next(walk(sub, problems))[1] for sub in folders}
-    images, masks = _images(tree[source]), _masks_beside(source, source, tree, problems)
+    images, masks = _images(tree[source]), _masks_beside(source, source, tree)
     if masks_root != folder:
         masks_tree = _images_by_folder(masks_root, problems)
-        masks += [file for sub, files in masks_tree.items() if sub.resolve() != source.resolve() for file in files]
+        elsewhere = [sub for sub in masks_tree if sub.resolve() != source.resolve()]
+        masks += [file for sub in elsewhere for file in masks_tree[sub]]
+        folders += elsewhere
+    if not masks:
+        _note_unread(folders, problems)
     return pair(images, masks, experiment, position, source, not masks, problems, plain=True)
 
 
@@ -246,9 +262,10 @@ def _is_position(folder: Path) -> bool:
     return folder.name.lower().startswith("pos") and _is_raw(folder.parent)
 
 
-def _experiment_name(raw: Path) -> str:
-    """HR_REF for the folder HR_REF_raw_data."""
-    return readable(re.sub("_?raw_data", "", raw.name, flags=re.IGNORECASE) or raw.name)
+def experiment_name(folder: str) -> str:
+    """HR_REF for a folder named HR_REF_raw_data; an accent is one character, also where a Mac wrote it as two."""
+    name = re.sub("_?raw_data", "", folder, flags=re.IGNORECASE) or folder
+    return unicodedata.normalize("NFC", readable(name))
 
 
 def _guess(root: Path) -> str:

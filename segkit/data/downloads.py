@@ -1,5 +1,6 @@
 """Downloads (zip archives, folders) into the layout that `discover` reads."""
 
+import codecs
 import errno
 import glob
 import os
@@ -11,7 +12,7 @@ import zipfile
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -26,12 +27,18 @@ from .dataset import JUNK, Problems, table_of_problems, walk
 from .images import IMAGE_SUFFIXES
 
 UNPACKED_BY_HAND = "unpack it with another program, such as 7-Zip, then arrange the folder"
+TO_BE_READ = "check its permissions or the connection"
 METHODS = {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA}  # that Python can unpack
-ENCODINGS = {"utf-8": r"\w", "cp437": "[\u00c0-\u024f]", "cp1252": "[\u00c0-\u024f]",
-             "cp932": "[\u3040-\u30ff\u4e00-\u9fff\uff10-\uff9f]"}  # of names in archives, with their usual letters
+SIGNS = "[\u00b0\u00b5\u00b1\u00b2\u00b3\u00b7\u00d7]"  # of units and formulas, in plain text, not inside a word
+LATIN = f"(?=[\u00c0-\u024f])(?!{SIGNS}).|(?<![^ -~])(?:(?<![A-Za-z]){SIGNS}|{SIGNS}(?![A-Za-z]))(?![^ -~])"
+ENCODINGS = {"cp437": LATIN, "cp1252": LATIN,  # of names in archives, with their usual letters
+             "cp932": "[\u3040-\u30ff\u4e00-\u9fff\uff10-\uff5a]|[\uff66-\uff9f]{2,}"}
 PACKED = (".zip", ".tar", ".gz", ".tgz", ".7z", ".rar", ".bz2", ".xz", ".part", ".crdownload", ".download")
+COSTS_ALL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST}
 DAMAGED_ZIP = (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, ValueError, LookupError, ArithmeticError,
                struct.error)  # what zipfile raises for one; NotImplementedError is a RuntimeError
+OTHER_ARCHIVES = (b"7z\xbc\xaf", b"rar!", b"\x1f\x8b")  # how 7z, rar and gz files begin, in lower case
+PART = re.compile(r"\.(z\d\d|(zip|7z|rar)\.\d{3}|part\d+)$", re.IGNORECASE)  # of a split archive
 EXPERIMENT = re.compile(r"(?!preprocessedphasemasks$).*(raw_data|masks)", re.IGNORECASE | re.DOTALL)
 POSITION = re.compile(r"pos(ition)?[_ ]?\d", re.IGNORECASE)
 COPY = re.compile(r"( \(\d+\)|\.zip| - copy| copy( \d+)?|-\d{8}T\d{6}Z(-\d+)*(-\d{3})?)+$", re.IGNORECASE)
@@ -58,11 +65,14 @@ class Entry(NamedTuple):
 
 
 def file_crc(path: str | Path) -> int:
-    """CRC-32 of a file."""
+    """CRC-32 of a file. Raises SegkitError where it cannot be read."""
     crc = 0
-    with open(path, "rb") as file:
-        while part := file.read(1 << 20):
-            crc = zlib.crc32(part, crc)
+    try:
+        with open(path, "rb") as file:
+            while part := file.read(1 << 20):
+                crc = zlib.crc32(part, crc)
+    except OSError as error:
+        raise SegkitError(f"{path} cannot be read ({error.strerror}): {TO_BE_READ}") from None
     return crc
 
 
@@ -84,29 +94,42 @@ def list_images(source: Path, leave_out: Path, problems: Problems) -> Iterator[E
         for path in files:
             if path.suffix.lower() in IMAGE_SUFFIXES:
                 yield Entry(path.relative_to(base).as_posix(), None, str(path), path.stat().st_size)
-            elif _begins_as_archive(path) or path.suffix.lower() in PACKED:
+            elif _begins_as_archive(path) or path.suffix.lower() in PACKED or PART.search(path.name):
                 yield from _archive_entries(path, problems)
 
 
 def open_zip(path: Path) -> zipfile.ZipFile:
-    """Open an archive, with its names in the encoding that gives the most letters and the fewest other characters.
+    """Open an archive, with its names in the encoding that `find_encoding` takes them for."""
+    return zipfile.ZipFile(path, metadata_encoding=find_encoding(path)[0])
 
-    Names that are marked as UTF-8 are read so in any case; the others may be in the code page of their maker's system.
+
+def find_encoding(path: Path) -> tuple[str, float]:
+    """The encoding of an archive's names, and the share of their other characters that are letters usual in it.
+
+    Names that are marked as UTF-8 are read so in any case; the others may be in UTF-8 too, or in the code page of their
+    maker's system: that which gives the most letters and the fewest other characters.
     """
     with zipfile.ZipFile(path) as archive:
         names = [info.orig_filename for info in archive.infolist() if not info.flag_bits & 0x800]
     raw = "/".join(names).encode("cp437")
 
     def letters(encoding: str) -> float:
-        try:
-            text = raw.decode(encoding)
-        except UnicodeDecodeError:
+        text = raw.decode(encoding, "replace")
+        if "\ufffd" in text:
             return -1.0
         # a backslash is the second byte of a Japanese letter, or stands between folders where no / does
         other = [char for char in text if ord(char) > 127 or (char == "\\" and "/" in text)]
-        return sum(bool(re.match(ENCODINGS[encoding], char)) for char in other) / max(len(other), 1)
-    best = "cp437" if raw.isascii() else max(ENCODINGS, key=letters)
-    return zipfile.ZipFile(path, metadata_encoding=best)
+        usual = re.findall(ENCODINGS[encoding], text)
+        return len("".join(usual)) / max(len(other), 1)
+
+    # UTF-8 and Japanese syllables in a row do not come about by chance
+    with suppress(UnicodeDecodeError):
+        raw.decode("utf-8")
+        return "utf-8", 1.0
+    if re.search("[\u3041-\u30fe]{2}", raw.decode("cp932", "replace")) and letters("cp932") > 0:
+        return "cp932", 1.0
+    best = max(ENCODINGS, key=letters)
+    return best, letters(best)
 
 
 def _begins_as_archive(path: Path) -> bool:
@@ -119,20 +142,40 @@ def _begins_as_archive(path: Path) -> bool:
     return begin[:2] == b"PK" or (not begin and not path.suffix)
 
 
+def _what_instead(path: Path, error: Exception) -> str:
+    """What a file is that cannot be opened as an archive, and what to do."""
+    if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
+        return f"cannot be read ({error.strerror}): {TO_BE_READ}"
+    with open(path, "rb") as file:
+        begin = file.read(100).removeprefix(codecs.BOM_UTF8).lstrip().lower()
+    beside = any(path.parent.glob(f"{glob.escape(path.stem)}.z[0-9][0-9]"))
+    if beside or "multiple disks" in str(error):
+        return f"is one part of a split archive: {UNPACKED_BY_HAND}"
+    if begin.startswith(OTHER_ARCHIVES):
+        return f"is an archive of another kind than its name says: {UNPACKED_BY_HAND}"
+    if begin.startswith((b"<!doctype html", b"<html")):
+        return "is a web page and no archive: download it in a browser where you are logged in"
+    return f"is no valid zip archive ({error}): download it again"
+
+
 def _archive_entries(path: Path, problems: Problems) -> Iterator[Entry]:
     """The images in an archive; what cannot be unpacked, or not safely, is a problem."""
+    if PART.search(path.name):
+        problems.add(path, f"{path.name} is one part of a split archive: {UNPACKED_BY_HAND}")
+        return
     is_zip = path.suffix.lower() == ".zip"
     if path.suffix.lower() in PACKED and not is_zip and not _begins_as_archive(path):
         problems.add(path, f"{path.name} is no zip archive: {UNPACKED_BY_HAND}")
         return
     try:
-        with open_zip(path) as archive:
+        encoding, certain = find_encoding(path)
+        with zipfile.ZipFile(path, metadata_encoding=encoding) as archive:
             infos = archive.infolist()
     except (*DAMAGED_ZIP, OSError) as error:
-        split = "multiple disks" in str(error) or any(path.parent.glob(f"{glob.escape(path.stem)}.z[0-9][0-9]"))
-        problems.add(path, f"{path.name} is one part of a split archive: {UNPACKED_BY_HAND}" if split else
-                     f"{path.name} is no valid zip archive ({error}): download it again")
+        problems.add(path, f"{path.name} {_what_instead(path, error)}")
         return
+    if certain < 0.5:
+        problems.add(path, f"the names in {path.name} are in an unknown encoding: {UNPACKED_BY_HAND}")
     if locked := [info for info in infos if info.compress_type not in METHODS or info.flag_bits & 1]:
         why = "with a password" if locked[0].flag_bits & 1 else "by a method that Python lacks, such as Deflate64"
         problems.add(path, f"{len(locked)} file(s) of {path.name} are packed {why}: {UNPACKED_BY_HAND}", len(locked))
@@ -270,22 +313,36 @@ def _check_space(folder: Path, needed: int) -> None:
 
 def _copy(entry: Entry, target: Path, open_archive: Callable[[Path], zipfile.ZipFile]) -> str:
     """Copy or extract one file; returns what is wrong with it, "" if nothing is."""
-    if entry.archive is None and not os.access(entry.source, os.R_OK):
-        return "may not be read: change its permissions"
     try:
         with replacing(target) as temporary:
+            with open(temporary, "wb") as file:
+                for part in _content(entry, open_archive):
+                    file.write(part)
+            # times and permissions, where the disk has them
             if entry.archive is None:
-                shutil.copy2(entry.source, temporary)
-            else:
-                with open_archive(entry.archive).open(entry.source) as packed, open(temporary, "wb") as file:
-                    shutil.copyfileobj(packed, file, 1 << 20)
-    except DAMAGED_ZIP as error:
-        return f"is damaged ({error}): download the archive again"
-    except SegkitError as error:  # one file's own fault costs no other
-        if write_errno(error) in (errno.ENAMETOOLONG, errno.EIO, errno.EINVAL, errno.EILSEQ):
-            return f"was left out: {error}"
-        raise
+                with suppress(OSError):
+                    shutil.copystat(entry.source, temporary)
+    except SegkitError as error:  # one file's own fault costs no other; a full disk would cost all
+        if write_errno(error) in COSTS_ALL:
+            raise
+        return f"was left out: {error}" if write_errno(error) else str(error)
     return ""
+
+
+def _content(entry: Entry, open_archive: Callable[[Path], zipfile.ZipFile]) -> Iterator[bytes]:
+    """A file's content in parts. Raises SegkitError, without an OSError as its cause, where it cannot be read."""
+    try:
+        # the archive stays open for its other entries
+        archive = entry.archive and open_archive(entry.archive)
+        with archive.open(entry.source) if archive else open(entry.source, "rb") as file:
+            while part := file.read(1 << 20):
+                yield part
+    except DAMAGED_ZIP as error:
+        raise SegkitError(f"is damaged ({error}): download the archive again") from None
+    except OSError as error:
+        if error.errno == errno.EINVAL:  # a place before the archive's beginning
+            raise SegkitError("is damaged: download the archive again") from None
+        raise SegkitError(f"cannot be read ({error.strerror or error}): {TO_BE_READ}") from None
 
 
 def _place(name: str) -> str | None:

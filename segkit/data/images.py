@@ -1,5 +1,6 @@
 """Read images and labels from TIFF and PNG files; normalisation."""
 
+import errno
 import hashlib
 import math
 import warnings
@@ -74,7 +75,15 @@ def _damage_named(path: Path, action: str, cause: str) -> Iterator[None]:
         yield
     except PermissionError:
         raise SegkitError(f"{path.name} may not be read: change its permissions") from None
+    except FileNotFoundError:
+        raise SegkitError(f"{path.name} is not there: it was moved or deleted, or its disk is not connected") from None
+    except IsADirectoryError:
+        raise SegkitError(f"{path.name} is a folder: an image file was needed") from None
     except DAMAGE as error:
+        # a decoder gives no number for damaged content, or that of a place before the file's beginning
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
+            raise SegkitError(f"{path.name} cannot be read ({error.strerror}): check the disk or the "
+                              "connection") from None
         raise SegkitError(f"{path.name} cannot be {action} ({type(error).__name__}): {cause}; copy or export it "
                           "again") from None
 

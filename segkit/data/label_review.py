@@ -1,6 +1,6 @@
 """Review teacher labels: measure every pair and flag what looks wrong."""
 
-from collections import Counter
+from collections import Counter, defaultdict
 
 import numpy as np
 import pandas as pd
@@ -99,17 +99,20 @@ def _no_labels(labels: np.ndarray, areas: np.ndarray) -> list[str]:
     areas: pixels of each label. A cell is one connected part with a number of its own.
     """
     parts = measure.label(labels, background=0, connectivity=2)  # connected pixels of one number
-    boxes = [box for box in measure.regionprops(parts, labels) if box.area >= SPECK]
-    numbers = Counter(int(box.intensity_max) for box in boxes)
-    specks = int(parts.max()) - len(boxes)
+    pixels = np.bincount(parts.ravel())
+    large = 1 + np.flatnonzero(pixels[1:] >= SPECK)
+    number_of = np.zeros(len(pixels), int)
+    number_of[parts] = labels
+    numbers = Counter(number_of[large].tolist())
+    specks = len(pixels) - 1 - len(large)
     flags = []
-    if specks > max(10, len(boxes)):
-        flags.append(f"grey levels along the edges: {specks} specks beside {len(boxes)} larger parts; was the file "
+    if specks > max(10, len(large)):
+        flags.append(f"grey levels along the edges: {specks} specks beside {len(large)} larger parts; was the file "
                      "saved as JPEG, or resized smoothly?")
-    elif len(boxes) > 2 * len(numbers):
-        flags.append(f"few numbers ({len(numbers)}) for many parts ({len(boxes)}): classes or colours in place of "
+    elif len(large) > 2 * len(numbers):
+        flags.append(f"few numbers ({len(numbers)}) for many parts ({len(large)}): classes or colours in place of "
                      "cells?")
-    elif repeated := [number for number, count in numbers.items() if count > 1 and _distant(boxes, number)]:
+    elif repeated := _in_distant_parts(parts, dict(zip(large.tolist(), number_of[large].tolist(), strict=True))):
         flags.append(f"one number in several distant parts: {', '.join(map(str, repeated[:5]))}")
     # the background of a frame reaches all its edges
     largest = labels == 1 + np.argmax(np.bincount(labels.ravel(), minlength=2)[1:])
@@ -120,11 +123,20 @@ def _no_labels(labels: np.ndarray, areas: np.ndarray) -> list[str]:
     return flags
 
 
-def _distant(boxes: list, number: int) -> bool:
-    """Whether two parts of one number lie further apart than a cell that something crosses."""
-    places = np.array([box.bbox for box in boxes if box.intensity_max == number])  # (n, 4): rows and columns
-    gaps = np.maximum(places[None, :, :2] - places[:, None, 2:], 0)  # (n, n, 2)
-    return bool(gaps.max() >= DISTANT)
+def _in_distant_parts(parts: np.ndarray, number_of: dict[int, int]) -> list[int]:
+    """The numbers of which two parts lie further apart than a cell that something crosses; number_of: of each part."""
+    boxes = ndimage.find_objects(parts)
+    places: dict[int, list[tuple[int, ...]]] = defaultdict(list)
+    for part, number in number_of.items():
+        rows, columns = boxes[part - 1]
+        places[number].append((rows.start, columns.start, rows.stop, columns.stop))
+    found = []
+    for number, own in places.items():
+        corners = np.array(own)  # (n, 4)
+        gaps = np.maximum(corners[None, :, :2] - corners[:, None, 2:], 0)  # (n, n, 2)
+        if gaps.max() >= DISTANT:
+            found.append(number)
+    return found
 
 
 def _contrast(scaled: np.ndarray, foreground: np.ndarray) -> float:

@@ -13,7 +13,8 @@ from ..errors import SegkitError, readable
 from .dataset import Frame, Problem, Problems, labels_stem
 from .images import Header, check_sizes, read_header
 
-MASK_NAME = re.compile(r"^mask_(?P<a>.+)$|^(?P<b>.+?)_(?:cp_)?masks?$|^(?P<c>.+?)_labels$", re.IGNORECASE)
+MASK_NAME = re.compile(r"^mask_(?P<a>.+)$|^(?P<b>.+?)_(?:cp_)?masks?$|^(?P<c>.+?)_(?:labels?|seg|segmentation)$",
+                       re.IGNORECASE)
 PHASE = re.compile(r"(^|[^a-z])(a?phase|phase.?contrast|ph|phc|phaco)($|[^a-z])")  # in the name of a channel
 SEPARATORS = "_-. ()"
 BARE = "(no word)"  # the label of names that lack the word of others beside them

@@ -190,7 +190,7 @@ def _finish(model: UNet, options: InferenceOptions, given: _Input, maps: Maps | 
         try:
             write_labels(given.path, labels, um, given.provenance, not_seen)
         except SegkitError as unwritten:  # one frame's own fault costs no other; a full disk would cost all
-            if write_errno(unwritten) not in (0, errno.ENAMETOOLONG):
+            if write_errno(unwritten) not in (0, errno.ENAMETOOLONG, errno.EISDIR):
                 raise
             error = str(unwritten)
     if error:
