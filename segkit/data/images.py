@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-import imagecodecs
 import numpy as np
 import pandas as pd
 from PIL import Image
@@ -125,6 +124,8 @@ def _decode_png(path: Path, image: bool) -> np.ndarray:
 
     image: a palette's colours; labels are its indices.
     """
+    import imagecodecs  # for PNGs only: reading TIFFs without compression does without it
+
     with Image.open(path) as png:
         if png.format != "PNG" or (png.mode == "P" and not image):
             return np.asarray(png)
