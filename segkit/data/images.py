@@ -271,8 +271,9 @@ def blank_pixels(image: np.ndarray) -> np.ndarray:
         # the pixels around each region, one and two pixels further
         near = ndimage.maximum_filter(regions, 3)
         further = np.where(near == 0, ndimage.maximum_filter(near, 3), 0)
-        mean_near, mean_further = (ndimage.mean(image, np.where(seen, ring, 0), np.arange(count + 1))
-                                   for ring in (np.where(regions == 0, near, 0), further))
+        with np.errstate(invalid="ignore"):  # a region without a pixel around it has no mean
+            mean_near, mean_further = (ndimage.mean(image, np.where(seen, ring, 0), np.arange(count + 1))
+                                       for ring in (np.where(regions == 0, near, 0), further))
         contrast = abs(usual - value)
         sharp = (abs(mean_near - value) > contrast / 2) & ~(abs(mean_near - mean_further) > MAX_SLOPE * contrast)
         drawn = (areas >= SPECK) & (sharp | np.isnan(mean_near))  # without a pixel around it: inside what is blank
