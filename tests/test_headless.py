@@ -284,8 +284,11 @@ def make(folder, *arguments, caller=None):
     (folder / "bin/python").chmod(0o755)
     (folder / "pyproject.toml").touch()
     caller = caller or folder
+    # as a user calls it: what was given to the make that runs the tests (PRECISION=float32) is not handed on
+    inherited = {"MAKEFLAGS", "MAKEOVERRIDES", "MFLAGS", "MAKELEVEL", "PRECISION"}
+    environment = {name: value for name, value in os.environ.items() if name not in inherited} | {"PWD": str(caller)}
     done = subprocess.run(["make", "-s", "-f", ROOT / "Makefile", "-C", folder, *arguments], cwd=caller,
-                          env=os.environ | {"PWD": str(caller)}, capture_output=True, text=True)
+                          env=environment, capture_output=True, text=True)
     return done.returncode, (done.stdout + done.stderr).splitlines()
 
 
