@@ -106,9 +106,8 @@ def turns(keys: Iterable[Key], stacks: Collection[Key] = ()) -> dict[Key, tuple[
     alike = [one for one in several if largest and one.repeats(largest)]
     differ = [i for i, words in enumerate(zip(*(one.words for one in alike), strict=True)) if len(set(words)) > 1]
     for one in alike:
-        for key in one.keys:
-            words = (one.words[i].strip(SEPARATORS) for i in differ)
-            channel[key] = " ".join(filter(None, words)) or BARE * bool(differ)
+        word = " ".join(filter(None, (one.words[i].strip(SEPARATORS) for i in differ))) or BARE * bool(differ)
+        channel |= dict.fromkeys(one.keys, word)
 
     # stacks with other words; film, film_1, film_2 have the same
     text = {key: " ".join(filter(None, (word.strip(SEPARATORS) for word in one.words)))
@@ -198,17 +197,23 @@ def _one_time_lapse(found: Mapping[Key, str], images: Mapping[Key, Path], header
     if len(phase) == 1:
         others = [name for channel, name in channels.items() if channel not in phase]
         problems.add(where, f"the images of {where.name} are of several channels or kinds: those such as "
-                            f"{channels[phase[0]]} are read, those such as {' and '.join(others[:4])} are not")
-        return {key: path for key, path in images.items() if found.get(key) == phase[0]}
-    problems.add(where, f"{where.name} holds images of several channels, depths, positions or conditions, such as "
-                        f"{' and '.join([*channels.values()][:4])}, and their names do not tell which is phase "
-                        "contrast: move the others elsewhere, or give each a PosXXX folder", _pages(images, headers))
+                            f"{channels[phase[0]]} are read, those such as {_some(others)} are not")
+        return {key: path for key, path in images.items() if found[key] == phase[0]}
+    _refuse(images, headers, "channels, depths, positions or conditions", channels.values(),
+            ", and their names do not tell which is phase contrast: move the others elsewhere, or give each a PosXXX "
+            "folder", where, problems)
     return {}
 
 
-def _pages(keys: Iterable[Key], headers: Mapping[Key, Header]) -> int:
-    """How many frames files hold, as far as it is known."""
-    return sum(headers[key].pages if key in headers else 1 for key in keys)
+def _refuse(images: Iterable[Key], headers: Mapping[Key, Header], kinds: str, examples: Iterable[str], remedy: str,
+            where: Path, problems: Problems) -> None:
+    """Make the images of several kinds a problem that costs all frames of theirs, as far as these are known."""
+    lost = sum(headers[key].pages if key in headers else 1 for key in images)
+    problems.add(where, f"{where.name} holds images of several {kinds}, such as {_some(examples)}{remedy}", lost)
+
+
+def _some(names: Iterable[str]) -> str:
+    return " and ".join([*names][:4])
 
 
 def time_slot(series: Sequence[Key]) -> int | None:
@@ -278,12 +283,12 @@ def pair(images: Sequence[Path], masks: Sequence[Path], experiment: str, positio
     found = turns(images_by_key, {key for key, header in headers.items() if header.pages > 1})
     names = sorted({name for name, _ in found.values()})
     if len(names) > 1 and not plain:
-        examples = [images_by_key[next(key for key, label in found.items() if label[0] == name)].name for name in names]
-        problems.add(where, f"{where.name} holds images of several positions, such as {' and '.join(examples[:4])}: "
-                            "give each position a PosXXX folder of its own", _pages(images_by_key, headers))
+        examples = {name: images_by_key[key].name for key, (name, _) in found.items()}
+        _refuse(images_by_key, headers, "positions", examples.values(), ": give each position a PosXXX folder of its "
+                "own", where, problems)
         return []
     frames: list[Frame] = []
-    of_masks = turns(masks_by_key)
+    of_masks = turns(masks_by_key) if len(names) > 1 else {}
     for name in names:
         own = {key: path for key, path in images_by_key.items() if found[key][0] == name}
         own_masks = {key: path for key, path in masks_by_key.items()
@@ -296,12 +301,11 @@ def pair(images: Sequence[Path], masks: Sequence[Path], experiment: str, positio
 
 
 def _pair_position(all_images: Mapping[Key, Path], masks_by_key: Mapping[Key, Path], kinds: Mapping[Key, str],
-                   all_headers: Mapping[Key, Header], all_damaged: Mapping[Key, Problem], experiment: str,
+                   all_headers: Mapping[Key, Header], damaged: Mapping[Key, Problem], experiment: str,
                    position: str, where: Path, quiet: bool, problems: Problems) -> list[Frame]:
     """The frames of one position; kinds: the channel of each image, where it is told."""
     images_by_key = _one_time_lapse(kinds, all_images, all_headers, where, problems)
     headers = {key: all_headers[key] for key in images_by_key if key in all_headers}
-    damaged = {key: all_damaged[key] for key in images_by_key if key in all_damaged}
     for key, header in headers.items():
         if header.left_out:
             problems.add(images_by_key[key], f"{images_by_key[key].name}: {header.left_out[0]}", header.left_out[1])
