@@ -166,5 +166,5 @@ def test_stores_that_no_training_has_used_for_a_month_are_removed(tmp_path, tiny
     (12, "float32", 1, (384, 224)), (8, "float32", 4, (768, 448)), (0.1, "float32", 1, (48, 32))])
 def test_crops_fit_the_memory_of_a_gpu(gigabytes, precision, processes, crop):
     settings = Settings(precision=precision)
-    assert choose_crop(settings, torch.device("cuda"), (2000, 2000), gigabytes * 1e9 / 2, processes) == crop
+    assert choose_crop(settings, torch.device("cuda"), (2000, 2000), processes * gigabytes * 1e9 / 2) == crop
     assert choose_crop(Settings(crop="800x800"), torch.device("cuda"), (2000, 2000), 1e6) == (800, 800)

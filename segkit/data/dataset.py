@@ -277,16 +277,21 @@ def read_pair(frame: Frame) -> tuple[np.ndarray, np.ndarray]:
 
 def read_whole_pair(frame: Frame) -> tuple[np.ndarray, np.ndarray]:
     """As `read_pair`, each with all its pixels, so that their sizes may differ."""
-    if frame.masks is None:
-        raise SegkitError(f"{frame.name} has no masks file: a pair was needed")
     try:
-        image, labels = read_image(frame.image, frame.page), read_labels(frame.masks, frame.masks_page)
+        return read_image(frame.image, frame.page), read_masks(frame)
     except SegkitError as error:
         raise SegkitError(f"{frame.name}: {error}") from None
+
+
+def read_masks(frame: Frame) -> np.ndarray:
+    """A frame's labels (H, W), whole. Raises SegkitError where they cannot be read, or have no background."""
+    if frame.masks is None:
+        raise SegkitError("it has no masks file: a pair was needed")
+    labels = read_labels(frame.masks, frame.masks_page)
     if labels.all():
-        raise SegkitError(f"{frame.name}: its masks file {frame.masks.name} has no background, which is 0 in instance "
-                          "labels: are these classes, or colours on white?")
-    return image, labels
+        raise SegkitError(f"its masks file {frame.masks.name} has no background, which is 0 in instance labels: are "
+                          "these classes, or colours on white?")
+    return labels
 
 
 def read_valid(frames: Iterable[Frame], at_most: int) -> list[tuple[Frame, np.ndarray, np.ndarray]]:

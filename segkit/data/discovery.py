@@ -45,7 +45,7 @@ def discover(dataset_path: str | Path, masks_path: str | Path | None = None) -> 
     """
     root = _folder("DATASET_PATH", dataset_path, "*_raw_data")
     masks_root = _folder("MASKS_PATH", masks_path, "*_masks") if masks_path else root
-    raw_folders = [folder for folder in _folders_in(root) if _is_raw(folder)]
+    raw_folders = [folder for folder in _folders_in(root) if is_raw(folder)]
     problems = Problems()
 
     # beside experiments, other folders do not count
@@ -252,14 +252,14 @@ def _folders_in(root: Path) -> list[Path]:
     return sorted(path for path in root.iterdir() if not JUNK.match(path.name) and os.path.isdir(path))
 
 
-def _is_raw(folder: Path) -> bool:
+def is_raw(folder: Path) -> bool:
     """Whether a folder is named as an experiment's folder of images."""
     return "raw_data" in folder.name.lower()
 
 
 def _is_position(folder: Path) -> bool:
     """Whether a folder is a position in an experiment's folder of images."""
-    return folder.name.lower().startswith("pos") and _is_raw(folder.parent)
+    return folder.name.lower().startswith("pos") and is_raw(folder.parent)
 
 
 def experiment_name(folder: str) -> str:
@@ -271,10 +271,10 @@ def experiment_name(folder: str) -> str:
 def _guess(root: Path) -> str:
     """What a folder without experiments seems to be instead, with what to give."""
     place, closed = root.resolve(), Problems()
-    if experiment := next(filter(_is_raw, (*place.parents, place)), None):
+    if experiment := next(filter(is_raw, (*place.parents, place)), None):
         return f"it is part of an experiment itself, give {experiment.parent}; "
     tree = dict(walk(root, closed, follow=False))
-    inside = [folder.parent for folder in tree if _is_raw(folder) and folder.parent.parent == root]
+    inside = [folder.parent for folder in tree if is_raw(folder) and folder.parent.parent == root]
     images = [folder for folder, files in tree.items() if folder != root and _images(files)]
     if inside:
         return f"give one of the folders in it, such as {inside[0]}; "

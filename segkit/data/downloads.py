@@ -98,11 +98,6 @@ def list_images(source: Path, leave_out: Path, problems: Problems) -> Iterator[E
                 yield from _archive_entries(path, problems)
 
 
-def open_zip(path: Path) -> zipfile.ZipFile:
-    """Open an archive, with its names in the encoding that `find_encoding` takes them for."""
-    return zipfile.ZipFile(path, metadata_encoding=find_encoding(path)[0])
-
-
 def find_encoding(path: Path) -> tuple[str, float]:
     """The encoding of an archive's names, and the share of their other characters that are letters usual in it.
 
@@ -295,7 +290,8 @@ def arrange(source: str | Path, dataset_path: str | Path) -> Plan:
 
     # each archive is opened once; a damaged file costs no other
     with ExitStack() as stack:
-        open_archive = cache(lambda path: stack.enter_context(open_zip(path)))
+        open_archive = cache(lambda path: stack.enter_context(
+            zipfile.ZipFile(path, metadata_encoding=find_encoding(path)[0])))
         for target, entry in tqdm(todo.items(), desc="arranging", unit="file", leave=False):
             if wrong := _copy(entry, target, open_archive):
                 plan.problems.add(Path(entry.source), f"{entry.where}: {entry.source} {wrong}", 1)

@@ -63,8 +63,7 @@ def read_header(path: str | Path, *, labels: bool = False) -> Header:
         planes = find_planes(path)
         if planes.planar and not labels:
             decode_tiff(path, 0, image=True)  # only its pixels tell grey saved in colour from frames saved as colours
-        return Header(len(planes.times), *planes.shape, planes.axis, planes.times, planes.left_out,
-                      planes.channel)
+        return Header(len(planes.times), *planes.shape, planes.axis, planes.times, planes.left_out, planes.channel)
 
 
 @contextmanager
@@ -286,6 +285,13 @@ def blank_pixels(image: np.ndarray) -> np.ndarray:
     return blank
 
 
+def _with_gaps(image: np.ndarray, blank: np.ndarray | None) -> np.ndarray:
+    """An image (H, W) of any dtype as float32, NaN where it holds no picture; blank: `blank_pixels`, where known."""
+    blank = blank_pixels(image) if blank is None else blank
+    with np.errstate(over="ignore"):  # beyond float32 is infinite
+        return np.where(blank, np.nan, np.asarray(image)).astype(np.float32)
+
+
 def fill_gaps(image: np.ndarray) -> np.ndarray:
     """An image (H, W), float32, with the median of its finite pixels in place of the others (NaN, infinite)."""
     finite = np.isfinite(image)
@@ -294,14 +300,14 @@ def fill_gaps(image: np.ndarray) -> np.ndarray:
     return np.where(finite, image, np.median(image[finite]) if finite.any() else 0).astype(np.float32)
 
 
-def has_contrast(image: np.ndarray) -> bool:
-    """Whether an image (H, W) shows more than one constant and some single pixels.
+def has_contrast(image: np.ndarray, blank: np.ndarray | None = None) -> bool:
+    """Whether an image (H, W) shows more than one constant and some single pixels; blank: as in `normalise`.
 
     A camera's image has noise everywhere. Where most pixels are equal (to float32's rounding), a connected piece of
     the others must be as large as the smallest cell, SPECK pixels.
     """
     with np.errstate(over="ignore"):
-        image = fill_gaps(np.where(blank_pixels(image), np.nan, np.asarray(image)).astype(np.float32))
+        image = fill_gaps(_with_gaps(image, blank))
         usual = np.median(image)
         other = np.abs(image - usual) > 4 * np.spacing(np.abs(usual))
     if other.mean() > 0.5:
@@ -327,13 +333,14 @@ def intensity_range(image: np.ndarray, normalisation: str = "percentile") -> tup
     return low, high if high > low else low + max(1.0, float(np.spacing(abs(low))))
 
 
-def normalise(image: np.ndarray, normalisation: str = "percentile") -> np.ndarray:
+def normalise(image: np.ndarray, normalisation: str = "percentile", blank: np.ndarray | None = None) -> np.ndarray:
     """Map an image (H, W) of any dtype to float32 with its intensity range at 0..1; outliers are cut off.
 
-    `blank_pixels` have no part in the range, and become the median of the others.
+    blank: its `blank_pixels`, where they are known already; they have no part in the range, and become the median of
+    the others.
     """
-    with np.errstate(over="ignore"):  # beyond float32 is infinite
-        image = np.where(blank_pixels(image), np.nan, np.asarray(image)).astype(np.float32)
+    with np.errstate(over="ignore"):
+        image = _with_gaps(image, blank)
         low, high = intensity_range(image, normalisation)
         scaled = (fill_gaps(image) - np.float32(low)) * np.float32(1 / (high - low))
     return np.clip(scaled, -OUTLIER, 1 + OUTLIER)

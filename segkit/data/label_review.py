@@ -1,6 +1,6 @@
 """Review teacher labels: measure every pair and flag what looks wrong."""
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 
 import numpy as np
 import pandas as pd
@@ -103,16 +103,17 @@ def _no_labels(labels: np.ndarray, areas: np.ndarray) -> list[str]:
     large = 1 + np.flatnonzero(pixels[1:] >= SPECK)
     number_of = np.zeros(len(pixels), int)
     number_of[parts] = labels
-    numbers = Counter(number_of[large].tolist())
+    owner = dict(zip(large.tolist(), number_of[large].tolist(), strict=True))  # the number of each part
+    numbers = len(set(owner.values()))
     specks = len(pixels) - 1 - len(large)
     flags = []
     if specks > max(10, len(large)):
         flags.append(f"grey levels along the edges: {specks} specks beside {len(large)} larger parts; was the file "
                      "saved as JPEG, or resized smoothly?")
-    elif len(large) > 2 * len(numbers):
-        flags.append(f"few numbers ({len(numbers)}) for many parts ({len(large)}): classes or colours in place of "
+    elif len(large) > 2 * numbers:
+        flags.append(f"few numbers ({numbers}) for many parts ({len(large)}): classes or colours in place of "
                      "cells?")
-    elif repeated := _in_distant_parts(parts, dict(zip(large.tolist(), number_of[large].tolist(), strict=True))):
+    elif repeated := _in_distant_parts(parts, owner):
         flags.append(f"one number in several distant parts: {', '.join(map(str, repeated[:5]))}")
     # the background of a frame reaches all its edges
     largest = labels == 1 + np.argmax(np.bincount(labels.ravel(), minlength=2)[1:])
@@ -130,13 +131,11 @@ def _in_distant_parts(parts: np.ndarray, number_of: dict[int, int]) -> list[int]
     for part, number in number_of.items():
         rows, columns = boxes[part - 1]
         places[number].append((rows.start, columns.start, rows.stop, columns.stop))
-    found = []
-    for number, own in places.items():
+
+    def largest_gap(own: list[tuple[int, ...]]) -> int:
         corners = np.array(own)  # (n, 4)
-        gaps = np.maximum(corners[None, :, :2] - corners[:, None, 2:], 0)  # (n, n, 2)
-        if gaps.max() >= DISTANT:
-            found.append(number)
-    return found
+        return (corners[None, :, :2] - corners[:, None, 2:]).max()  # of (n, n, 2)
+    return [number for number, own in places.items() if largest_gap(own) >= DISTANT]
 
 
 def _contrast(scaled: np.ndarray, foreground: np.ndarray) -> float:

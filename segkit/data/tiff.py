@@ -7,7 +7,7 @@ import re
 import struct
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
@@ -23,8 +23,6 @@ from ..errors import SegkitError
 MAX_EXPANSION = 50_000  # pixel bytes per stored byte; compressed images without any cell stay below it
 DAMAGE = (OSError, ValueError, KeyError, IndexError, TypeError, RuntimeError, EOFError, ArithmeticError,
           SyntaxError, MemoryError, AttributeError, struct.error, tifffile.TiffFileError, Image.DecompressionBombError)
-NO_STACK = ("a stack of which segkit needs one channel with time as its only stack axis: export the phase-contrast "
-            "channel alone")
 UM_PER_UNIT = {"nm": 1e-3, "um": 1.0, "mm": 1e3, "cm": 1e4, "m": 1e6, "in": 25400.0}
 MINUTES_PER_UNIT = {"us": 1e-6 / 60, "ms": 1e-3 / 60, "s": 1 / 60, "min": 1.0, "h": 60.0, "d": 1440.0}
 SAME_UNIT = {"nanometer": "nm", "micron": "um", "micrometer": "um", "millimeter": "mm", "centimeter": "cm",
@@ -126,16 +124,17 @@ def _planes_by_header(name: str, tif: tifffile.TiffFile, pages: list[tifffile.Ti
     images = [image for image in images if any(page < len(pages) for page in image)]
     if not images:
         return None
-    usual = Counter(pages[page].shape for page in images[0] if page < len(pages)).most_common(1)[0][0]
-    places = {page: place for page, place in images[0].items() if page < len(pages) and pages[page].shape == usual}
+    there = {page: place for page, place in images[0].items() if page < len(pages)}
+    usual = Counter(pages[page].shape for page in there).most_common(1)[0][0]
+    places = {page: place for page, place in there.items() if pages[page].shape == usual}
     axes = [axis for axis in "CZT" if len({place[axis] for place in places.values()}) > 1]
     _check_axes(name, axes, f"{len(places)} pages")
     axis = axes[0] if axes else ""
     order = sorted(places, key=lambda page: places[page][axis or "T"])
     keyframe, place = pages[order[0]], places[order[0]]
-    left_out = _left_out(pages, order, len(images))
-    if missing := [page for page in images[0] if page >= len(pages)]:
-        left_out = f"{len(missing)} page(s) that its header names are not in it", len(missing)
+    left_out = _left_out(pages, set(order), len(images))
+    if missing := len(images[0]) - len(there):
+        left_out = f"{missing} page(s) that its header names are not in it", missing
     channel = f"channel {place['C']}" + ("" if axis == "Z" else f", z {place['Z']}")
     return Planes(tuple(order), tuple(int(places[page][axis or "T"]) for page in order), axis, _size(keyframe),
                   keyframe.axes[0] == "S", left_out, channel)
@@ -144,9 +143,7 @@ def _planes_by_header(name: str, tif: tifffile.TiffFile, pages: list[tifffile.Ti
 def _micro_manager_images(tif: tifffile.TiffFile, pages: list[tifffile.TiffPage]) -> list[dict[int, dict[str, Any]]]:
     """For each position that Micro-Manager's index, or its tag on each page, names: pages with their C, Z and T."""
     index = (tif.micromanager_metadata or {}).get("IndexMap") if tif.is_micromanager else None
-    rows: dict[int, tuple] = {}  # by the page's offset
-    if index is not None:
-        rows = {int(row[4]): tuple(map(int, row[:4])) for row in index}
+    rows = {int(row[4]): tuple(map(int, row[:4])) for row in (() if index is None else index)}  # by the page's offset
     found: dict[Any, dict[int, dict[str, Any]]] = {}
     for number, page in enumerate(pages):
         own = page.tags.valueof("MicroManagerMetadata", default=None)
@@ -189,12 +186,12 @@ def _ome_images(name: str, root: ElementTree.Element) -> Iterator[dict[int, dict
 
 def _planes_by_series(name: str, tif: tifffile.TiffFile, pages: list[tifffile.TiffPage]) -> Planes:
     """The planes of the longest series that tifffile finds; pages written one by one are one series."""
-    series = [s for s in tif.series if not s.keyframe.is_reduced] or tif.series  # without thumbnails
+    series = _full_series(tif)
     main = max(series, key=_count)
-    stacks = [(axis, size) for axis, size in zip(main.axes, main.shape, strict=True)
+    stacks = [axis for axis, size in zip(main.axes, main.shape, strict=True)
               if axis not in "YXS" and size > 1]  # an axis of unknown kind, Q, may be there twice
-    _check_axes(name, [axis for axis, _ in stacks], f"axes {main.axes} {main.shape}")
-    count, axis = (stacks[0][1], stacks[0][0]) if stacks else (1, "")
+    _check_axes(name, stacks, f"axes {main.axes} {main.shape}")
+    count, axis = _count(main), "".join(stacks)
     written = int(tif.imagej_metadata.get("images", 1)) if tif.imagej_metadata else 1
     if count < written and main.kind == "generic":
         raise SegkitError(f"{name} is cut short: {count} of {written} images are there; copy it again from its source",
@@ -203,15 +200,20 @@ def _planes_by_series(name: str, tif: tifffile.TiffFile, pages: list[tifffile.Ti
     if len(main.pages) != count and len(pages) > 1:
         raise SegkitError(f"{name} holds {len(pages)} pages, and its header names {count}: export it again")
     if len(main.pages) != count:  # ImageJ writes large stacks as one page followed by raw planes
-        return Planes((), tuple(range(count)), axis, shape, planar, _left_out(pages, range(len(pages)), len(series)))
+        return Planes((), tuple(range(count)), axis, shape, planar)
     alike = [s for s in series if s is main or (s.kind == main.kind == "shaped" and _count(s) == _count(main) == 1
                                                 and s.keyframe.hash == main.keyframe.hash)]
     used = sorted(page.index for s in alike for page in s.pages if page is not None)
     # a page of another size leaves a gap in time
     frames = [page.index for page in pages if not page.is_reduced or page.index in used]
-    left_out = _left_out([pages[index] for index in frames], used, len(series))
+    left_out = _left_out([pages[index] for index in frames], set(used), len(series))
     times = tuple(frames.index(index) for index in used) if left_out else tuple(range(len(used)))
     return Planes(tuple(used), times, axis or ("I" if len(used) > 1 else ""), shape, planar, left_out)
+
+
+def _full_series(tif: tifffile.TiffFile) -> list[tifffile.TiffPageSeries]:
+    """The series of a file, without those of thumbnails."""
+    return [series for series in tif.series if not series.keyframe.is_reduced] or tif.series
 
 
 def _count(series: tifffile.TiffPageSeries) -> int:
@@ -223,9 +225,8 @@ def _size(page: tifffile.TiffPage) -> tuple[int, int]:
     return page.imagelength, page.imagewidth
 
 
-def _left_out(pages: list[tifffile.TiffPage], used: Any, series: int) -> tuple[str, int] | None:
+def _left_out(pages: list[tifffile.TiffPage], used: Set[int], series: int) -> tuple[str, int] | None:
     """Which of a file's pages are in none of the planes used, in words, and how many."""
-    used = set(used)
     lost = [page for page in pages if page.index not in used]
     if not lost:
         return None
@@ -239,7 +240,8 @@ def _check_axes(name: str, axes: list[str], what: str) -> None:
     """Raise SegkitError unless a stack has one axis, and not that of channels."""
     if len(axes) > 1 or "C" in axes:
         several = ("several z and several times: export one z plane of every time, or a projection along z"
-                   if "Z" in axes and "C" not in axes else NO_STACK)
+                   if "Z" in axes and "C" not in axes else "a stack of which segkit needs one channel with time as its "
+                   "only stack axis: export the phase-contrast channel alone")
         raise SegkitError(f"{name} ({what}) holds {several}")
 
 
@@ -258,7 +260,7 @@ def decode_tiff(path: Path, plane: int, *, image: bool) -> np.ndarray:
             pixels = page.asarray()
         else:
             page = tif.pages.first
-            stack = max(tif.series, key=_count).asarray(out="memmap")
+            stack = max(_full_series(tif), key=_count).asarray(out="memmap")
             pixels = np.asarray(stack.reshape(len(planes.times), *stack.shape[-2:])[plane])
         if image and page.photometric == tifffile.PHOTOMETRIC.MINISWHITE and not tif.is_imagej:
             pixels = (1 << page.bitspersample) - 1 - pixels if pixels.dtype.kind in "bu" else -pixels
@@ -281,18 +283,16 @@ def read_metadata(path: str | Path) -> dict[str, float]:
             # ImageJ names the unit of length itself, other files by a tag
             unit = imagej.get("unit", "") if imagej else TAG_UNITS.get(tags.valueof("ResolutionUnit", default=1), "")
             pixels, units = tags.valueof("XResolution", default=(0, 1))
-            if pixels:
-                found["PIXEL_SIZE_UM"] = _in_unit(max(units, 1) / pixels, unit, UM_PER_UNIT)
+            found["PIXEL_SIZE_UM"] = _in_unit(max(units, 1) / pixels if pixels else 0, unit, UM_PER_UNIT)
             interval, unit = imagej.get("finterval", 0), imagej.get("tunit", "s")
             found["MINUTES_PER_FRAME"] = _in_unit(interval, unit, MINUTES_PER_UNIT)
             # OME goes before the resolution tags
             node = ElementTree.fromstring(_ome_xml(tif)).find(".//{*}Pixels") if _ome_xml(tif) else None
             ome = node.attrib if node is not None else {}
-            if "PhysicalSizeX" in ome:
-                found["PIXEL_SIZE_UM"] = _in_unit(ome["PhysicalSizeX"], ome.get("PhysicalSizeXUnit", "um"), UM_PER_UNIT)
-            if "TimeIncrement" in ome:
-                found["MINUTES_PER_FRAME"] = _in_unit(ome["TimeIncrement"], ome.get("TimeIncrementUnit", "s"),
-                                                      MINUTES_PER_UNIT)
+            for name, entry, usual, factors in (("PIXEL_SIZE_UM", "PhysicalSizeX", "um", UM_PER_UNIT),
+                                                ("MINUTES_PER_FRAME", "TimeIncrement", "s", MINUTES_PER_UNIT)):
+                if entry in ome:
+                    found[name] = _in_unit(ome[entry], ome.get(f"{entry}Unit", usual), factors)
     except (*DAMAGE, ElementTree.ParseError):
         return {}
     return {name: value for name, value in found.items() if PLAUSIBLE[name][0] <= value <= PLAUSIBLE[name][1]}

@@ -6,6 +6,7 @@ from numbers import Real
 import numpy as np
 import pandas as pd
 from scipy import ndimage
+from skimage.segmentation import relabel_sequential
 
 from ..data.dataset import Frame
 from ..errors import SegkitError
@@ -72,13 +73,12 @@ def _cells(labels: np.ndarray) -> Iterator[tuple[int, tuple[slice, slice], np.nd
     if not labels.size:
         return
     # small numbers in place of large ones, since there is a box for every number up to the largest
-    numbers = labels[:0]
+    original = range(int(labels.max()) + 1)
     if labels.max() > labels.size:
-        numbers = np.unique(labels[labels > 0])
-        labels = (np.searchsorted(numbers, labels) + 1) * (labels > 0)
+        labels, _, original = relabel_sequential(labels)
     for label, box in enumerate(ndimage.find_objects(labels), start=1):
         if box:
-            yield int(numbers[label - 1]) if len(numbers) else label, box, labels[box] == label
+            yield int(original[label]), box, labels[box] == label
 
 
 def _perimeter(cell: np.ndarray) -> float:
@@ -96,8 +96,8 @@ def _perimeter(cell: np.ndarray) -> float:
     mask = mask[:, :-2] + 2 * mask[:, 1:-1] + mask[:, 2:]
     dy = mask[2:, 1:-1] - mask[:-2, 1:-1]
     dx = mask[1:-1, 2:] - mask[1:-1, :-2]
-    total = float(np.sqrt(dy * dy + dx * dx, dtype=np.float32).sum())
-    return DIGITAL * total / 32  # 16 of the smoothing, 2 of the difference
+    # 32: 16 of the smoothing, 2 of the difference
+    return DIGITAL * float(np.sqrt(dy * dy + dx * dx, dtype=np.float32).sum()) / 32
 
 
 def _spherocylinder(area: float, perimeter: float) -> tuple[float, float]:

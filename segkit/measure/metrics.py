@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike
 from scipy.sparse import coo_array, csr_array
 from scipy.sparse.csgraph import min_weight_full_bipartite_matching
 
-from ..data.dataset import Frame, common_area, exclude, read_pair
+from ..data.dataset import Frame, common_area, exclude, read_masks, read_pair
 from ..data.discovery import discover
 from ..data.images import blank_pixels, hash_pixels, read_image
 from ..errors import SegkitError
@@ -243,15 +243,15 @@ def tune_prominence(model: UNet, frames: Sequence[Frame]) -> ModelInfo:
     return replace(model.info, prominence=PROMINENCES[best[len(best) // 2]])
 
 
-def score_frame(frame: Frame, labels: np.ndarray) -> dict[str, Any]:
+def score_frame(frame: Frame, labels: np.ndarray, blank: np.ndarray | None = None) -> dict[str, Any]:
     """Agreement of labels (H, W) with the teacher's: Dice, panoptic quality, average precision, cells, area.
 
+    blank: the image's `blank_pixels`, where nothing counts; None reads the image for them.
     Raises SegkitError where the masks file cannot be read or differs in size by more than 2 pixels.
     """
-    assert frame.masks is not None, f"{frame.name} has no masks file"
-    image, teacher = read_pair(frame)
-    labels, _ = common_area(frame.image.name, labels, image)
-    labels, teacher = (np.where(blank_pixels(image), 0, cells) for cells in (labels, teacher))
+    blank = blank_pixels(read_image(frame.image, frame.page)) if blank is None else blank
+    labels, teacher = common_area(frame.image.name, np.where(blank, 0, labels), read_masks(frame))
+    teacher = np.where(blank[:teacher.shape[0], :teacher.shape[1]], 0, teacher)
     table = iou_table(labels, teacher)
     at_50, at_75, at_90 = (match(table, iou) for iou in (0.5, 0.75, 0.9))
     return {"experiment": frame.experiment, "position": frame.position, "frame": frame.frame,
@@ -263,4 +263,6 @@ def score_frame(frame: Frame, labels: np.ndarray) -> dict[str, Any]:
 
 def score_frames(model: UNet, frames: Sequence[Frame]) -> pd.DataFrame:
     """`score_frame` for every pair, segmented again: one row per frame."""
-    return pd.DataFrame([score_frame(frame, segment(model, read_pair(frame)[0]).labels) for frame in frames])
+    images = (read_pair(frame)[0] for frame in frames)
+    return pd.DataFrame([score_frame(frame, segment(model, image).labels, blank_pixels(image))
+                         for frame, image in zip(frames, images, strict=True)])

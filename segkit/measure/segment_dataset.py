@@ -79,8 +79,8 @@ def segment_dataset(model: UNet, frames: Dataset | Iterable[Frame], out_dir: str
     out_dir : str or Path
         Gets masks/EXPERIMENT_masks/PosXXX/PreprocessedPhaseMasks/MASK_*.tif (uint16 labels, in the users' own layout),
         cells.csv (a row per cell and frame), frames.csv (a row per segmented frame; not_seen: share of its pixels
-        that are drawn over or not finite), scores.csv (a row per frame with
-        teacher labels) and skipped.csv (frames that cannot be read, with the reason).
+        that are drawn over or not finite), scores.csv (a row per frame with teacher labels) and skipped.csv (frames
+        that cannot be read, with the reason).
     pixel_size_um : float or mapping, optional
         um per pixel, one for all or by experiment, for sizes in um and the TIFFs' resolution.
     scale, flips
@@ -201,7 +201,9 @@ def _finish(model: UNet, options: InferenceOptions, given: _Input, maps: Maps | 
     result = FrameResult(cells_of_frame(labels, frame, um), widths=widths, not_seen=not_seen)
     # a damaged masks file costs the score, not the cells
     try:
-        return result._replace(scores=score_frame(frame, labels)) if frame.masks else result
+        # of labels from a file it is known how much is not seen, but not where
+        blank = np.asarray(maps.blank) if maps else None if not_seen else np.zeros(labels.shape, bool)
+        return result._replace(scores=score_frame(frame, labels, blank)) if frame.masks else result
     except SegkitError as no_score:
         return result._replace(skipped=(frame.name, str(frame.masks), str(no_score)))
 
@@ -218,8 +220,7 @@ def _fingerprint(model: UNet, options: InferenceOptions) -> str:
     return digest.hexdigest()[:16]
 
 
-def write_labels(path: Path, labels: np.ndarray, pixel_size_um: float | None, provenance: str,
-                 not_seen: float = 0.0) -> None:
+def write_labels(path: Path, labels: np.ndarray, pixel_size_um: float | None, provenance: str, not_seen: float) -> None:
     """Write labels (H, W) as TIFF, uint16, with the pixel size where it is known (Fiji and napari read it)."""
     if labels.max() > 65535:
         raise SegkitError(f"{path.name}: {labels.max()} cells in one frame, and 16-bit labels hold 65535")
@@ -227,8 +228,7 @@ def write_labels(path: Path, labels: np.ndarray, pixel_size_um: float | None, pr
     resolution: dict[str, Any] = {"resolution": (per_cm, per_cm), "resolutionunit": "CENTIMETER"} if per_cm else {}
     with replacing(path) as temporary:
         tifffile.imwrite(temporary, labels.astype(np.uint16), compression="zlib", metadata=None,
-                         description=f"{provenance}; {pixel_size_um} um; {not_seen:.4f} not seen",
-                         **resolution)
+                         description=f"{provenance}; {pixel_size_um} um; {not_seen:.6g} not seen", **resolution)
 
 
 def _read_own_labels(path: Path, provenance: str, pixel_size_um: float | None) -> tuple[np.ndarray | None, float]:

@@ -85,14 +85,16 @@ def predict(model: UNet, images: Sequence[ArrayLike], *, scale: float = 1.0, fli
             raise SegkitError(f"image has shape {array.shape}: height x width, the same for all, was needed")
 
     # intensities and cell width as in the training
-    x = torch.from_numpy(np.stack([normalise(array, model.info.normalisation) for array in arrays]))[:, None]
+    blank = [blank_pixels(array) for array in arrays]
+    scaled = [normalise(array, model.info.normalisation, unseen) for array, unseen in zip(arrays, blank, strict=True)]
+    x = torch.from_numpy(np.stack(scaled))[:, None]
     if scale != 1:  # (B, 1, H, W) -> (B, 1, h, w)
         x = F.interpolate(x, [_scaled(n, scale) for n in shape], mode="bilinear", antialias=True)
 
     # a flipped image is predicted, and its maps are flipped back
     mirrors = MIRRORS if flips else MIRRORS[:1]
     maps = torch.stack([_predict_tiles(model, x.flip(axes)).flip(axes) for axes in mirrors]).mean(0)
-    blank = [blank_pixels(array) | (not has_contrast(array)) for array in arrays]
+    blank = [unseen | (not has_contrast(array, unseen)) for array, unseen in zip(arrays, blank, strict=True)]
     return [Maps(of_image[0], of_image[1] if len(of_image) > 1 else None, shape, unseen)
             for of_image, unseen in zip(maps.numpy(), blank, strict=True)]  # (1 or 2, h, w) each
 

@@ -2,6 +2,7 @@
 
 import html
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -66,11 +67,9 @@ class SettingsForm(QuietBox):
         self.children = [sections[0], self.message, *sections[1:], self._buttons]
         # tables of experiments by dataset; without one: the file in the dataset's folder, read each time
         self._tables: dict[Path, str | None] = {settings.dataset_path: settings.conditions}
-        try:
+        with suppress(SegkitError):  # where the file cannot be read, the table is the saved form's own
             if settings.conditions == Settings(root=settings.root, dataset_path=settings.dataset_path).conditions:
                 self._tables.clear()
-        except SegkitError:
-            pass  # the file cannot be read, so that the table is the saved form's own
         self.dataset = None
         self._check()
 

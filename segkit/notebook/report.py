@@ -18,7 +18,7 @@ import torch
 from packaging.requirements import Requirement
 
 from ..data.dataset import Dataset, exclude, split_by_position
-from ..data.discovery import discover, discover_split, experiment_name
+from ..data.discovery import discover, discover_split, experiment_name, is_raw
 from ..data.images import read_header
 from ..devices import describe_device, pick_device
 from ..errors import SegkitError
@@ -81,9 +81,8 @@ def check_conditions(settings: Settings, dataset: Dataset) -> None:
     """Raise SegkitError where the table of experiments, or a REFERENCE, names one that the dataset lacks."""
     experiments = {frame.experiment for frame in dataset.frames}
     # an experiment without a usable image is there all the same
-    inside = [problem.path.relative_to(dataset.path).parts[:1] for problem in dataset.problems
-              if problem.path.is_relative_to(dataset.path)]
-    damaged = {experiment_name(folder) for parts in inside for folder in parts if "raw_data" in folder.lower()}
+    places = {place for problem in dataset.problems for place in (problem.path, *problem.path.parents)}
+    damaged = {experiment_name(place.name) for place in places if place.parent == dataset.path and is_raw(place)}
     for name in read_conditions(settings.conditions or ""):
         if name not in experiments | damaged:
             raise SegkitError(f"{settings.dataset_path / CONDITIONS_FILE}, or the table of 01_setup, row {name}: the "

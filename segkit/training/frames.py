@@ -98,14 +98,15 @@ def decode(frame: Frame) -> Decoded:
     """Read and normalise one pair and make its target. Raises SegkitError where a file cannot be used."""
     whole, labels = read_whole_pair(frame)
     image, labels = common_area(frame.image.name, whole, labels)
-    labels = np.where(blank_pixels(image), 0, labels)
+    blank = blank_pixels(image)
+    labels = np.where(blank, 0, labels)
     # The target, and some of its foreground pixels for crops that must contain cells
     target, widths = distance_target(labels)
     inside = np.argwhere(target)
     points = np.full((POINTS, 2), -1, np.int32)
     if len(inside):
         points[:] = inside[np.linspace(0, len(inside) - 1, POINTS).astype(np.int64)]
-    return Decoded(normalise(image), target, points, widths, whole_areas(labels), hash_pixels(whole))
+    return Decoded(normalise(image, blank=blank), target, points, widths, whole_areas(labels), hash_pixels(whole))
 
 
 def build_store(frames: Sequence[Frame], device: torch.device, cache_dir: Path) -> tuple[Store, dict[Frame, str]]:
@@ -195,11 +196,11 @@ def step_memory(device: torch.device) -> float:
     return torch.cuda.get_device_properties(device).total_memory / 2 if device.type == "cuda" else math.inf
 
 
-def choose_crop(settings: Settings, device: torch.device, smallest: tuple[int, int], memory: float | None = None,
-                processes: int = 1) -> tuple[int, int]:
+def choose_crop(settings: Settings, device: torch.device, smallest: tuple[int, int],
+                memory: float | None = None) -> tuple[int, int]:
     """CROP as (height, width), reduced to the smallest training frame and to multiples of the network's stride.
 
-    memory: see `step_memory`; of several processes, which share a batch, the smallest.
+    memory: see `step_memory`; of all processes together, which share a batch.
     """
     if settings.crop != "auto":
         wanted = settings.crop_size()
@@ -207,23 +208,22 @@ def choose_crop(settings: Settings, device: torch.device, smallest: tuple[int, i
         wanted = min(CPU_CROP[0], smallest[0] // 2), min(CPU_CROP[1], smallest[1] // 2)
     else:
         wanted = GPU_CROP
-        memory, crops = memory or step_memory(device), settings.batch_size // processes
-        per_pixel = BYTES_PER_PIXEL[computes_in_bf16(device, settings.precision)]
-        while crops * per_pixel * wanted[0] * wanted[1] > memory and wanted[0] > MIN_CROP:
+        memory = memory or step_memory(device)
+        per_pixel = settings.batch_size * BYTES_PER_PIXEL[computes_in_bf16(device, settings.precision)]
+        while per_pixel * wanted[0] * wanted[1] > memory and wanted[0] > MIN_CROP:
             wanted = wanted[0] // 2, wanted[1] // 2
     height, width = (max(MIN_CROP, min(w, s) // STRIDE * STRIDE) for w, s in zip(wanted, smallest, strict=True))
     return height, width
 
 
 def plan_epoch(settings: Settings, device: torch.device, smallest: tuple[int, int], area: int,
-               memory: float | None = None, processes: int = 1) -> tuple[tuple[int, int], int, int]:
+               memory: float | None = None) -> tuple[tuple[int, int], int, int]:
     """Size of a crop (height, width), crops and steps of an epoch.
 
-    smallest: (height, width) of the smallest training frame; area: pixels of all; memory, processes: as in
-    `choose_crop`. By default an epoch has as many crops as cover the training frames once, at least 64 and at most
-    4096.
+    smallest: (height, width) of the smallest training frame; area: pixels of all; memory: as in `choose_crop`.
+    By default an epoch has as many crops as cover the training frames once, at least 64 and at most 4096.
     """
-    crop = choose_crop(settings, device, smallest, memory, processes)
+    crop = choose_crop(settings, device, smallest, memory)
     crops = settings.crops_per_epoch or min(max(64, round(area / (crop[0] * crop[1]))), 4096)
     return crop, crops, max(1, round(crops / settings.batch_size))
 
@@ -259,8 +259,7 @@ def prepare(split: Split, settings: Settings, group: ProcessGroup) -> TrainingDa
     validation, validated_on = decoded(split.validation, "validation frames")
     for store, what in ((train, "training"), (validation, "validation")):
         if not any(group.gather([store.foreground])):
-            raise SegkitError(f"no masks file of the {what} positions holds a cell: a student cannot learn from them; "
-                              "are these the right masks?")
+            raise SegkitError(f"no masks file of the {what} positions holds a cell: are these the right masks?")
     # Values of the training frames over all processes
     shards = pd.DataFrame(group.gather([{
         "height": int(train.height.min()), "width": int(train.width.min()), "foreground": train.foreground,
@@ -271,8 +270,8 @@ def prepare(split: Split, settings: Settings, group: ProcessGroup) -> TrainingDa
     min_area = smallest_area(group.gather(train.areas.tolist()), cell_width)
     # The plan: size and number of crops, steps
     smallest = int(shards["height"].min()), int(shards["width"].min())
-    memory = min(group.gather([step_memory(group.device)]))
-    crop, _, steps = plan_epoch(settings, group.device, smallest, int(shards["area"].sum()), memory, group.size)
+    memory = group.size * min(group.gather([step_memory(group.device)]))
+    crop, _, steps = plan_epoch(settings, group.device, smallest, int(shards["area"].sum()), memory)
     # frames of several processes as 8+8
     log.info("%s training frames, %s validation frames; crops of %d x %d, %d steps of %d an epoch; %s",
              *("+".join(map(str, shards[part])) for part in ("train", "validation")), *crop, steps,
