@@ -40,7 +40,7 @@ show_pictures([grey(image), overlay(image, labels, TEACHER), overlay(image, labe
 
 # %% [markdown]
 # Left: dark rods with a bright halo, and the posts of the chamber's wall. Middle: their outlines.
-# Right: every cell in its own colour, so that touching cells are counted separately. (This example
+# Right: every cell within its own rim, so that touching cells are counted separately. (This example
 # is synthetic; it is part of the demo dataset that comes with segkit.)
 #
 # **What you will do:** check the installation, select your dataset, save the settings.
