@@ -34,7 +34,7 @@ LABELS = {"description_width": "150px"}
 
 
 def _button(label: str, tooltip: str, action: Callable[[], None]) -> w.Button:
-    button = w.Button(description=label, tooltip=tooltip, layout=w.Layout(width="auto"))
+    button = w.Button(description=label, tooltip=tooltip, layout=w.Layout(width="auto", align_self="flex-start"))
     button.on_click(lambda _: action())
     return button
 
