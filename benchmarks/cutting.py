@@ -17,9 +17,8 @@ import segkit
 from segkit.data.dataset import exclude, read_pair
 from segkit.data.discovery import discover
 from segkit.data.images import EIGHT
-from segkit.model.postprocess import label_cells
+from segkit.model.postprocess import distance_target, label_cells
 from segkit.model.predict import predict
-from segkit.model.targets import distance_target
 from segkit.settings import load_settings, parse_settings
 
 PROMINENCES, FRAMES, NOISE = (0.2, 0.3, 0.4, 0.5), 20, 0.05

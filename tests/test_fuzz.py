@@ -22,8 +22,7 @@ from segkit import SegkitError, UNet, arrange, discover, match_instances, read_i
 from segkit.data.images import read_header
 from segkit.data.pairing import name_key
 from segkit.data.tiff import read_metadata
-from segkit.model.postprocess import label_cells
-from segkit.model.targets import distance_target
+from segkit.model.postprocess import distance_target, label_cells
 from segkit.settings import Settings, parse_settings, public_fields
 
 FEW = settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))

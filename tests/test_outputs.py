@@ -14,8 +14,8 @@ from segkit.data.tiff import read_metadata
 from segkit.measure import segment_dataset as inference_module
 from segkit.measure.segment_dataset import dice_warning, segmented_frames, width_warning
 from segkit.model import predict as predict_module
+from segkit.model.postprocess import distance_target
 from segkit.model.predict import Maps, _spans, label, predict
-from segkit.model.targets import distance_target
 from segkit.model.unet import ModelInfo, copy_on_cpu
 from tests.helpers import FIXTURE, squares, untrained_student, write
 

@@ -8,9 +8,8 @@ from segkit.data.dataset import Frame
 from segkit.data.images import SPECK, intensity_range, normalise
 from segkit.measure import metrics
 from segkit.measure.metrics import match_instances
-from segkit.model.postprocess import label_cells, smallest_area, whole_areas
+from segkit.model.postprocess import distance_target, label_cells, smallest_area, whole_areas
 from segkit.model.predict import Maps
-from segkit.model.targets import distance_target
 from tests.helpers import squares
 
 

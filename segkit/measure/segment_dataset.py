@@ -22,8 +22,8 @@ from ..data.images import read_image
 from ..data.tiff import DAMAGE, open_tiff
 from ..errors import SegkitError
 from ..files import locked, log, logging_to, read_table, replacing, write_errno, write_table
+from ..model.postprocess import distance_target
 from ..model.predict import POSTPROCESSING, Maps, label, predict
-from ..model.targets import distance_target
 from ..model.unet import UNet
 from .cells import CELL_COLUMNS, cells_of_frame
 from .dask_backend import run_on_cluster

@@ -24,8 +24,7 @@ from ..errors import SegkitError
 from ..files import log, replacing
 from ..measure.metrics import hashes_by_position
 from ..measure.segment_dataset import prefetch
-from ..model.postprocess import smallest_area, whole_areas
-from ..model.targets import distance_target
+from ..model.postprocess import distance_target, smallest_area, whole_areas
 from ..model.unet import STRIDE
 from ..settings import Settings
 from .distributed import ProcessGroup
