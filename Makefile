@@ -42,7 +42,7 @@ segment: install
 
 # where a CPU computes in bf16 by itself, the notebooks that train or use a student are compared in float32, too;
 # make test PRECISION=bf16 (or float32): everything in that precision alone
-TRAINED := $(addprefix notebooks/,03_training.ipynb 04_inference.ipynb 05_growth.ipynb)
+TRAINED := $(addprefix notebooks/,03_training.ipynb 04_inference.ipynb 05_tracking.ipynb 06_growth.ipynb)
 ifdef PRECISION
 test: export SEGKIT_PRECISION := $(PRECISION)
 endif

@@ -104,7 +104,7 @@ ArrangeForm(settings)
 # what the student does on new data.
 #
 # Set PIXEL_SIZE_UM, MINUTES_PER_FRAME and DRUG_FRAME (-1: no drug) to the values of your microscope
-# and experiment: all scale bars, all sizes in um and `05_growth` depend on them. The other defaults
+# and experiment: all scale bars, all sizes in um and `06_growth` depend on them. The other defaults
 # are good for a start.
 
 # %%

@@ -161,7 +161,7 @@ print("model.onnx requested:", settings.onnx)
 #
 # Agreement with a teacher is not truth: where the teacher is wrong, a good student is wrong, too.
 #
-# Continue with `05_growth`.
+# Continue with `05_tracking`.
 #
 # **On your own**
 # - Tick FLIPS in `01_setup`, save, and run this notebook again. How much better are the cells, how

@@ -251,8 +251,23 @@ def test_its_sliders_change_the_picture(page, trained, name):
     keep_screenshot(page, f"{name[:2]}_browser")
 
 
+def test_a_link_is_corrected_in_the_browser(lab, page, trained):
+    run_all(page, "05_tracking")
+    assert page.locator(ERRORS).all_inner_texts() == []
+    cell = cell_with(page, "link_editor(frames")
+    before = picture_of(page, cell)
+    cell.get_by_label("cell", exact=True).select_option(index=1)
+    wait_for_another_picture(page, cell, before)
+    cell.get_by_label("becomes").select_option(label="nothing")
+    cell.get_by_label("and").select_option(label="nothing")
+    cell.get_by_text("Save link").click()
+    cell.locator("text=/saved in links.csv/").wait_for(timeout=60_000)
+    assert (lab[1] / "runs/demo/links.csv").is_file()
+    keep_screenshot(page, "05_editor")
+
+
 def test_growth_runs_to_its_end(page, trained):
-    run_all(page, "05_growth")
+    run_all(page, "06_growth")
     assert page.locator(ERRORS).all_inner_texts() == []
     cell_with(page, "show_rates(growth)").scroll_into_view_if_needed()
-    keep_screenshot(page, "05_run")
+    keep_screenshot(page, "06_run")

@@ -144,4 +144,4 @@ def test_the_site_builds_without_a_warning(tmp_path):
     done = subprocess.run(command, cwd=ROOT, env=os.environ | {"NO_MKDOCS_2_WARNING": "1"}, capture_output=True,
                           text=True)
     assert done.returncode == 0, done.stderr
-    assert (tmp_path / "site/notebooks/05_growth.html").is_file()
+    assert (tmp_path / "site/notebooks/06_growth.html").is_file()

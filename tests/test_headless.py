@@ -99,7 +99,8 @@ def test_what_the_cells_print_and_log_is_printed_in_the_terminal_and_figures_are
                                         metadata={"kernelspec": kernel})
     notebook.cells[0].metadata["tags"] = ["parameters"]
     nbformat.write(notebook, project / "notebooks/04_inference.ipynb")
-    shutil.copy(project / "notebooks/04_inference.ipynb", project / "notebooks/05_growth.ipynb")
+    for name in ("05_tracking", "06_growth"):
+        shutil.copy(project / "notebooks/04_inference.ipynb", project / f"notebooks/{name}.ipynb")
     save_model(UNet(), project / "runs/student/model.safetensors")
     assert main(["segment", "DATASET_PATH=data", "MODEL=student"]) == 0
     said = capsys.readouterr()
@@ -164,7 +165,7 @@ def test_what_is_cleared_on_the_command_line_is_cleared_in_the_notebooks(project
 
 def test_a_runs_name_may_hold_braces(project):
     assert main(["DATASET_PATH=data", "RUN=a{b} {}"]) == 0
-    assert (project / "runs/a{b} {}/notebooks/05_growth.ipynb").is_file()
+    assert (project / "runs/a{b} {}/notebooks/06_growth.ipynb").is_file()
 
 
 def test_a_full_disk_ends_in_one_sentence_and_leaves_the_last_notebook_whole(project, monkeypatch, capsys):
@@ -259,7 +260,8 @@ def test_a_notebook_opened_by_hand_says_in_the_runs_folder_whose_results_it_hold
     source = (ROOT / "notebooks/04_inference.py").read_text()
     assert source.index("check_whose_run(settings)") < source.index("\nrecord_settings(settings)") < \
         source.index("= segment_dataset(")
-    for name, writes in (("02_data_exploration", "write_table("), ("05_growth", "= measure_growth(")):
+    for name, writes in (("02_data_exploration", "write_table("), ("05_tracking", "= link_dataset("),
+                         ("06_growth", "= measure_growth(")):
         source = (ROOT / f"notebooks/{name}.py").read_text()
         assert source.index("\ncheck_dataset(settings)") < source.index(writes)
 

@@ -21,8 +21,8 @@ def stored(script):
     return nbformat.read(script.with_suffix(".ipynb"), as_version=4)
 
 
-def test_all_five_are_there():
-    assert NAMES == ["01_setup", "02_data_exploration", "03_training", "04_inference", "05_growth"]
+def test_all_six_are_there():
+    assert NAMES == ["01_setup", "02_data_exploration", "03_training", "04_inference", "05_tracking", "06_growth"]
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=NAMES)

@@ -11,8 +11,10 @@ from ..measure.cells import cells_of_frame
 from ..measure.growth import areas_over_time, measure_growth
 from ..measure.metrics import frame_parts
 from ..measure.segment_dataset import segmented_frames
+from ..measure.track_dataset import doubtful_links, link_dataset, write_ctc
 from ..settings import check_dataset, check_whose_run, load_settings, record_settings
 from .forms import *
 from .plots import *
 from .report import *
+from .tracking import *
 from .widgets import *

@@ -33,7 +33,7 @@ CHOICES = {"DEVICE": ("auto", "cpu", "cuda", "mps"), "PRECISION": known.PRECISIO
 LABELS = {"description_width": "150px"}
 
 
-def _button(label: str, tooltip: str, action: Callable[[], None]) -> w.Button:
+def button(label: str, tooltip: str, action: Callable[[], None]) -> w.Button:
     button = w.Button(description=label, tooltip=tooltip, layout=w.Layout(width="auto", align_self="flex-start"))
     button.on_click(lambda _: action())
     return button
@@ -53,8 +53,8 @@ class SettingsForm(QuietBox):
         super().__init__()
         self._groups, self._verdict = groups or FORM_GROUPS, verdict
         self.message, self.saved = w.HTML(), w.HTML()
-        buttons = [_button("Save", "keep these values for the other notebooks", self.save),
-                   _button("Reset", "back to the defaults", self.reset)] if save else []
+        buttons = [button("Save", "keep these values for the other notebooks", self.save),
+                   button("Reset", "back to the defaults", self.reset)] if save else []
         self._buttons = w.HBox([*buttons, self.saved])
         self._show(settings)
 
@@ -148,7 +148,7 @@ class ExperimentsForm(QuietBox):
 
     def __init__(self, form: SettingsForm) -> None:
         self._form, self._message = form, w.HTML()
-        self._button = _button(f"Write {CONDITIONS_FILE}", "keep this table in the dataset's folder", self.write)
+        self._button = button(f"Write {CONDITIONS_FILE}", "keep this table in the dataset's folder", self.write)
         super().__init__()
         form.observe(lambda change: self._list(), "dataset")
         self._list()
@@ -198,7 +198,7 @@ class ArrangeForm(QuietBox):
         common = {"style": LABELS, "layout": w.Layout(width="560px"), "continuous_update": False}
         self.source = w.Text(description="downloads", placeholder="folder of zip archives, or one archive", **common)
         self.target = w.Text(value=str(settings.root / "dataset"), description="arranged dataset", **common)
-        self.button = _button("Arrange", "copy and extract; nothing is moved", lambda: self._run(arrange))
+        self.button = button("Arrange", "copy and extract; nothing is moved", lambda: self._run(arrange))
         self.message = w.HTML()
         for field in (self.source, self.target):
             field.observe(lambda change: self._run(plan_arrangement), "value")

@@ -23,8 +23,8 @@ from ..training.run_dir import check_training
 from ..training.trainer import fit
 from .report import assumed_conditions, check_conditions, write_report
 
-TRAIN_AND_MEASURE = ("01_setup", "02_data_exploration", "03_training", "04_inference", "05_growth")
-MEASURE = ("04_inference", "05_growth")
+TRAIN_AND_MEASURE = ("01_setup", "02_data_exploration", "03_training", "04_inference", "05_tracking", "06_growth")
+MEASURE = ("04_inference", "05_tracking", "06_growth")
 NOTEBOOKS = {"run": TRAIN_AND_MEASURE, "segment": MEASURE}
 HELP = """segkit run [NAME=value ...]      train, segment and measure: on the demo, or on DATASET_PATH=...
 segkit segment [NAME=value ...]  segment and measure without training, with MODEL=... on DATASET_PATH=...

@@ -364,3 +364,40 @@ def show_ratios(comparison: pd.DataFrame) -> Picture:
     axes.set_xlabel("growth with drug / growth of the reference")
     axes.set_xlim(min(-0.1, axes.get_xlim()[0]), max(1.1, axes.get_xlim()[1]))
     return figure
+
+
+def show_population(population: pd.DataFrame, drug_frame: Mapping[str, int]) -> Picture:
+    """Mean single-cell growth rate of every experiment over time (left), and as a share of the reference's (right).
+
+    population: from `population_rates`; bands are 95 % intervals. drug_frame (negative: none): by experiment.
+    """
+    whole = population[population["position"] == "all"].assign(hours=population["minutes"] / 60)
+    figure, (panels,) = new_figure(11, 3.4, 1, 2)
+    for axes, value, low, high in zip(panels, ("rate_per_hour", "ratio"), ("low", "ratio_low"), ("high", "ratio_high"),
+                                      strict=True):
+        for k, (experiment, line) in enumerate(whole[whole[value].notna()].groupby("experiment")):
+            colour = LINE_COLOURS[k % len(LINE_COLOURS)]
+            axes.plot(line["hours"], line[value], color=colour, lw=2, label=experiment)
+            band = line[np.isfinite(line[low]) & np.isfinite(line[high])]
+            axes.fill_between(band["hours"], band[low], band[high], color=colour, alpha=0.2, lw=0)
+        axes.axhline(0, color=GREY, lw=1)
+        axes.set_xlabel("time (h)")
+        # wide bands of few cells do not set the scale
+        values = whole[value].dropna()
+        if len(values):
+            reach = max(values.max(), 0) - min(values.min(), 0)
+            axes.set_ylim(min(values.min(), 0) - 0.3 * reach, max(values.max(), 0) + 0.3 * reach)
+    # the time of the drug, one line for all experiments that have it at the same time
+    steps = whole[whole["since_start"] > 0].groupby("experiment").apply(
+        lambda line: (line["hours"] / line["since_start"]).iloc[0], include_groups=False)
+    for hours in {round(steps[name] * frame, 6) for name, frame in drug_frame.items() if frame >= 0 and name in steps}:
+        for axes in panels:
+            axes.axvline(hours, color=GREY, ls="--", lw=1)
+    for ratio, style in ((STOPPED_BELOW, ":"), (1, "-")):
+        panels[1].axhline(ratio, color=GREY, lw=1, ls=style)
+    panels[0].set_ylabel("growth rate of a cell (per hour)")
+    panels[1].set_ylabel("growth / growth of the reference")
+    for axes in panels:
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend(frameon=False)
+    return figure

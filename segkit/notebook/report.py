@@ -35,7 +35,7 @@ VALIDATION_COST = 0.35  # of a pixel of a validation frame, as a share of a trai
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 HANDS_ON = {"answers", "hands-on"}  # tags of cells for a reader who runs the notebook
 NOT_REPORTED = re.compile(r"^\*\*(What you will do|What you need):.*?(\n\n|\Z)|^\*\*On your own\*\*.*", re.S | re.M)
-REPORTED = ("02_data_exploration", "03_training", "04_inference", "05_growth")
+REPORTED = ("02_data_exploration", "03_training", "04_inference", "05_tracking", "06_growth")
 RUN_COLUMNS = {"run": "run", "DATASET_PATH": "dataset", "epochs": "epochs", "LEARNING_RATE": "learning rate",
                "CROP": "crop", "val_dice": "Dice", "val_panoptic_quality": "panoptic quality", "seconds": "minutes",
                "device": "device", "when": "when"}  # of table_of_runs, by the names in a run's files

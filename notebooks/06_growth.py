@@ -23,8 +23,9 @@ import pandas as pd
 from segkit import SegkitError, discover, growth_rates
 from segkit.notebook import (
     STUDENT, areas_over_time, assumed_conditions, by_position, check_conditions, check_dataset,
-    conditions_table, display, film_strip, load_settings, measure_growth, read_scores, read_table,
-    segmented_frames, show_growth, show_over_time, show_rates, show_ratios, student_pairs,
+    conditions_table, display, film_strip, load_settings, measure_growth, measure_single_cells,
+    read_scores, read_table, segmented_frames, show_growth, show_histograms, show_over_time,
+    show_population, show_rates, show_ratios, student_pairs, which_estimate,
 )
 
 # %% tags=["parameters"]
@@ -41,7 +42,7 @@ frames = segmented_frames(dataset.frames, settings.run_dir)
 if not frames:
     raise SegkitError(f"no frame of this dataset is segmented in runs/{settings.run}: "
                       "run 04_inference first")
-cells = read_table(settings.run_dir / "cells.csv")
+cells, tracks = (read_table(settings.run_dir / name) for name in ("cells.csv", "tracks.csv"))
 
 # %%
 positions = by_position(student_pairs(frames, settings))
@@ -95,7 +96,7 @@ show_growth(curves, conditions["MINUTES_PER_FRAME"], conditions["DRUG_FRAME"])
 # %% [markdown]
 # Orange is the student, dotted blue the teacher, where there is one; a line for each position. A
 # student that lies below its teacher everywhere predicts cells that are too narrow, and needs more
-# training (section 5 shows the effect on the rates). DRUG_FRAME, the dashed line, divides every
+# training (section 6 shows the effect on the rates). DRUG_FRAME, the dashed line, divides every
 # position into before and after, also the reference's, which gets no drug: equal times are compared.
 # A line that bends without a drug means that cells leave the field of view, or that the chamber is
 # full.
@@ -147,7 +148,38 @@ if comparison.empty:
     print("no treated experiment with a reference here: see REFERENCE above")
 
 # %% [markdown]
-# ## 5. Effect of the student's errors on the rates
+# ## 5. Growth of single cells
+#
+# `05_tracking` followed every cell. Its growth rate is the slope of the logarithm of its area over the
+# last five frames, its mother's included. Cells that enter or leave do not change these rates, which
+# they do with the total area. Rates below 0 are kept, so that a population that stopped reads 0.
+
+# %%
+rates, population = measure_single_cells(cells, frames, settings, settings.run_dir)
+display(show_population(population, conditions["DRUG_FRAME"]))
+
+# %% [markdown]
+# Left: the mean over all cells. The band is its 95 % interval, for which the positions are the unit
+# (cells of one lineage, and of one position, are related). Right: the same as a share of the
+# reference's mean at the same time; below the dotted line growth has *stopped*.
+
+# %%
+rated = rates.dropna(subset="area_rate_per_hour")
+drug = rated["experiment"].map(conditions["DRUG_FRAME"])
+late = (drug >= 0) & (rated["since_start"] >= drug + 2)
+names = rated["experiment"] + late.map({True: ", with drug frame passed", False: ", before"})
+values = {name: group["area_rate_per_hour"] for name, group in rated.groupby(names)}
+display(show_histograms(values, "growth rate of a cell (per hour)", bins=30))
+
+# %% [markdown]
+# One peak each: all cells do the same. Two peaks in a treated experiment, one of them near 0: some
+# cells go on growing (or their tracks are wrong: look at them in `05_tracking`).
+
+# %% tags=["nbval-ignore-output"]
+print(which_estimate(rates, tracks))
+
+# %% [markdown]
+# ## 6. Effect of the student's errors on the rates
 #
 # Outlines that are always 2 % too wide change no growth rate: only errors that change with time do. So
 # the student's area is divided by the teacher's, frame by frame, and the *drift* of that ratio is what
