@@ -28,7 +28,8 @@ class Rods:
     area: np.ndarray  # (n,) pixels
     radius: np.ndarray  # (n,) pixels
     divides_at: np.ndarray  # (n,) area at which the cell divides
-    label: np.ndarray  # (n,) int
+    label: np.ndarray  # (n,) int: the cell's track
+    mother: np.ndarray  # (n,) int: the track of the cell that divided into it, 0: none
 
     def half_length(self) -> np.ndarray:
         """Half the distance between the caps' centres: area = pi r^2 + 4 r h."""
@@ -49,10 +50,12 @@ def divide(rods: Rods, rng: np.random.Generator) -> Rods:
     along = np.stack([np.sin(rods.angle), np.cos(rods.angle)], 1)[ready]
     share = rng.uniform(0.45, 0.55, n)
     step = (rods.half_length()[ready] + rods.radius[ready])[:, None] / 2
-    mother = rods.centre[ready].copy()
+    mother, last = rods.centre[ready].copy(), rods.label.max()
     new = Rods(mother + along * step, rods.angle[ready] + rng.normal(0, 0.15, n), rods.area[ready] * (1 - share),
-               rods.radius[ready], rng.uniform(330, 430, n), rods.label.max() + 1 + np.arange(n))
+               rods.radius[ready], rng.uniform(330, 430, n), last + n + 1 + np.arange(n),
+               rods.label[ready])
     # the other half keeps the mother's place in the arrays
+    rods.mother[ready], rods.label[ready] = rods.label[ready], last + 1 + np.arange(n)
     rods.centre[ready] = mother - along * step
     rods.area[ready] *= share
     rods.divides_at[ready] = rng.uniform(330, 430, n)
@@ -139,7 +142,9 @@ def make_demo_dataset(path: str | Path, *, shape: tuple[int, int] = (128, 128), 
                       positions: Mapping[str, Sequence[int]] | None = None, cells: int = 6,
                       minutes_per_frame: float = 10.0, doubling_minutes: float = 75.0, drug_frame: int = 6,
                       drug_factor: float = 0.05, seed: int = 0) -> Path:
-    """Write a synthetic dataset in the users' layout: images, exact labels, experiments.csv and truth.json.
+    """Write a synthetic dataset in the users' layout: images, exact labels, experiments.csv, truth.json, lineage.csv.
+
+    Label numbers have a new order in every frame; lineage.csv says which cell each of them is.
 
     Parameters
     ----------
@@ -167,7 +172,7 @@ def make_demo_dataset(path: str | Path, *, shape: tuple[int, int] = (128, 128), 
     root = Path(path)
     positions = positions or {"REF": (101, 102, 109), "RIF10": (201, 202, 209)}
     jobs = [(experiment, number) for experiment, numbers in positions.items() for number in numbers]
-    grown = {}
+    grown, lineage = {}, ["experiment,position,frame,label,track,mother_track\n"]
     with writing(root):
         root.mkdir(parents=True, exist_ok=True)
         if any(root.iterdir()):
@@ -181,9 +186,11 @@ def make_demo_dataset(path: str | Path, *, shape: tuple[int, int] = (128, 128), 
                 rates[drug_frame:] *= drug_factor
             growth["growth_per_minute_after"] = rates[-1]
             movie = grow(shape, frames, cells, rates * minutes_per_frame, rng)
-            grown[f"{experiment}/Pos{number}"] = growth | _write_position(root, experiment, number, order, movie)
+            grown[f"{experiment}/Pos{number}"] = growth | _write_position(root, experiment, number, order, movie,
+                                                                                lineage)
         truth = {"minutes_per_frame": minutes_per_frame, "drug_frame": drug_frame, "reference": "REF"}
         _write_truth(root, positions, truth | {"positions": grown})
+        (root / "lineage.csv").write_text("".join(lineage), "utf-8")
     return root
 
 
@@ -195,8 +202,8 @@ def _write_truth(root: Path, experiments: Iterable[str], truth: Mapping[str, obj
 
 
 def _write_position(root: Path, experiment: str, number: int, order: int,
-                    movie: Iterable[tuple[np.ndarray, np.ndarray]]) -> dict[str, object]:
-    """Write one position's images and labels; returns what truth.json records about them.
+                    movie: Iterable[tuple[np.ndarray, np.ndarray, np.ndarray]], lineage: list[str]) -> dict[str, object]:
+    """Write one position's images and labels, add its cells to lineage; returns what truth.json records about them.
 
     Folders vary by their order as real ones do: their names, suffixes, 8 or 16 bits, numbering from 0 or later.
     """
@@ -210,7 +217,8 @@ def _write_position(root: Path, experiment: str, number: int, order: int,
     image_type, scale = ((np.uint8, 170), (np.uint8, 170), (np.uint16, 30000))[order % 3]
     labels_type = (np.uint8, np.uint16)[order % 2]
     areas = []
-    for k, (image, labels) in enumerate(movie, first):
+    for k, (image, labels, cells) in enumerate(movie, first):
+        lineage += [f"{experiment},Pos{number},{k},{label},{track},{mother}\n" for label, track, mother in cells]
         areas.append(int((labels > 0).sum()))
         stored = np.clip(image * scale, 0, np.iinfo(image_type).max).round().astype(image_type)
         _write_tiff(raw / f"img_{k:09d}{suffix}", stored, predictor=True)
@@ -221,8 +229,8 @@ def _write_position(root: Path, experiment: str, number: int, order: int,
 
 
 def grow(shape: tuple[int, int], frames: int, cells: int, growth: np.ndarray,
-         rng: np.random.Generator) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yield (image float32, about 0..1.2; labels int32) of one position, frame by frame.
+         rng: np.random.Generator) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Yield (image float32, about 0..1.2; labels int32; label, track, mother's track of each cell) of each frame.
 
     growth: (frames,) increase of log area from each frame to the next.
     """
@@ -231,6 +239,7 @@ def grow(shape: tuple[int, int], frames: int, cells: int, growth: np.ndarray,
     light = _light(shape, rng)
     dust = _dust(shape, rng)
     posts = _posts(shape)
+    numbering = rng.spawn(1)[0]  # a stream of its own
 
     # cells in the middle of the chamber, pushed apart
     floor = width * 0.14 + WALL  # the wall of posts is on the left
@@ -239,12 +248,18 @@ def grow(shape: tuple[int, int], frames: int, cells: int, growth: np.ndarray,
     middle = bounds.mean(0)
     spread = (bounds[1] - bounds[0]) * 0.3
     rods = Rods(middle + rng.uniform(-1, 1, (cells, 2)) * spread, rng.uniform(0, np.pi, cells), area,
-                RADIUS * rng.uniform(0.9, 1.1, cells), rng.uniform(330, 430, cells), np.arange(1, cells + 1))
+                RADIUS * rng.uniform(0.9, 1.1, cells), rng.uniform(330, 430, cells), np.arange(1, cells + 1),
+                np.zeros(cells, int))
     relax(rods, bounds, 150)
 
     for k in range(frames):
-        labels = draw_labels(rods, shape)
-        yield render(labels, light, dust, posts, rng), labels
+        tracks = draw_labels(rods, shape)
+        seen = np.isin(rods.label, tracks)
+        cells = np.stack([numbering.permutation(seen.sum()) + 1, rods.label[seen], rods.mother[seen]], 1)
+        numbers = np.zeros(rods.label.max() + 1, np.int32)
+        numbers[cells[:, 1]] = cells[:, 0]
+        labels = numbers[tracks]
+        yield render(labels, light, dust, posts, rng), labels, cells[np.argsort(cells[:, 0])]
         rods.area = rods.area * np.exp(growth[k])
         rods.centre = rods.centre + rng.normal(0, 0.25, rods.centre.shape)
         rods.angle = rods.angle + rng.normal(0, 0.02, len(rods.angle))
