@@ -225,7 +225,7 @@ def test_the_editor_offers_what_is_near_and_saves_the_choice(run):
     assert editor.position.options == ("REF Pos1",)  # of a single frame nothing can be linked
     editor.frame.value, editor.label.value = 1, 1
     assert {field.value for field in editor.next} == {1, 3}
-    assert editor._picture.value.startswith(b"\x89PNG")
+    assert bytes(editor._picture.value).startswith(b"\x89PNG")
     editor.next[0].value, editor.next[1].value = 3, None
     editor.save()
     assert "saved" in editor._message.value

@@ -70,8 +70,8 @@ def link_dataset(frames: Iterable[Frame], out_dir: str | Path) -> tuple[pd.DataF
             lineages.append(one)
 
         # positions that were not given stay as they are
-        cells = pd.concat([cells, *linked]).sort_values([*UNIT, "frame", "label"], ignore_index=True)
-        tracks = pd.concat([tracks, *lineages]).sort_values([*UNIT, "track"], ignore_index=True)
+        cells = _joined([cells, *linked]).sort_values([*UNIT, "frame", "label"], ignore_index=True)
+        tracks = _joined([tracks, *lineages]).sort_values([*UNIT, "track"], ignore_index=True)
         write_table(out_dir / "cells.csv", cells)
         write_table(out_dir / "tracks.csv", tracks)
     known = set(zip(cells["experiment"], cells["position"], strict=True))
@@ -81,6 +81,11 @@ def link_dataset(frames: Iterable[Frame], out_dir: str | Path) -> tuple[pd.DataF
     for problem in problems:
         log.info("%s", problem.reason)
     return cells, tracks, list(problems)
+
+
+def _joined(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    """One table of all rows; an empty one would change the types of columns."""
+    return pd.concat([table for table in tables if len(table)] or tables[-1:])
 
 
 def _part(table: pd.DataFrame, unit: tuple[str, str]) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -98,7 +103,7 @@ def _link_position(film: Sequence[Frame], cells: pd.DataFrame, corrections: Corr
     cells = cells.merge(links.rename(columns={"doubt": "link_doubt"}), on=["frame", "label"])
     tracks = tracks_table(cells, film[0].frame, film[-1].frame)
     tracks = tracks.assign(experiment=film[0].experiment, position=film[0].position)
-    return cells.drop(columns="mother_track"), tracks[list(TRACK_COLUMNS)]
+    return cells.drop(columns=["mother_track", "leaves"]), tracks[list(TRACK_COLUMNS)]
 
 
 def labels_of(frame: Frame, out_dir: Path) -> np.ndarray:
@@ -117,7 +122,7 @@ def read_tracks(out_dir: Path) -> pd.DataFrame:
     """tracks.csv of a run; empty where it is not there."""
     path = out_dir / "tracks.csv"
     table = read_table(path) if path.is_file() else pd.DataFrame(columns=list(TRACK_COLUMNS))
-    return table.fillna({"daughters": ""})
+    return table.assign(daughters=table["daughters"].astype(object).fillna(""))
 
 
 def read_corrections(out_dir: Path) -> pd.DataFrame:

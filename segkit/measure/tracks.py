@@ -125,7 +125,7 @@ def _two(one: _Cells, two: _Cells, i: np.ndarray, j: np.ndarray, pixels: np.ndar
     i, j, pixels: candidates, sorted by i, and the pixels that they share.
     """
     # any two candidates of the same i
-    lags = [np.flatnonzero(i[:len(i) - lag] == i[lag:]) for lag in range(1, NEIGHBOURS)]
+    lags = [np.flatnonzero(i[:max(len(i) - lag, 0)] == i[lag:]) for lag in range(1, NEIGHBOURS)]
     first, second = np.concatenate(lags), np.concatenate([p + lag for lag, p in enumerate(lags, 1)])
     i, j, k, pixels = i[first], j[first], j[second], pixels[first] + pixels[second]
     area, share = two.area[j] + two.area[k], (two.area[j] / (two.area[j] + two.area[k]))[:, None]

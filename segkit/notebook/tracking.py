@@ -211,9 +211,15 @@ class LinkEditor(QuietBox):
         if self.doubtful.value:
             self.position.value, self.frame.value, self.label.value = self.doubtful.value
 
+    @staticmethod
+    def _offer(field: w.Dropdown, options: list[int]) -> None:
+        """New options, the first of them chosen."""
+        field.options = options
+        field.index = 0 if options else None
+
     def _list_frames(self) -> None:
         if self._films:  # the last frame has no next one
-            self.frame.options = [f.frame for f in self._films[self.position.value][:-1]]
+            self._offer(self.frame, [f.frame for f in self._films[self.position.value][:-1]])
             self._list_cells()
 
     def _pair(self) -> tuple[Frame, Frame]:
@@ -222,8 +228,9 @@ class LinkEditor(QuietBox):
         return film[self.frame.index], film[self.frame.index + 1]
 
     def _list_cells(self) -> None:
-        self.label.options = list(cells_in(self._pair()[0], self._cells)["label"])
-        self._show()
+        if self.frame.index is not None:
+            self._offer(self.label, list(cells_in(self._pair()[0], self._cells)["label"]))
+            self._show()
 
     def _show(self) -> None:
         """The cell chosen now, with the cells of the next frame that are near, and its successors."""
