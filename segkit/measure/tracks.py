@@ -34,6 +34,7 @@ class _Cells:
     track: np.ndarray  # (n,) 0: none yet
     channel: np.ndarray  # (n,) number of its channel, -1: none
     rank: np.ndarray  # (n,) neighbours in a channel follow each other
+    slack: np.ndarray  # (n,) how far from `centre` it may be without cost, pixels
     y: np.ndarray  # (p,)
     x: np.ndarray  # (p,)
     owner: np.ndarray  # (p,) which of the n
@@ -83,7 +84,8 @@ def _measure(labels: np.ndarray, frame: int) -> _Cells:
     edge = (y == 0) | (x == 0) | (y == labels.shape[0] - 1) | (x == labels.shape[1] - 1)
     alone = np.where(np.bincount(owner, edge, n) > 0, AT_EXIT, ALONE)
     return _Cells(names, area, centre, np.stack([np.sin(angle), np.cos(angle)], 1), size, alone,
-                  np.full(n, frame), np.zeros(n, int), np.full(n, -1), np.zeros(n, int), y, x, owner)
+                  np.full(n, frame), np.zeros(n, int), np.full(n, -1), np.zeros(n, int),
+                  np.zeros(n), y, x, owner)
 
 
 def _thumb(picture: np.ndarray) -> np.ndarray:
@@ -142,8 +144,9 @@ def _two(one: _Cells, two: _Cells, i: np.ndarray, j: np.ndarray, pixels: np.ndar
     # any two candidates of the same i; in a channel neighbours only
     order = np.lexsort((two.rank[j], i))
     i, j, pixels = i[order], j[order], pixels[order]
-    lags = [np.flatnonzero(i[:len(i) - lag] == i[lag:]) for lag in range(1, NEIGHBOURS)]
-    first, second = np.concatenate(lags), np.concatenate([p + lag for lag, p in enumerate(lags, 1)])
+    lags = [np.flatnonzero(i[:len(i) - lag] == i[lag:]) for lag in range(1, np.bincount(i, minlength=1).max())]
+    first = np.concatenate([np.zeros(0, int), *lags])
+    second = np.concatenate([np.zeros(0, int), *(p + lag for lag, p in enumerate(lags, 1))])
     apart = two.rank[j[second]] - two.rank[j[first]]
     first, second = (v[(one.channel[i[first]] < 0) | (apart == 1)] for v in (first, second))
     i, j, k, pixels = i[first], j[first], j[second], pixels[first] + pixels[second]
@@ -152,8 +155,9 @@ def _two(one: _Cells, two: _Cells, i: np.ndarray, j: np.ndarray, pixels: np.ndar
     area, share = two.area[j] + two.area[k], (two.area[j] / (two.area[j] + two.area[k]))[:, None]
     centre = share * two.centre[j] + (1 - share) * two.centre[k]
     far = np.linalg.norm(two.centre[j] - two.centre[k], axis=1) - 0.6 * (two.size[j, 0] + two.size[k, 0])
-    off = np.linalg.norm(one.centre[i] - centre, axis=1) / np.sqrt(area)
-    place = _place(one.channel[i] >= 0, pixels / np.minimum(one.area[i], area), off + 2 * np.maximum(far, 0) / np.sqrt(area))
+    off = np.linalg.norm(one.centre[i] - centre, axis=1) - one.slack[i] - two.slack[j]
+    place = _place(one.channel[i] >= 0, pixels / np.minimum(one.area[i], area),
+                   (np.maximum(off, 0) + 2 * np.maximum(far, 0)) / np.sqrt(area))
     # and daughters differ little
     unlike = 3 * np.maximum(np.abs(np.log(two.area[j] / two.area[k])) - 0.4, 0) ** 2
     return i, j, k, _cost(one.area[i], area, place + unlike)
@@ -178,8 +182,8 @@ def _hypotheses(a: _Cells, b: _Cells, shared: np.ndarray) -> tuple[np.ndarray, n
     pixels = shared[i, j]
 
     # a cell continues, divides, or is drawn together with another one
-    off = np.linalg.norm(a.centre[i] - b.centre[j], axis=1) / (a.area[i] * b.area[j]) ** 0.25
-    place = _place(a.channel[i] >= 0, pixels / np.minimum(a.area[i], b.area[j]), off)
+    off = np.maximum(np.linalg.norm(a.centre[i] - b.centre[j], axis=1) - a.slack[i], 0)
+    place = _place(a.channel[i] >= 0, pixels / np.minimum(a.area[i], b.area[j]), off / (a.area[i] * b.area[j]) ** 0.25)
     none = np.full(len(i), -1)
     links, gain = np.stack([i, none, j, none], 1), a.alone[i] + b.alone[j] - _cost(a.area[i], b.area[j], place)
     mother, one, two, cost = _two(a, b, i, j, pixels)
@@ -217,7 +221,8 @@ def _pack(nodes: np.ndarray, gain: np.ndarray, size: int) -> np.ndarray:
 def _channels(a: _Cells, b: _Cells, growth: float, closed: np.ndarray) -> tuple[_Cells, _Cells]:
     """Dead-end channels, found as cells in single file beside other files: a and b with `channel` and `rank`.
 
-    No channels unless most cells are in such files. Cells of a move along their channel as all have grown. closed (2,):
+    No channels unless most cells are in such files. Cells of a may move along their channel as far as
+    those nearer to the closed end have grown. closed (2,):
     evidence against either end as the closed one, added up over the frames.
     """
     n, both = len(a.label), a.join(b)
@@ -255,19 +260,20 @@ def _channels(a: _Cells, b: _Cells, growth: float, closed: np.ndarray) -> tuple[
     for number, (cells, *pair) in enumerate(files):
         channel[cells] = number
         end = low[cells].min() if way > 0 else high[cells].max()
-        further[cells] = (s[cells] - end) * (np.exp(growth) - 1)
+        further[cells] = (s[cells] - end) * (np.exp(growth) - 1) / 2
         for part in pair:
             rank[part[::way]] = np.arange(len(part))
-    a = replace(a, channel=channel[:n], rank=rank[:n], centre=a.centre + further[:n, None] * along)
+    a = replace(a, channel=channel[:n], rank=rank[:n], centre=a.centre + further[:n, None] * along,
+                slack=np.abs(further[:n]))
     return a, replace(b, channel=channel[n:], rank=rank[n:])
 
 
-def _align(size: tuple[int, int], nodes: np.ndarray, gain: np.ndarray, spare: tuple[np.ndarray, np.ndarray]) \
+def _align(size: tuple[int, int], nodes: np.ndarray, gain: np.ndarray, spare: np.ndarray) \
         -> tuple[list[int], tuple[int, int]]:
     """The hypotheses of a channel that keep its order, by dynamic programming.
 
-    size: cells in both frames. nodes (h, 4): ranks, as `_hypotheses`. spare: cost saved where a cell beyond the outermost
-    link is not followed. Returns the rows of nodes, and how many cells are not beyond the outermost link.
+    size: cells in both frames. nodes (h, 4): ranks, as `_hypotheses`. spare: cost saved where a cell of the first
+    frame is beyond the outermost link. Returns the rows of nodes, and how many cells are not beyond it.
     """
     into: dict[tuple[int, int], list[tuple[int, int, int]]] = {}
     for h, (i, i2, j, j2) in enumerate(nodes.tolist()):
@@ -278,9 +284,9 @@ def _align(size: tuple[int, int], nodes: np.ndarray, gain: np.ndarray, spare: tu
         steps = [(best[p - take, q - give][0] + gain[h], h, take, give) for h, take, give in into.get((p, q), [])]
         steps += [(best[p - take, q - give][0], -1, take, give) for take, give in ((1, 0), (0, 1)) if p >= take and q >= give]
         best[p, q] = max(steps)
-    # cells beyond the outermost link have left, or came in
-    out = [np.append(np.cumsum(v[::-1])[::-1], 0) for v in spare]
-    p, q = ends = max(best, key=lambda at: best[at][0] + out[0][at[0]] + out[1][at[1]])
+    # cells beyond the outermost link have left
+    out = np.append(np.cumsum(spare[::-1])[::-1], 0)
+    p, q = ends = max(best, key=lambda at: best[at][0] + out[at[0]])
     chosen = []
     while p or q:
         _, h, take, give = best[p, q]
@@ -305,8 +311,7 @@ def _solve(a: _Cells, b: _Cells, shared: np.ndarray, growth: float, closed: np.n
         rows, i, j = (np.flatnonzero(v == number) for v in (channel, a.channel, b.channel))
         i, j = i[np.argsort(a.rank[i])], j[np.argsort(b.rank[j])]
         ranks = np.where(members[rows] < 0, -1, np.concatenate([a.rank[members[rows, :2]], b.rank[members[rows, 2:]]], 1))
-        spare = tuple(np.maximum(v - AT_EXIT, 0) for v in (a.alone[i], b.alone[j]))
-        found, (p, q) = _align((len(i), len(j)), ranks, gain[rows], spare)
+        found, (p, q) = _align((len(i), len(j)), ranks, gain[rows], np.maximum(a.alone[i] - AT_EXIT, 0))
         chosen[rows[found]] = True
         leaves[i[p:]] = leaves[n + j[q:]] = True
 
