@@ -32,20 +32,29 @@ class _Cells:
     alone: np.ndarray  # (n,) cost of having no partner
     seen: np.ndarray  # (n,) frame in which it was measured
     track: np.ndarray  # (n,) 0: none yet
-    pixels: np.ndarray  # (p, 2) y, x
+    channel: np.ndarray  # (n,) number of its channel, -1: none
+    rank: np.ndarray  # (n,) neighbours in a channel follow each other
+    slack: np.ndarray  # (n,) how far from `centre` it may be without cost, pixels
+    y: np.ndarray  # (p,)
+    x: np.ndarray  # (p,)
     owner: np.ndarray  # (p,) which of the n
 
     def take(self, keep: np.ndarray) -> "_Cells":
         """Those where keep (n,) is True."""
         inside = keep[self.owner]
-        cells = {f.name: getattr(self, f.name)[inside if f.name in ("pixels", "owner") else keep] for f in fields(self)}
-        return _Cells(**cells | {"owner": (np.cumsum(keep) - 1)[cells["owner"]]})
+        part = {f.name: getattr(self, f.name)[inside if f.name in ("y", "x", "owner") else keep] for f in fields(self)}
+        return _Cells(**part | {"owner": (np.cumsum(keep) - 1)[part["owner"]]})
 
     def join(self, other: "_Cells") -> "_Cells":
         """Both together."""
         both = {f.name: np.concatenate([getattr(self, f.name), getattr(other, f.name)]) for f in fields(self)}
         both["owner"][len(self.owner):] += len(self.label)
         return _Cells(**both)
+
+    def move(self, by: np.ndarray) -> "_Cells":
+        """The cells by (n, 2) pixels further."""
+        dy, dx = np.round(by).astype(int).T
+        return replace(self, centre=self.centre + by, y=self.y + dy[self.owner], x=self.x + dx[self.owner])
 
 
 def _measure(labels: np.ndarray, frame: int) -> _Cells:
@@ -54,25 +63,29 @@ def _measure(labels: np.ndarray, frame: int) -> _Cells:
         raise SegkitError(f"labels of frame {frame} are {type(labels).__name__} "
                           f"{getattr(labels, 'shape', '')} {getattr(labels, 'dtype', '')}: an array (height, width) of "
                           "whole numbers from 0 was needed; give one for each frame")
-    pixels = np.argwhere(labels)  # (p, 2)
-    names, owner = np.unique(labels[labels > 0], return_inverse=True)
+    where = np.flatnonzero(labels)
+    values = labels.reshape(-1)[where].astype(np.int64)
+    if values.max(initial=0) > labels.size:
+        names, owner = np.unique(values, return_inverse=True)
+    else:  # ten times as fast
+        there = np.bincount(values) > 0
+        names, owner = np.flatnonzero(there), (np.cumsum(there) - 1)[values]
+    y, x = np.divmod(where, labels.shape[1])
     n = len(names)
     area = np.bincount(owner, minlength=n).astype(float)
 
-    def mean(values: np.ndarray) -> np.ndarray:
-        return np.bincount(owner, values, n) / area
-
     # the ellipse with the cell's second moments gives axis, length and width
-    centre = np.stack([mean(pixels[:, 0]), mean(pixels[:, 1])], 1)
-    y, x = (pixels - centre[owner]).T
-    yy, xx, yx = mean(y * y) + 1 / 12, mean(x * x) + 1 / 12, mean(y * x)
+    centre = np.stack([np.bincount(owner, v, n) / area for v in (y, x)], 1)
+    dy, dx = y - centre[owner, 0], x - centre[owner, 1]
+    yy, xx, yx = (np.bincount(owner, v, n) / area for v in (dy * dy, dx * dx, dy * dx))
     angle = np.arctan2(2 * yx, xx - yy) / 2
     half, root = (yy + xx) / 2, np.hypot((xx - yy) / 2, yx)
-    size = 4 * np.sqrt(np.maximum(np.stack([half + root, half - root], 1), 1 / 12))
-    edge = ((pixels == 0) | (pixels == np.array(labels.shape) - 1)).any(1)
+    size = 4 * np.sqrt(np.maximum(np.stack([half + root, half - root], 1), 0) + 1 / 12)
+    edge = (y == 0) | (x == 0) | (y == labels.shape[0] - 1) | (x == labels.shape[1] - 1)
     alone = np.where(np.bincount(owner, edge, n) > 0, AT_EXIT, ALONE)
-    return _Cells(names.astype(np.int64), area, centre, np.stack([np.sin(angle), np.cos(angle)], 1), size, alone,
-                  np.full(n, frame), np.zeros(n, int), pixels, owner)
+    return _Cells(names, area, centre, np.stack([np.sin(angle), np.cos(angle)], 1), size, alone,
+                  np.full(n, frame), np.zeros(n, int), np.full(n, -1), np.zeros(n, int),
+                  np.zeros(n), y, x, owner)
 
 
 def _thumb(picture: np.ndarray) -> np.ndarray:
@@ -100,13 +113,22 @@ def _drift(before: np.ndarray, after: np.ndarray) -> np.ndarray:
     return 4 * np.where(peak > np.array(shape) / 2, peak - shape, peak)
 
 
-def _shared(a: _Cells, b: _Cells, index: np.ndarray, shift: np.ndarray) -> sparse.coo_array:
-    """Pixels that each of a, moved by shift, shares with each of b; index (H, W): number of b's cell + 1, or 0."""
-    pixels = a.pixels + np.round(shift).astype(int)
-    inside = np.flatnonzero(((pixels >= 0) & (pixels < index.shape)).all(1))
-    hit = index[tuple(pixels[inside].T)]
-    inside, hit = inside[hit > 0], hit[hit > 0]
-    return sparse.coo_array((np.ones(len(hit)), (a.owner[inside], hit - 1)), (len(a.label), len(b.label)))
+def _shared(a: _Cells, b: _Cells, shape: tuple[int, ...], shift: np.ndarray) -> tuple[_Cells, np.ndarray]:
+    """a, moved by shift where that brings it nearer to b, and the pixels that each shares with each of b (n, m)."""
+    index = np.full(shape, len(b.label))
+    index[b.y, b.x] = b.owner
+    index = np.pad(index, 1, constant_values=len(b.label))  # beyond the frame there is no cell
+
+    def hits(by: np.ndarray, every: int) -> np.ndarray:
+        dy, dx = np.round(by).astype(int) + 1
+        return index[np.clip(a.y[::every] + dy, 0, shape[0] + 1), np.clip(a.x[::every] + dx, 0, shape[1] + 1)]
+
+    # cells that fill the same places at random do so by far less
+    found = [np.count_nonzero(hits(by, 4) < len(b.label)) for by in (np.zeros(2), shift)]
+    shift = shift * (found[1] > 1.05 * found[0])
+    pairs = a.owner * (len(b.label) + 1) + hits(shift, 1)
+    shared = np.bincount(pairs, minlength=len(a.label) * (len(b.label) + 1)).reshape(-1, len(b.label) + 1)
+    return a.move(np.tile(shift, (len(a.label), 1))), shared[:, :-1]
 
 
 def _cost(area: np.ndarray, to_area: np.ndarray, place: np.ndarray) -> np.ndarray:
@@ -114,52 +136,60 @@ def _cost(area: np.ndarray, to_area: np.ndarray, place: np.ndarray) -> np.ndarra
     return np.minimum((np.log(to_area / area) / SIGMA) ** 2 / 2, 4.5) + place
 
 
-def _unlike(area: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """Cost of a division into parts of these areas: daughters differ little."""
-    return 3 * np.maximum(np.abs(np.log(area / other)) - 0.4, 0) ** 2
-
-
 def _two(one: _Cells, two: _Cells, i: np.ndarray, j: np.ndarray, pixels: np.ndarray) -> tuple[np.ndarray, ...]:
     """Every two cells j, k of `two` that may together be one cell i of `one`: i, j, k and the cost.
 
-    i, j, pixels: candidates, sorted by i, and the pixels that they share.
+    i, j, pixels: candidates and the pixels that they share.
     """
-    # any two candidates of the same i
-    lags = [np.flatnonzero(i[:max(len(i) - lag, 0)] == i[lag:]) for lag in range(1, NEIGHBOURS)]
-    first, second = np.concatenate(lags), np.concatenate([p + lag for lag, p in enumerate(lags, 1)])
+    # any two candidates of the same i; in a channel neighbours only
+    order = np.lexsort((two.rank[j], i))
+    i, j, pixels = i[order], j[order], pixels[order]
+    lags = [np.flatnonzero(i[:len(i) - lag] == i[lag:]) for lag in range(1, np.bincount(i, minlength=1).max())]
+    first = np.concatenate([np.zeros(0, int), *lags])
+    second = np.concatenate([np.zeros(0, int), *(p + lag for lag, p in enumerate(lags, 1))])
+    apart = two.rank[j[second]] - two.rank[j[first]]
+    first, second = (v[(one.channel[i[first]] < 0) | (apart == 1)] for v in (first, second))
     i, j, k, pixels = i[first], j[first], j[second], pixels[first] + pixels[second]
+
+    # they lie together where the one lies
     area, share = two.area[j] + two.area[k], (two.area[j] / (two.area[j] + two.area[k]))[:, None]
     centre = share * two.centre[j] + (1 - share) * two.centre[k]
-    # they lie together where the one lies
-    apart = np.linalg.norm(two.centre[j] - two.centre[k], axis=1) - 0.6 * (two.size[j, 0] + two.size[k, 0])
-    off = np.linalg.norm(one.centre[i] - centre, axis=1) + 2 * np.maximum(apart, 0)
-    place = 2 * (1 - pixels / np.minimum(one.area[i], area)) + off / np.sqrt(area)
-    return i, j, k, _cost(one.area[i], area, place + _unlike(two.area[j], two.area[k]))
+    far = np.linalg.norm(two.centre[j] - two.centre[k], axis=1) - 0.6 * (two.size[j, 0] + two.size[k, 0])
+    off = np.linalg.norm(one.centre[i] - centre, axis=1) - one.slack[i] - two.slack[j]
+    place = _place(one.channel[i] >= 0, pixels / np.minimum(one.area[i], area),
+                   (np.maximum(off, 0) + 2 * np.maximum(far, 0)) / np.sqrt(area))
+    # and daughters differ little
+    unlike = 3 * np.maximum(np.abs(np.log(two.area[j] / two.area[k])) - 0.4, 0) ** 2
+    return i, j, k, _cost(one.area[i], area, place + unlike)
 
 
-def _hypotheses(a: _Cells, b: _Cells, shared: sparse.coo_array) -> tuple[np.ndarray, np.ndarray]:
+def _place(in_channel: np.ndarray, overlap: np.ndarray, off: np.ndarray) -> np.ndarray:
+    """Cost of a place by overlap (0 to 1) and distance (in units of the root of the area); channels let cells slide."""
+    return np.where(in_channel, 0.5 * np.minimum(off, 3), 2 * (1 - overlap) + off)
+
+
+def _hypotheses(a: _Cells, b: _Cells, shared: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """What may have become of the cells a in b.
 
     Returns members (h, 4): two of a, two of b, -1 where there is none; gain (h,): cost saved against no link at all.
     """
-    # candidates overlap or are near
+    # candidates overlap or are near; in a channel all are
     near = min(NEIGHBOURS, len(b.label))
-    nearest = spatial.KDTree(b.centre).query(a.centre, range(1, near + 1))[1]
-    some = sparse.coo_array((np.full(nearest.size, 1e-9), (np.repeat(np.arange(len(a.label)), near), nearest.ravel())),
-                            shared.shape)
-    both = (shared.tocsr() + some.tocsr()).tocoo()
-    i, j, pixels = both.row, both.col, both.data
+    pairs = shared > 0
+    pairs[np.arange(len(a.label))[:, None], spatial.KDTree(b.centre).query(a.centre, range(1, near + 1))[1]] = True
+    same = a.channel[:, None] == b.channel
+    i, j = np.nonzero(same & (pairs | (a.channel >= 0)[:, None]))
+    pixels = shared[i, j]
 
     # a cell continues, divides, or is drawn together with another one
-    off = np.linalg.norm(a.centre[i] - b.centre[j], axis=1) / (a.area[i] * b.area[j]) ** 0.25
-    place = 2 * (1 - pixels / np.minimum(a.area[i], b.area[j])) + off
+    off = np.maximum(np.linalg.norm(a.centre[i] - b.centre[j], axis=1) - a.slack[i], 0)
+    place = _place(a.channel[i] >= 0, pixels / np.minimum(a.area[i], b.area[j]), off / (a.area[i] * b.area[j]) ** 0.25)
     none = np.full(len(i), -1)
     links, gain = np.stack([i, none, j, none], 1), a.alone[i] + b.alone[j] - _cost(a.area[i], b.area[j], place)
     mother, one, two, cost = _two(a, b, i, j, pixels)
     divisions = np.stack([mother, np.full(len(one), -1), one, two], 1)
     gain_of_divisions = a.alone[mother] + b.alone[one] + b.alone[two] - cost - DIVIDES
-    order = np.argsort(j, kind="stable")
-    whole, one, two, cost = _two(b, a, j[order], i[order], pixels[order])
+    whole, one, two, cost = _two(b, a, j, i, pixels)
     merges = np.stack([one, two, whole, np.full(len(one), -1)], 1)
     gain_of_merges = a.alone[one] + a.alone[two] + b.alone[whole] - cost - MERGES
     gain = np.concatenate([gain, gain_of_divisions, gain_of_merges])
@@ -167,17 +197,17 @@ def _hypotheses(a: _Cells, b: _Cells, shared: sparse.coo_array) -> tuple[np.ndar
 
 
 def _pack(nodes: np.ndarray, gain: np.ndarray, size: int) -> np.ndarray:
-    """Which rows of nodes (h, 4; -1: none) have the largest sum of gain, with each node in at most one of them."""
-    rows, columns = np.nonzero(nodes >= 0)
+    """Which rows of nodes (h, 4; size: none) have the largest sum of gain, with each node in at most one of them."""
+    rows, columns = np.nonzero(nodes < size)
     table = sparse.csr_array((np.ones(len(rows)), (rows, nodes[rows, columns])), (len(nodes), size))
     taken, chosen = np.zeros(size + 1, bool), np.zeros(len(nodes), bool)
     for h in np.argsort(-gain, kind="stable"):
         if not taken[nodes[h]].any():
             taken[nodes[h]] = chosen[h] = True
-            taken[-1] = False
+            taken[size] = False
 
     # greedy is exact for groups of cells in which every cell has got its best
-    best, share = np.zeros(size + 1), gain / (nodes[:, :2] >= 0).sum(1)
+    best, share = np.zeros(size + 1), gain / (nodes[:, :2] < size).sum(1)
     np.maximum.at(best, nodes[:, :2], share[:, None])
     groups, group = sparse.csgraph.connected_components(table.T @ table, directed=False)
     got = np.bincount(group[nodes[:, 0]], gain * chosen, groups)
@@ -188,10 +218,12 @@ def _pack(nodes: np.ndarray, gain: np.ndarray, size: int) -> np.ndarray:
     return chosen
 
 
-def _channels(a: _Cells, b: _Cells) -> tuple[list[tuple[np.ndarray, np.ndarray]], np.ndarray, np.ndarray]:
-    """Dead-end channels: cells in single file, side by side with other files; each as the order of its cells in a, b.
+def _channels(a: _Cells, b: _Cells, growth: float, closed: np.ndarray) -> tuple[_Cells, _Cells]:
+    """Dead-end channels, found as cells in single file beside other files: a and b with `channel` and `rank`.
 
-    None unless most cells are in such files. Also where along the channels each cell of a and b begins and ends.
+    No channels unless most cells are in such files. Cells of a may move along their channel as far as
+    those nearer to the closed end have grown. closed (2,):
+    evidence against either end as the closed one, added up over the frames.
     """
     n, both = len(a.label), a.join(b)
     turn = ((both.size[:, 0] - both.size[:, 1]) * (both.axis[:, 1] + 1j * both.axis[:, 0]) ** 2).sum()
@@ -209,94 +241,82 @@ def _channels(a: _Cells, b: _Cells) -> tuple[list[tuple[np.ndarray, np.ndarray]]
         ds, du = (v - (np.bincount(file, v) / np.bincount(file))[file] for v in (s, u))
         u = u - np.clip(ds @ du / max(ds @ ds, 1e-9), -0.1, 0.1) * s
 
-    # one after the other in both frames
-    order, files, in_file = np.lexsort([s, file]), [], 0
+    # cells of a file stand one after the other in both frames
+    order, files = np.lexsort([s, file]), []
     for cells in np.split(order, np.flatnonzero(np.diff(file[order])) + 1):
         pair = cells[cells < n], cells[cells >= n]
         seen = pair[0][both.alone[pair[0]] > LOST], pair[1]
         if all((np.diff(s[c]) > 0.25 * (extent[c][1:] + extent[c][:-1])).all() for c in seen):
-            files.append((pair[0], pair[1] - n))
-            in_file += len(cells) if max(map(len, pair)) >= 3 else 0
-    return files if in_file >= 0.6 * len(u) else [], s - extent / 2, s + extent / 2
+            files.append((cells, *pair))
+    if sum(len(cells) for cells, *pair in files if max(map(len, pair)) >= 3) < 0.6 * len(u):
+        return a, b
+
+    # the closed end is where cells stay: ranks count from there
+    low, high, further, rank, channel = s - extent / 2, s + extent / 2, np.zeros(len(u)), np.zeros(len(u), int), both.channel
+    for _, i, j in files:
+        if len(i) and len(j):
+            closed += [abs(low[j[0]] - low[i[0]]), abs(high[j[-1]] - high[i[-1]])]
+    way = 1 if closed[0] <= closed[1] else -1
+    for number, (cells, *pair) in enumerate(files):
+        channel[cells] = number
+        end = low[cells].min() if way > 0 else high[cells].max()
+        further[cells] = (s[cells] - end) * (np.exp(growth) - 1) / 2
+        for part in pair:
+            rank[part[::way]] = np.arange(len(part))
+    a = replace(a, channel=channel[:n], rank=rank[:n], centre=a.centre + further[:n, None] * along,
+                slack=np.abs(further[:n]))
+    return a, replace(b, channel=channel[n:], rank=rank[n:])
 
 
-def _align(a: _Cells, b: _Cells, i: np.ndarray, j: np.ndarray, at: tuple[np.ndarray, np.ndarray]) \
-        -> tuple[np.ndarray, np.ndarray, np.ndarray, tuple[int, int]]:
-    """Cells i of a and j of b in one channel, from its closed end outwards: dynamic programming over both orders.
+def _align(size: tuple[int, int], nodes: np.ndarray, gain: np.ndarray, spare: np.ndarray) \
+        -> tuple[list[int], tuple[int, int]]:
+    """The hypotheses of a channel that keep its order, by dynamic programming.
 
-    at: where each cell's middle is expected, and is, from the closed end. Returns `_hypotheses` of neighbours, which of
-    them are true, and how many of i and j are not beyond the outermost link.
+    size: cells in both frames. nodes (h, 4): ranks, as `_hypotheses`. spare: cost saved where a cell of the first
+    frame is beyond the outermost link. Returns the rows of nodes, and how many cells are not beyond it.
     """
-    members, gain, index = [], [], {}
-    for take, give in ((1, 1), (1, 2), (2, 1)):
-        p, q = (v.ravel() for v in np.indices((max(len(i) + 1 - take, 0), max(len(j) + 1 - give, 0))))
-        index |= {(take, give, *pq): len(index) + h for h, pq in enumerate(zip(p.tolist(), q.tolist(), strict=True))}
-        sides = [side[np.stack([v, v + 1 if many == 2 else np.full(len(v), -1)])]
-                 for side, v, many in ((np.append(i, -1), p, take), (np.append(j, -1), q, give))]
-        areas, alone = ([np.where(s < 0, 0, values[s]) for s, values in zip(sides, pair, strict=True)]
-                        for pair in ((a.area, b.area), (a.alone, b.alone)))
-        middle = [v[np.stack([w, w + many - 1])].mean(0) for v, w, many in zip(at, (p, q), (take, give), strict=True)]
-        area, to_area = (v.sum(0) for v in areas)
-        place = 0.5 * np.minimum(np.abs(middle[1] - middle[0]) / np.sqrt(2 * area), 3)
-        if take + give == 3:
-            place = place + _unlike(*areas[give - 1]) + (DIVIDES if give == 2 else MERGES)
-        members.append(np.concatenate(sides).T)
-        gain.append(sum(v.sum(0) for v in alone) - _cost(area, to_area, place))
-    gains = np.concatenate(gain)
-
-    # best[p, q]: largest gain of the p and q innermost cells, and the last step to it
-    values, best = gains.tolist(), {(0, 0): (0.0, 0, 0)}
-    for p, q in np.ndindex(len(i) + 1, len(j) + 1):
-        steps = [(best[p - take, q - give][0] + (values[index[take, give, p - take, q - give]] if take and give else 0),
-                  take, give) for take, give in ((1, 1), (1, 2), (2, 1), (1, 0), (0, 1)) if p >= take and q >= give]
-        best[p, q] = max(steps, default=best[0, 0])
-    # cells beyond the outermost link have left, or came in
-    out = [np.append(np.cumsum(np.maximum(v - AT_EXIT, 0)[::-1])[::-1], 0) for v in (a.alone[i], b.alone[j])]
-    p, q = ends = max(best, key=lambda pq: best[pq][0] + out[0][pq[0]] + out[1][pq[1]])
-    chosen = np.zeros(len(gains), bool)
+    into: dict[tuple[int, int], list[tuple[int, int, int]]] = {}
+    for h, (i, i2, j, j2) in enumerate(nodes.tolist()):
+        into.setdefault((max(i, i2) + 1, max(j, j2) + 1), []).append((h, 1 + (i2 >= 0), 1 + (j2 >= 0)))
+    # best[p, q]: gain of the p and q innermost cells, and the last step to it
+    best = {(0, 0): (0.0, -1, 0, 0)}
+    for p, q in list(np.ndindex(size[0] + 1, size[1] + 1))[1:]:
+        steps = [(best[p - take, q - give][0] + gain[h], h, take, give) for h, take, give in into.get((p, q), [])]
+        steps += [(best[p - take, q - give][0], -1, take, give) for take, give in ((1, 0), (0, 1)) if p >= take and q >= give]
+        best[p, q] = max(steps)
+    # cells beyond the outermost link have left
+    out = np.append(np.cumsum(spare[::-1])[::-1], 0)
+    p, q = ends = max(best, key=lambda at: best[at][0] + out[at[0]])
+    chosen = []
     while p or q:
-        _, take, give = best[p, q]
+        _, h, take, give = best[p, q]
         p, q = p - take, q - give
-        if take and give:
-            chosen[index[take, give, p, q]] = True
-    return np.concatenate(members), gains, chosen, ends
+        chosen += [h] * (h >= 0)
+    return chosen, ends
 
 
-def _solve(a: _Cells, b: _Cells, shared: sparse.coo_array, growth: float, closed: np.ndarray) \
+def _solve(a: _Cells, b: _Cells, shared: np.ndarray, growth: float, closed: np.ndarray) \
         -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Links from a to b: members (h, 4) as `_hypotheses`, doubt (h,), and who stands at a channel's exit (n + m,)."""
-    n = len(a.label)
-    files, low, high = _channels(a, b)
-    free, leaves = np.ones(n + len(b.label), bool), np.zeros(n + len(b.label), bool)
-    found = []
+    n, total = len(a.label), len(a.label) + len(b.label)
+    a, b = _channels(a, b, growth, closed)
+    members, gain = _hypotheses(a, b, shared)
+    nodes = np.where(members >= 0, members + [0, 0, n, n], total)
+    channel, chosen, leaves = a.channel[members[:, 0]], np.zeros(len(gain), bool), np.zeros(total, bool)
 
-    # the closed end of channels is where cells stay
-    for i, j in files:
-        if len(i) and len(j):
-            closed += [abs(low[n + j[0]] - low[i[0]]), abs(high[n + j[-1]] - high[i[-1]])]
-    for i, j in files:
-        cells = np.append(i, n + j)
-        free[cells] = False
-        if closed[0] <= closed[1]:
-            middle = (low + high)[cells] / 2 - low[cells].min()
-        else:
-            i, j, middle = i[::-1], j[::-1], high[cells].max() - (low + high)[np.append(i[::-1], n + j[::-1])] / 2
-        # the cells between a cell and the closed end grow, too
-        at = middle[:len(i)] * np.exp(growth), middle[len(i):]
-        *channel, (p, q) = _align(a, b, i, j, at)
-        found.append(channel)
+    # each channel by its order, all other cells at once
+    free = channel < 0
+    chosen[free] = _pack(nodes[free], gain[free], total)
+    for number in range(a.channel.max() + 1):
+        rows, i, j = (np.flatnonzero(v == number) for v in (channel, a.channel, b.channel))
+        i, j = i[np.argsort(a.rank[i])], j[np.argsort(b.rank[j])]
+        ranks = np.where(members[rows] < 0, -1, np.concatenate([a.rank[members[rows, :2]], b.rank[members[rows, 2:]]], 1))
+        found, (p, q) = _align((len(i), len(j)), ranks, gain[rows], np.maximum(a.alone[i] - AT_EXIT, 0))
+        chosen[rows[found]] = True
         leaves[i[p:]] = leaves[n + j[q:]] = True
 
-    # all others at once
-    members, gain = _hypotheses(a, b, shared)
-    nodes = np.where(members >= 0, members + [0, 0, n, n], -1)
-    keep = np.append(free, True)[nodes].all(1)
-    found.append((members[keep], gain[keep], _pack(nodes[keep], gain[keep], len(free))))
-    members, gain, chosen = (np.concatenate(v) for v in zip(*found, strict=True))
-
     # doubt: what is lost if another hypothesis takes the place of all that it excludes
-    nodes = np.where(members >= 0, members + [0, 0, n, n], len(free))
-    which = np.full(len(free) + 1, len(gain))
+    which = np.full(total + 1, len(gain))
     which[nodes[chosen]] = np.flatnonzero(chosen)[:, None]
     which[-1] = len(gain)
     rivals = np.sort(which[nodes], axis=1)
@@ -305,16 +325,6 @@ def _solve(a: _Cells, b: _Cells, shared: sparse.coo_array, growth: float, closed
     loss = margin[rivals].sum(1) - gain
     np.minimum.at(margin, rivals[~chosen], loss[~chosen, None])
     return members[chosen], np.minimum(2 / (1 + np.exp(margin[:-1][chosen])), 1), leaves
-
-
-def _registered(a: _Cells, b: _Cells, shape: tuple[int, ...], shift: np.ndarray) -> tuple[_Cells, sparse.coo_array]:
-    """a, moved by shift where that brings it nearer to b, and the pixels that each shares with each of b."""
-    index = np.zeros(shape, int)
-    index[tuple(b.pixels.T)] = b.owner + 1
-    shared = [_shared(a, b, index, by) for by in (np.zeros(2), shift)]
-    better = shared[1].nnz > 1.05 * shared[0].nnz
-    shift = shift * better
-    return replace(a, centre=a.centre + shift, pixels=a.pixels + np.round(shift).astype(int)), shared[int(better)]
 
 
 def _forced(a: _Cells, b: _Cells, todo: dict[tuple[int, int], tuple[int, ...]], frame: int) -> np.ndarray:
@@ -334,7 +344,7 @@ def _forced(a: _Cells, b: _Cells, todo: dict[tuple[int, int], tuple[int, ...]], 
     return members
 
 
-def _follow(a: _Cells, b: _Cells, shared: sparse.coo_array, forced: np.ndarray, growth: float, closed: np.ndarray,
+def _follow(a: _Cells, b: _Cells, shared: np.ndarray, forced: np.ndarray, growth: float, closed: np.ndarray,
             age: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """`_solve` for the cells that no correction is about; the corrections are added without doubt."""
     n, free = len(a.label), np.ones(len(a.label) + len(b.label), bool)
@@ -344,7 +354,7 @@ def _follow(a: _Cells, b: _Cells, shared: sparse.coo_array, forced: np.ndarray, 
     rows, columns = (np.append(np.flatnonzero(v), -1) for v in (free[:n], free[n:]))
     leaves, members, doubt = np.zeros(len(free), bool), forced, np.zeros(len(forced))
     if len(rows) > 1 and len(columns) > 1:
-        rest = shared.tocsr()[rows[:-1]][:, columns[:-1]].tocoo()
+        rest = shared[rows[:-1]][:, columns[:-1]]
         found, doubts, leaves[free] = _solve(grown.take(free[:n]), b.take(free[n:]), rest, growth, closed)
         found = np.concatenate([rows[found[:, :2]], columns[found[:, 2:]]], 1)
         members, doubt = np.concatenate([forced, found]), np.concatenate([doubt, doubts])
@@ -368,12 +378,11 @@ def _carry(a: _Cells, b: _Cells, members: np.ndarray, frame: int, longest: int) 
     keep[i[merged]] = True
     alone, label = np.full(len(a.label), LOST), a.label.copy()
     alone[main[merged]], label[main[merged]] = ALONE, b.label[j[merged]]
-    moved = a.centre.copy()
+    moved = np.zeros((len(a.label), 2))
     if one.any():
         _, near = spatial.KDTree(a.centre[i[one]]).query(a.centre, range(1, min(2, one.sum()) + 1))
-        moved = moved + (b.centre[j[one]] - a.centre[i[one]])[near].mean(1)
-    pixels = a.pixels + np.round(moved - a.centre).astype(int)[a.owner]
-    return replace(a, alone=alone, label=label, centre=moved, pixels=pixels).take(keep), hides
+        moved = (b.centre[j[one]] - a.centre[i[one]])[near].mean(1)
+    return replace(a.move(moved), alone=alone, label=label).take(keep), hides
 
 
 def link_cells(labels: Iterable[np.ndarray], frames: Iterable[int] | None = None,
@@ -442,7 +451,7 @@ def link_frames(labels: Iterable[np.ndarray], frames: Iterable[int] | None = Non
         thumb = _thumb(picture > 0 if image is None else image)
         # links from the frame before, and from cells that were missing there
         known = known.take(number - known.seen <= (GAP + 1) * step)
-        moved, shared = _registered(known, cells, picture.shape, _drift(before, thumb))
+        moved, shared = _shared(known, cells, picture.shape, _drift(before, thumb))
         forced = _forced(known, cells, todo, last)
         age = (number - known.seen) / step
         members, doubt, out = _follow(moved, cells, shared, forced, growth[0], closed, age)
