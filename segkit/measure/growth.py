@@ -410,7 +410,7 @@ def ratio_interval(reference: pd.DataFrame, treated: pd.DataFrame) -> tuple[floa
     tau2 = np.maximum(0, excess / np.maximum(n - 1 + (m - 1) * q ** 2, 1e-9))
     of_x, of_y = np.maximum(tau2 + within_x, 1e-12), np.maximum(q ** 2 * tau2 + within_y, 1e-12)
     variance = (squares_x / of_x + squares_y / of_y) / (n + m - 2) * (of_y / m + q ** 2 * of_x / n)
-    freedom = np.full_like(q, n + m - 2)
+    freedom: Any = n + m - 2  # one for all q, which is fast, or one for each
 
     # an effect that differs between positions: the arms do not share one spread
     if min(n, m) > 1:
