@@ -155,7 +155,8 @@ if comparison.empty:
 # they do with the total area. Rates below 0 are kept, so that a population that stopped reads 0.
 
 # %%
-rates, population = measure_single_cells(cells, frames, settings, settings.run_dir)
+rates, population = measure_single_cells(
+    cells, tracks, frames, settings, settings.run_dir)
 display(show_population(population, conditions["DRUG_FRAME"]))
 
 # %% [markdown]

@@ -28,6 +28,7 @@ from ..model.unet import UNet
 from .cells import CELL_COLUMNS, cells_of_frame
 from .dask_backend import run_on_cluster
 from .metrics import score_frame
+from .track_dataset import link_dataset
 
 GPU_BATCH = 8  # frames that go through the network together
 WIDTH_FRAMES = 20  # frames, about, whose cells' width is compared with the training cells'
@@ -78,7 +79,7 @@ def segment_dataset(model: UNet, frames: Dataset | Iterable[Frame], out_dir: str
     frames : Dataset or iterable of Frame
     out_dir : str or Path
         Gets masks/EXPERIMENT_masks/PosXXX/PreprocessedPhaseMasks/MASK_*.tif (uint16 labels, in the users' own layout),
-        cells.csv (a row per cell and frame), frames.csv (a row per segmented frame; not_seen: share of its pixels
+        cells.csv (a row per cell and frame, with its track), tracks.csv (see `link_dataset`), frames.csv (a row per segmented frame; not_seen: share of its pixels
         that are drawn over or not finite), scores.csv (a row per frame with teacher labels) and skipped.csv (frames
         that cannot be read, with the reason).
     pixel_size_um : float or mapping, optional
@@ -115,6 +116,7 @@ def segment_dataset(model: UNet, frames: Dataset | Iterable[Frame], out_dir: str
         results = _collect(running, frames, out_dir)
         _report(model, results, scale)
         _write_tables(frames, results, out_dir)
+        link_dataset([f for f, r in zip(frames, results, strict=True) if r.cells is not None], out_dir)
     return out_dir / "cells.csv"
 
 

@@ -1,6 +1,7 @@
 """Growth of single cells along their tracks, its mean over related cells, and which estimate suits the data."""
 
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -8,6 +9,8 @@ import scipy
 
 from ..data.dataset import Dataset, Frame, of_experiment
 from ..errors import SegkitError
+from ..files import write_table
+from ..settings import Settings
 from .growth import ALPHA, MIN_FRAMES, STOPPED_BELOW, areas_over_time, check_columns, find_reference, ratio_interval
 
 MIN_POINTS = 3  # sizes in a window for a rate
@@ -231,3 +234,18 @@ def which_estimate(rates: pd.DataFrame, tracks: pd.DataFrame) -> str:
     kind = "Both" if links and area else "Tracks" if links else "Total area" if area else "Neither is safe"
     return (f"{kind}: {crossing} of {n} tracks begin or end at the border (total area takes that for growth or loss) "
             f"and {broken} inside without division or death; {followed:.0%} of cells have a rate.")
+
+
+def measure_single_cells(cells: pd.DataFrame, tracks: pd.DataFrame, frames: Iterable[Frame], settings: Settings,
+                         out_dir: str | Path) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """`single_cell_rates` and `population_rates` with each experiment's settings; writes them as CSV files.
+
+    cells, tracks: of cells.csv and tracks.csv; frames: all that were segmented. Returns both tables, which
+    single_cell_rates.csv and population_rates.csv hold.
+    """
+    own = {e: settings.for_experiment(e) for e in cells["experiment"].unique()}
+    rates = single_cell_rates(cells, {e: s.minutes_per_frame for e, s in own.items()}, tracks=tracks, frames=frames)
+    population = population_rates(rates, {e: s.reference for e, s in own.items()})
+    write_table(Path(out_dir) / "single_cell_rates.csv", rates)
+    write_table(Path(out_dir) / "population_rates.csv", population)
+    return rates, population
