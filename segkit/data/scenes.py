@@ -9,7 +9,7 @@ from .synthetic import Rods, divide, draw_labels, draw_thickness, relax
 
 SCENES = {"empty": 0.1, "few": 0.2, "clumps": 0.2, "colony": 0.2, "crowded": 0.15, "channels": 0.15}  # shares of frames
 HALF_WIDTHS = (3.0, 7.5)  # of cells, each frame has its own, pixels
-MAX_CELLS = 150  # of a frame
+MAX_CELLS = 200  # of a frame
 OPEN = np.array([[-1e4, -1e4], [1e4, 1e4]])  # bounds where there are none
 
 
@@ -31,7 +31,9 @@ def draw_scene(shape: tuple[int, int], rng: np.random.Generator) -> tuple[str, R
         count = {"empty": 0, "few": rng.integers(1, 6), "clumps": rng.uniform(0.03, 0.4) * walls.size / cell,
                  "crowded": rng.uniform(0.6, 0.95) * walls.size / cell}[kind]
         rods = _rods(min(int(count), MAX_CELLS), radius, cell, rng)
-        low, high = np.zeros(2), np.array(shape)
+        low, high = np.zeros(2), np.array(shape, float)
+        if kind == "crowded":  # a dense strip where more cells than there may be would fill the frame
+            high[rng.integers(2)] *= min(1, MAX_CELLS / count)
         if kind == "clumps":  # one to three of them, of any tightness
             middles = rng.uniform(low, high, (rng.integers(1, 4), 2))
             rods.centre = rng.choice(middles, len(rods.area)) + rng.normal(0, rng.uniform(10, 80), rods.centre.shape)
@@ -40,7 +42,7 @@ def draw_scene(shape: tuple[int, int], rng: np.random.Generator) -> tuple[str, R
         if rng.random() < 1 / 3:
             rods.angle = rng.uniform(0, np.pi) + rng.normal(0, 0.1, len(rods.area))
         relax(rods, np.array([low - radius, high + radius]) if kind == "crowded" else OPEN, 60)
-    rods.radius = rods.radius * rng.uniform(1, 1.12)  # neighbours press on each other
+    rods.radius = rods.radius * rng.uniform(1, 1.2)  # neighbours press on each other
     if rng.random() < 0.2:  # posts, in a grid; cells are not drawn where they are
         side = rng.uniform(3, 8) * radius
         y, x = ((np.arange(n) + rng.integers(n)) % (side * rng.uniform(1.5, 4)) < side for n in shape)
