@@ -123,13 +123,13 @@ def draw_frame(rng: np.random.Generator, shape: tuple[int, int] = (256, 256)) ->
     warp = None
     if not walls.any() and rng.random() < 0.5:
         scale = rng.uniform(30, 100)
-        warp = rng.uniform(0, 0.06) * scale * np.stack([smooth_noise(shape, scale, rng) for _ in range(2)])
+        warp = rng.uniform(0, 0.09) * scale * np.stack([smooth_noise(shape, scale, rng) for _ in range(2)])
 
     labels = draw_labels(rods, shape, warp)
     if kind != "channels":  # cells on posts are left out
         blocked = np.unique(labels[walls > 0])
         rods, labels = rods.only(~np.isin(rods.label, blocked)), np.where(np.isin(labels, blocked), 0, labels)
-    texture = 1 + rng.uniform(0, 0.1) * smooth_noise(shape, radius * rng.uniform(0.5, 2), rng)
+    texture = 1 + rng.uniform(0, 0.18) * smooth_noise(shape, radius * rng.uniform(0.5, 2), rng)
     thickness = texture * draw_thickness(rods, shape, -outline_shift(microscope, radius), warp,
                                          rng.uniform(0.85, 1.15, len(rods.area)))
     obstacles, light = field(shape, microscope, rng)
