@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers import small_demo
+import segkit
+from tests.helpers import small_demo, squares
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 BEGINS = {"plain_recipe": "PlainTraining", "convergence": "compare"}  # where it begins, if not at main
@@ -36,3 +37,20 @@ def test_the_starting_recipe_and_segkit_run_side_by_side(benchmark_of, tmp_path,
     assert "| segkit |" in said
     assert "| starting recipe |" in said
     assert (tmp_path / "artefacts/convergence_data.csv").is_file()
+
+
+def test_the_yardstick_magnifies_images_and_labels_alike(benchmark_of):
+    labels = squares((4, 8))
+    image, larger = benchmark_of("generality").magnified(1.0 * (labels > 0), labels, 2)
+    assert image.shape == larger.shape == (80, 96)
+    assert (larger > 0).sum() == 20 * 20
+    assert ((image > 0.5) == (larger > 0)).mean() > 0.99
+
+
+def test_the_yardstick_trains_on_what_has_no_validation_position(benchmark_of):
+    frames = [segkit.Frame(Path("a.tif"), Path("a.tif"), "X", position, 0) for position in ("Pos101", "Pos109")]
+    split = benchmark_of("generality").parts(frames, ("09",))
+    assert [f.position for f in split.train] == ["Pos101"]
+    assert [f.position for f in split.validation] == ["Pos109"]
+    alone = benchmark_of("generality").parts(frames[1:], ("09",))
+    assert [len(alone.train), len(alone.validation)] == [1, 0]

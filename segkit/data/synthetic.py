@@ -2,20 +2,21 @@
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import tifffile
-from scipy import ndimage
 from tqdm.auto import tqdm
 
 from ..errors import SegkitError
 from ..files import writing
+from .optics import Microscope, draw_microscope, field, outline_shift, render
 
 RADIUS = 4.5  # half a rod's width, pixels
 WALL = 4.0  # clearance from the chamber's edge, pixels
+EXPOSURE = 0.6  # an empty field in the demo's images, of the brightest that 8 bits hold
 _write_tiff = partial(tifffile.imwrite, compression="zlib", compressionargs={"level": 9})
 
 
@@ -34,6 +35,10 @@ class Rods:
     def half_length(self) -> np.ndarray:
         """Half the distance between the caps' centres: area = pi r^2 + 4 r h."""
         return np.maximum((self.area - np.pi * self.radius ** 2) / (4 * self.radius), 0.5)
+
+    def only(self, kept: np.ndarray) -> "Rods":
+        """Those of the cells, (n,) bool."""
+        return Rods(*(values[kept] for values in vars(self).values()))
 
     def ends(self) -> tuple[np.ndarray, np.ndarray]:
         """Both caps' centres, (n, 2) y, x each."""
@@ -116,26 +121,50 @@ def _closest(p0: np.ndarray, p1: np.ndarray, q0: np.ndarray, q1: np.ndarray) -> 
     return s, t
 
 
-def draw_labels(rods: Rods, shape: tuple[int, int]) -> np.ndarray:
-    """Instance labels int32 (H, W): a pixel belongs to the nearest rod that covers it."""
-    labels = np.zeros(shape, np.int32)
-    depth = np.zeros(shape, np.float32)  # of a pixel inside its rod, relative to the radius
-    starts, ends = rods.ends()
-    for p, q, radius, label in zip(starts, ends, rods.radius, rods.label, strict=True):
-        low = np.maximum(np.floor(np.minimum(p, q) - radius - 1), 0).astype(int)
-        high = np.minimum(np.ceil(np.maximum(p, q) + radius + 2), shape).astype(int)
+def _boxes(rods: Rods, shape: tuple[int, int], rim: float,
+           warp: np.ndarray | None = None) -> Iterator[tuple[int, tuple[slice, ...], np.ndarray]]:
+    """Each rod's number, the box (rim: pixels more on each side) around it, and the box's distances from its axis.
+
+    warp: (2, H, W), pixels, by which each pixel's place (y, x) is moved: it bends the rods.
+    """
+    rim += 0 if warp is None else float(np.abs(warp).max())
+    for k, (p, q, radius) in enumerate(zip(*rods.ends(), rods.radius, strict=True)):
+        low = np.maximum(np.floor(np.minimum(p, q) - radius - rim - 1), 0).astype(int)
+        high = np.minimum(np.ceil(np.maximum(p, q) + radius + rim + 2), shape).astype(int)
         if (high <= low).any():
             continue
         # only the box around the rod: most pixels are far from it
         box = tuple(slice(a, b) for a, b in zip(low, high, strict=True))
-        y, x = np.mgrid[box].astype(np.float32)
+        y, x = np.mgrid[box].astype(np.float32) + (0 if warp is None else warp[:, *box])
         along = q - p
         t = np.clip(((y - p[0]) * along[0] + (x - p[1]) * along[1]) / max((along ** 2).sum(), 1e-9), 0, 1)
-        inside = 1 - np.hypot(y - p[0] - t * along[0], x - p[1] - t * along[1]) / radius
+        yield k, box, np.hypot(y - p[0] - t * along[0], x - p[1] - t * along[1])
+
+
+def draw_labels(rods: Rods, shape: tuple[int, int], warp: np.ndarray | None = None) -> np.ndarray:
+    """Instance labels int32 (H, W): a pixel belongs to the nearest rod that covers it."""
+    labels = np.zeros(shape, np.int32)
+    depth = np.zeros(shape, np.float32)  # of a pixel inside its rod, relative to the radius
+    for k, box, distance in _boxes(rods, shape, 0, warp):
+        inside = 1 - distance / rods.radius[k]
         better = (inside > 0) & (inside > depth[box])
-        labels[box][better] = label
+        labels[box][better] = rods.label[k]
         depth[box][better] = inside[better]
     return labels
+
+
+def draw_thickness(rods: Rods, shape: tuple[int, int], rim: float, warp: np.ndarray | None = None,
+                   density: np.ndarray | None = None) -> np.ndarray:
+    """Thickness of the cells float64 (H, W), 1 in the middle of a typical one: rods of circular section.
+
+    rim: pixels by which a rod reaches beyond its label; density: (n,) factor of each rod.
+    """
+    thickness = np.zeros(shape)
+    for k, box, distance in _boxes(rods, shape, max(rim, 0), warp):
+        half = np.sqrt(np.maximum((rods.radius[k] + rim) ** 2 - distance.astype(float) ** 2, 0))
+        half *= (1 if density is None else density[k]) / np.median(rods.radius + rim)
+        np.maximum(thickness[box], half, out=thickness[box])
+    return thickness
 
 
 def make_demo_dataset(path: str | Path, *, shape: tuple[int, int] = (128, 128), frames: int = 12,
@@ -236,9 +265,8 @@ def grow(shape: tuple[int, int], frames: int, cells: int, growth: np.ndarray,
     """
     # what stays the same in all frames
     height, width = shape
-    light = _light(shape, rng)
-    dust = _dust(shape, rng)
-    posts = _posts(shape)
+    microscope, obstacles, light = _demo_field(shape, rng)
+    rim = -outline_shift(microscope, RADIUS)
     numbering = rng.spawn(1)[0]  # a stream of its own
 
     # cells in the middle of the chamber, pushed apart
@@ -259,7 +287,8 @@ def grow(shape: tuple[int, int], frames: int, cells: int, growth: np.ndarray,
         numbers = np.zeros(rods.label.max() + 1, np.int32)
         numbers[cells[:, 1]] = cells[:, 0]
         labels = numbers[tracks]
-        yield render(labels, light, dust, posts, rng), labels, cells[np.argsort(cells[:, 0])]
+        image = EXPOSURE * render(draw_thickness(rods, shape, rim), obstacles, light, microscope, rng)
+        yield image, labels, cells[np.argsort(cells[:, 0])]
         rods.area = rods.area * np.exp(growth[k])
         rods.centre = rods.centre + rng.normal(0, 0.25, rods.centre.shape)
         rods.angle = rods.angle + rng.normal(0, 0.02, len(rods.angle))
@@ -267,44 +296,20 @@ def grow(shape: tuple[int, int], frames: int, cells: int, growth: np.ndarray,
         relax(rods, bounds, 60)
 
 
-def render(labels: np.ndarray, light: np.ndarray, dust: np.ndarray, posts: np.ndarray,
-           rng: np.random.Generator) -> np.ndarray:
-    """A phase-contrast image: dark bodies, darker in the middle, with a bright halo, under uneven illumination."""
-    body = (labels > 0).astype(np.float32)
-    edges = np.zeros_like(body)  # touching cells show a faint bright line between them
-    edges[:-1] += (labels[:-1] != labels[1:]) & (labels[:-1] > 0) & (labels[1:] > 0)
-    edges[:, :-1] += (labels[:, :-1] != labels[:, 1:]) & (labels[:, :-1] > 0) & (labels[:, 1:] > 0)
-    sharp = ndimage.gaussian_filter(body, 1.0) - 0.35 * ndimage.gaussian_filter(edges, 0.8)
-    halo = ndimage.gaussian_filter(body, 4.0)
-    phase = 0.62 - 0.42 * sharp + 0.42 * np.maximum(halo - 0.35 * sharp, 0)
-    image = (phase + posts + dust) * light
-    return (image + rng.normal(0, 0.016, body.shape)).astype(np.float32)
-
-
-def _light(shape: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
-    """Uneven illumination: a tilted, slightly curved plane around 1."""
-    y, x = (np.linspace(-1, 1, n, dtype=np.float32) for n in shape)
-    a, b, c = rng.uniform(-0.09, 0.09, 3)
-    return 1 + a * y[:, None] + b * x[None, :] + c * (y[:, None] ** 2 + x[None, :] ** 2 - 0.7)
-
-
-def _posts(shape: tuple[int, int]) -> np.ndarray:
-    """A wall of square posts along the left edge: grey squares with a bright rim."""
+def _demo_field(shape: tuple[int, int], rng: np.random.Generator) -> tuple[Microscope, np.ndarray, np.ndarray]:
+    """The demo's microscope (a good one), the phase of what does not move, and light: see `optics.field`."""
+    # a generator of its own, from as many numbers as earlier versions drew here: the cells stay those they were
+    seeds = rng.random(3 + 4 * max(2, shape[0] * shape[1] // 8000))
+    rng = np.random.default_rng((seeds * 2 ** 32).astype(np.uint32))
+    phase = rng.uniform(0.5, 0.8)
+    microscope = replace(
+        draw_microscope(rng, RADIUS), phase=phase, ring=phase * rng.uniform(1.05, 1.25), blur=rng.uniform(0.8, 1.1),
+        leak=RADIUS * rng.uniform(1.2, 2), defocus=rng.uniform(-2, 2), light=tuple(rng.uniform(-0.09, 0.09, 3)),
+        blotches=0.01, dirt=0.01, specks=1.0, noise=rng.uniform(0.012, 0.02), grain=0.0)
+    obstacles, light = field(shape, microscope, rng)
+    # a wall of square posts along the left edge
     height, width = shape
     side = max(6, int(width * 0.085))
-    image = np.zeros(shape, np.float32)
     for top in range(side // 2, height - side // 2, int(side * 1.9)):
-        image[top:top + side, side // 3:side // 3 + side] = 1
-    soft = ndimage.gaussian_filter(image, 0.8)
-    return 0.24 * ndimage.gaussian_filter(image, 2.5) - 0.26 * soft
-
-
-def _dust(shape: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
-    """A few specks, dark or bright, that stay where they are."""
-    image = np.zeros(shape, np.float32)
-    count = max(2, shape[0] * shape[1] // 8000)
-    for y, x, strength, size in zip(rng.uniform(0, shape[0], count), rng.uniform(0, shape[1], count),
-                                    rng.uniform(-0.35, 0.3, count), rng.uniform(0.8, 1.8, count), strict=True):
-        yy, xx = np.ogrid[:shape[0], :shape[1]]
-        image += strength * np.exp(-((yy - y) ** 2 + (xx - x) ** 2) / (2 * size ** 2))
-    return image
+        obstacles[top:top + side, side // 3:side // 3 + side] = 0.4 * phase
+    return microscope, obstacles, light

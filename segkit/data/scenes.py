@@ -1,0 +1,139 @@
+"""Random phase-contrast frames with exact labels, for training: rods, filaments, cocci; colonies, channels, posts."""
+
+import numpy as np
+from scipy import ndimage
+from skimage.segmentation import relabel_sequential
+
+from .optics import draw_microscope, field, outline_shift, render, smooth_noise
+from .synthetic import Rods, divide, draw_labels, draw_thickness, relax
+
+SCENES = {"empty": 0.1, "few": 0.2, "clumps": 0.2, "colony": 0.2, "crowded": 0.15, "channels": 0.15}  # shares of frames
+HALF_WIDTHS = (3.0, 7.5)  # of cells, each frame has its own, pixels
+MAX_CELLS = 200  # of a frame
+OPEN = np.array([[-1e4, -1e4], [1e4, 1e4]])  # bounds where there are none
+
+
+def draw_scene(shape: tuple[int, int], rng: np.random.Generator) -> tuple[str, Rods, np.ndarray]:
+    """A random scene for one frame: its kind (one of SCENES), cells, and where walls and posts are (H, W), 0 to 1.
+
+    Half widths from 3 to 7.5 pixels, aspect ratios from 1.1 (cocci) to 14 (filaments). Cells may lie partly or wholly
+    outside the frame.
+    """
+    kind = str(rng.choice(list(SCENES), p=list(SCENES.values())))
+    radius, walls = float(np.exp(rng.uniform(*np.log(HALF_WIDTHS)))), np.zeros(shape)
+    if kind == "channels":
+        return kind, *_channels(shape, radius, rng)
+    if kind == "colony":
+        rods = _colony(shape, radius, rng)
+    else:
+        aspect = np.exp(rng.uniform(*np.log(rng.choice([(1.1, 1.4), (1.6, 5), (3, 14)], p=(0.2, 0.6, 0.2)))))
+        cell = np.pi * radius ** 2 + 4 * radius ** 2 * (aspect - 1)  # pixels
+        count = {"empty": 0, "few": rng.integers(1, 6), "clumps": rng.uniform(0.03, 0.4) * walls.size / cell,
+                 "crowded": rng.uniform(0.6, 0.95) * walls.size / cell}[kind]
+        rods = _rods(min(int(count), MAX_CELLS), radius, cell, rng)
+        low, high = np.zeros(2), np.array(shape, float)
+        if kind == "crowded":  # a dense strip where more cells than there may be would fill the frame
+            high[rng.integers(2)] *= min(1, MAX_CELLS / count)
+        if kind == "clumps":  # one to three of them, of any tightness
+            middles = rng.uniform(low, high, (rng.integers(1, 4), 2))
+            rods.centre = rng.choice(middles, len(rods.area)) + rng.normal(0, rng.uniform(10, 80), rods.centre.shape)
+        else:
+            rods.centre = rng.uniform(low, high, rods.centre.shape)
+        if rng.random() < 1 / 3:
+            rods.angle = rng.uniform(0, np.pi) + rng.normal(0, 0.1, len(rods.area))
+        relax(rods, np.array([low - radius, high + radius]) if kind == "crowded" else OPEN, 60)
+    rods.radius = rods.radius * rng.uniform(1, 1.2)  # neighbours press on each other
+    if rng.random() < 0.2:  # posts, in a grid; cells are not drawn where they are
+        side = rng.uniform(3, 8) * radius
+        y, x = ((np.arange(n) + rng.integers(n)) % (side * rng.uniform(1.5, 4)) < side for n in shape)
+        walls[y[:, None] & x] = 1
+    return kind, rods, walls
+
+
+def _rods(count: int, radius: float, area: float, rng: np.random.Generator) -> Rods:
+    """Rods of about these half widths and areas, all at the origin and in any direction."""
+    areas = area * rng.uniform(0.65, 1.35, count)
+    return Rods(np.zeros((count, 2)), rng.uniform(0, np.pi, count), areas, radius * rng.uniform(0.93, 1.07, count),
+                np.full(count, np.inf), np.arange(1, count + 1), np.zeros(count, int))
+
+
+def _colony(shape: tuple[int, int], radius: float, rng: np.random.Generator) -> Rods:
+    """Colonies that grew from one to three cells to a few or to many."""
+    slim = rng.uniform(3, 7)  # pixels: as `divide` knows one area only, slim cells are the long ones
+    rods = _rods(int(rng.integers(1, 4)), slim, 260, rng)
+    rods.divides_at = rng.uniform(330, 430, len(rods.area))
+    rods.centre = rng.uniform(0, 1, rods.centre.shape) * shape * (slim / radius)
+    count = np.exp(rng.uniform(np.log(6), np.log(MAX_CELLS)))
+    while len(rods.area) < count:
+        rods.area = rods.area * 1.15
+        rods = divide(rods, rng)
+        relax(rods, OPEN, 10)
+    rods.centre, rods.radius, rods.area = (
+        rods.centre * (radius / slim), rods.radius * (radius / slim), rods.area * (radius / slim) ** 2)
+    return rods
+
+
+def _channels(shape: tuple[int, int], radius: float, rng: np.random.Generator) -> tuple[Rods, np.ndarray]:
+    """Dead-end channels that open into a trench, with cells end to end; walls (H, W) are 1."""
+    half = radius * rng.uniform(1.0, 1.35)
+    pitch, top, bottom = 2 * half * rng.uniform(1.5, 4), *rng.uniform((-0.2, 0.5), (0.3, 1.1)) * shape[0]
+    middles = np.arange(rng.uniform(0, pitch), shape[1], pitch)
+    y, x = np.ogrid[:shape[0], :shape[1]]
+    inside = (np.abs(x - middles[:, None, None]) < half).any(0) & (y > top)
+    walls = 1.0 * ~(inside | (y > bottom))
+    # cells from the closed end on, as many as a random share of the channel holds
+    places = []
+    for middle in middles:
+        at, full = top, top + rng.uniform(0, 1.1) * (bottom - top)
+        while (length := 2 * radius * rng.uniform(1.5, 5)) + at < full:
+            places.append((at + length / 2, middle, length))
+            at += length + rng.exponential(1.0)
+    rods = _rods(len(places), radius, 1.0, rng)
+    centre_y, centre_x, lengths = np.array(places).reshape(-1, 3).T
+    rods.centre = np.stack([centre_y, centre_x + rng.uniform(-1, 1, len(places)) * (half - radius)], 1)
+    rods.area = np.pi * rods.radius ** 2 + 2 * rods.radius * (lengths - 2 * rods.radius)
+    rods.angle = np.pi / 2 + rng.normal(0, 0.02, len(places))
+    return rods, walls
+
+
+def draw_frame(rng: np.random.Generator, shape: tuple[int, int] = (256, 256)) -> tuple[np.ndarray, np.ndarray]:
+    """A random phase-contrast image and its exact labels, for training.
+
+    Parameters
+    ----------
+    rng : numpy.random.Generator
+    shape : (int, int)
+        Height and width, pixels.
+
+    Returns
+    -------
+    image : (H, W) float32
+        Intensity, 1 in an empty field.
+    labels : (H, W) int32
+        0 = background, numbered from 1 without gaps; outlined as Omnipose does (`optics.outline_shift`).
+
+    Notes
+    -----
+    The scene is one of `draw_scene`, bent by a smooth warp in a half of the frames; the microscope one of
+    `draw_microscope`.
+    """
+    kind, rods, walls = draw_scene(shape, rng)
+    radius = float(np.median(rods.radius)) if len(rods.radius) else 5.0
+    microscope = draw_microscope(rng, radius)
+    warp = None
+    if not walls.any() and rng.random() < 0.5:
+        scale = rng.uniform(30, 100)
+        warp = rng.uniform(0, 0.09) * scale * np.stack([smooth_noise(shape, scale, rng) for _ in range(2)])
+
+    labels = draw_labels(rods, shape, warp)
+    if kind != "channels":  # cells on posts are left out
+        blocked = np.unique(labels[walls > 0])
+        rods, labels = rods.only(~np.isin(rods.label, blocked)), np.where(np.isin(labels, blocked), 0, labels)
+    texture = 1 + rng.uniform(0, 0.18) * smooth_noise(shape, radius * rng.uniform(0.5, 2), rng)
+    thickness = texture * draw_thickness(rods, shape, -outline_shift(microscope, radius), warp,
+                                         rng.uniform(0.85, 1.15, len(rods.area)))
+    obstacles, light = field(shape, microscope, rng)
+    depth = rng.uniform(0.2, 1.2) if rng.random() < 0.8 else rng.uniform(-0.6, -0.2)  # radians
+    obstacles += depth * ndimage.gaussian_filter(walls, rng.uniform(0.5, 3))
+    image = render(thickness, obstacles, light, microscope, rng)
+    return image, relabel_sequential(labels)[0].astype(np.int32)
