@@ -19,7 +19,7 @@ def rods(*places, radius=5.0):
     """Vertical cells of 20 pixels beside each other, one for each (y, x)."""
     n = len(places)
     return Rods(np.array(places, float), np.full(n, np.pi / 2), np.full(n, np.pi * radius ** 2 + 4 * radius * 5.0),
-                np.full(n, radius), np.full(n, 400.0), np.arange(1, n + 1))
+                np.full(n, radius), np.full(n, 400.0), np.arange(1, n + 1), np.zeros(n, int))
 
 
 def image_of(cells, microscope=PLAIN):
