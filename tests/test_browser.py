@@ -66,7 +66,7 @@ def page(lab):
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         page = browser.new_page(viewport={"width": 1300, "height": 1600})
         page.goto(f"{lab[0]}/lab?reset")
-        page.wait_for_function("window.jupyterapp", timeout=60_000)
+        page.wait_for_function("window.jupyterapp", timeout=240_000)
         page.evaluate("jupyterapp.restored")
         yield page
         browser.close()
@@ -81,8 +81,8 @@ def open_notebook(page, name):
         await Promise.all([notebook.revealed, notebook.context.sessionContext.ready]);
         open?.dispose();
     }""", f"notebooks/{name}.ipynb")
-    page.wait_for_selector(".jp-NotebookPanel:not(.lm-mod-hidden) .jp-Cell", timeout=60_000)
-    page.wait_for_selector("text=Python 3 (ipykernel) | Idle", timeout=60_000)
+    page.wait_for_selector(".jp-NotebookPanel:not(.lm-mod-hidden) .jp-Cell", timeout=240_000)
+    page.wait_for_selector("text=Python 3 (ipykernel) | Idle", timeout=240_000)
 
 
 def choose(page, menu, command):
@@ -209,7 +209,7 @@ def trained(lab, page):
     keep_screenshot(page, "03_live")
     choose(page, "Kernel", "kernelmenu:interrupt")
     said = training.locator("text=/of 60 epochs are saved/")
-    said.wait_for(timeout=60_000)
+    said.wait_for(timeout=240_000)
     wait_until_idle(page)  # the cells below it are given up
     keep_screenshot(page, "03_interrupted")
     saved = int(said.inner_text().split("interrupted: ")[1].split(" of")[0])
@@ -261,7 +261,7 @@ def test_a_link_is_corrected_in_the_browser(lab, page, trained):
     cell.get_by_label("becomes").select_option(label="nothing")
     cell.get_by_label("and").select_option(label="nothing")
     cell.get_by_text("Save link").click()
-    cell.locator("text=/saved in links.csv/").wait_for(timeout=60_000)
+    cell.locator("text=/saved in links.csv/").wait_for(timeout=240_000)
     assert (lab[1] / "runs/demo/links.csv").is_file()
     keep_screenshot(page, "05_editor")
 
