@@ -15,7 +15,7 @@ NEIGHBOURS = 6  # nearest cells that may be the next one, beside those that over
 ALONE, AT_EXIT, LOST = 2.5, 1.0, 0.0  # cost of a cell without a partner: inside, where cells leave, missing before
 DIVIDES, MERGES = 0.5, 2.0  # cost of a division, and of two cells under one label
 SIGMA = 0.2  # standard deviation of a step of log area about the frame's growth
-GROWTH = 0.05  # log area per frame, before any is measured
+GROWTH = (0.05, 0.15, 0.3, 0.5)  # log area per frame, before any is measured
 # a cell that can be linked; places are complex, x + iy. axis: unit vector along it; alone: cost of having no partner;
 # seen: frame in which it was measured; channel: -1 none; rank: order in the channel; slack: pixels it may be off at no cost
 CELL = np.dtype([("label", int), ("area", float), ("centre", complex), ("axis", complex), ("length", float),
@@ -76,16 +76,21 @@ def _thumb(picture: np.ndarray) -> np.ndarray:
     return (small - small.mean()) * np.float32(np.hanning(h + 2)[1:-1, None] * np.hanning(w + 2)[1:-1])
 
 
-def _drift(before: np.ndarray, after: np.ndarray) -> complex:
-    """How far the view moved, x + iy pixels, by phase correlation of two `_thumb`s (Kuglin and Hines 1975)."""
+def _drift(before: np.ndarray, after: np.ndarray, whiten: bool) -> complex:
+    """How far the view moved, x + iy pixels, by the correlation of two `_thumb`s; of phases only: Kuglin and Hines 1975."""
     shape = [fft.next_fast_len(max(1, *sides), real=True) for sides in zip(before.shape, after.shape, strict=True)]
     cross = fft.rfft2(after, shape) * fft.rfft2(before, shape).conj()
-    match = fft.irfft2(cross / (np.abs(cross) + 1e-9), shape)
-    # the centre of the peak lies between pixels of a quarter of the size
-    y, x = ((at + np.arange(-1, 2)) for at in np.unravel_index(match.argmax(), shape))
-    weight = np.maximum(match[np.ix_(y % shape[0], x % shape[1])], 0) + 1e-12
-    (y, h), (x, w) = (np.average(y, weights=weight.sum(1)), shape[0]), (np.average(x, weights=weight.sum(0)), shape[1])
-    return 4 * complex(x - w * (x > w / 2), y - h * (y > h / 2))
+    match = fft.irfft2(cross / (np.abs(cross) + 1e-9) if whiten else cross, shape)
+    # small moves are likelier: channels look alike from one to the next
+    rows, columns = (np.minimum(np.arange(n), n - np.arange(n)) for n in shape)
+    match *= np.exp(-np.hypot(rows[:, None], columns) / 25)
+    at = np.unravel_index(match.argmax(), shape)
+    # the top of a parabola lies between pixels of a quarter of the size
+    top = []
+    for axis, (p, n) in enumerate(zip(at, shape, strict=True)):
+        low, mid, high = np.moveaxis(match, axis, 0)[np.arange(p - 1, p + 2) % n, at[1 - axis]]
+        top.append(p - n * (p > n / 2) + (high - low) / max(2 * (2 * mid - low - high), 1e-9))
+    return 4 * complex(*top[::-1])
 
 
 def _shared(a: np.recarray, pixels: np.ndarray, b: np.recarray, others: np.ndarray, shape: tuple[int, ...],
@@ -208,13 +213,15 @@ def _channels(a: np.recarray, b: np.recarray, memory: dict[str, np.ndarray]) -> 
     if not valid[-1] or valid[-20:].mean() < 0.7:
         return
 
-    # the closed end is where the cells of all channels begin, and where they stay
+    # growth along channels looks like drift to labels; the closed end is where the cells of all channels begin, and where they stay
+    blind = (memory["blind"] / along).real
+    s[:n] -= blind
     low, high = s - extent, s + extent
     ends = np.array([[low[i[0]], high[i[-1]], low[j[0]], high[j[-1]]] for _, i, j in files])
     moved = np.median(ends[:, 2:] - ends[:, :2], axis=0)
     memory["open"] = memory["open"] + ends.std(0)[2:] + np.abs(moved)
     side = int(memory["open"][0] > memory["open"][1])
-    shift = moved[side] * (abs(moved[side]) < np.median(both.length) / 2)
+    shift = moved[side] * (len(files) > 2 or abs(moved[side]) < np.median(both.length) / 2)
     s[:n] += shift
     ends[:, side] += shift
     for (number, i, _), end in zip(files, ends[:, side::2], strict=True):
@@ -223,7 +230,7 @@ def _channels(a: np.recarray, b: np.recarray, memory: dict[str, np.ndarray]) -> 
             both.rank[part[np.argsort(way * s[part], kind="stable")]] = np.arange(len(part))
         both.channel[cells], both.alone[i[::way][-1]] = number, AT_EXIT
         further = (s[cells] - way * (way * end).min()) * (np.exp(memory["growth"][0]) - 1) / 2
-        both.centre[cells] += (shift + further) * along
+        both.centre[cells] += (shift - blind + further) * along
         both.slack[cells] = np.abs(further)
     a[:] = both[:n]
     b.channel, b.rank = both.channel[n:], both.rank[n:]
@@ -254,8 +261,8 @@ def _align(nodes: np.ndarray, gain: np.ndarray, spare: np.ndarray, count: int) -
 
 
 def _solve(a: np.recarray, b: np.recarray, shared: np.ndarray, forced: np.ndarray, memory: dict[str, np.ndarray]) \
-        -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Links from a to b: members (h, 4) as `_hypotheses`, doubt (h,), and who stands at a channel's exit (n + m,).
+        -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
+    """Links from a to b: members (h, 4) as `_hypotheses`, doubt (h,), who stands at a channel's exit (n + m,), the gain.
 
     forced: members that the user chose. Sets the channels of a and b.
     """
@@ -288,7 +295,7 @@ def _solve(a: np.recarray, b: np.recarray, shared: np.ndarray, forced: np.ndarra
     rivals[:, 1:][rivals[:, 1:] == rivals[:, :-1]] = len(gain)
     np.minimum.at(margin, rivals, (margin[rivals].sum(1) - gain[~chosen])[:, None])
     doubt = np.minimum(2 / (1 + np.exp(margin[:-1][chosen])), 1)
-    return np.concatenate([forced, members[chosen]]), np.append(np.zeros(len(forced)), doubt), leaves
+    return np.concatenate([forced, members[chosen]]), np.append(np.zeros(len(forced)), doubt), leaves, gain[chosen].sum()
 
 
 def _forced(a: np.recarray, b: np.recarray, todo: dict[tuple[int, int], tuple[int, ...]], frame: int) -> np.ndarray:
@@ -385,15 +392,16 @@ def link_frames(labels: Iterable[np.ndarray], frames: Iterable[int] | None = Non
     todo, rows, mothers, last = dict(corrections or {}), [], np.zeros(1, int), 0
     (known, pixels), thumb = _measure(np.zeros((1, 1), int), 0), np.zeros((0, 0), np.float32)
     # growth of log area per frame, and for how many links it stands; what tells of channels so far
-    memory = {"growth": np.array([GROWTH, 5.0]), "files": np.zeros(0), "open": np.zeros(2)}
+    memory = {"growth": np.zeros(2), "files": np.zeros(0), "open": np.zeros(2)}
 
     for number, picture, image in _together(labels, numbers, images):
         cells, others = _measure(picture, number)
         before, thumb = thumb, _thumb(picture > 0 if image is None else image)
         # links from the frame before, and from cells that were missing there
         known, pixels = _kept(known, pixels, number - known.seen <= (GAP + 1) * step)
-        shared, shift = _shared(known, pixels, cells, others, picture.shape, _drift(before, thumb))
+        shared, shift = _shared(known, pixels, cells, others, picture.shape, _drift(before, thumb, image is not None))
         known, pixels = _moved(known, pixels, np.full(len(known), shift))
+        memory["blind"] = shift * (image is None)
         members, doubt, out = _follow(known, cells, shared, _forced(known, cells, todo, last), memory,
                                       (number - known.seen) / step)
         i, i2, j, j2 = members.T
@@ -432,9 +440,17 @@ def _follow(a: np.recarray, b: np.recarray, shared: np.ndarray, forced: np.ndarr
     """`_solve` for cells grown since they were seen, age frames ago; measures the growth."""
     if not len(a) or not len(b):
         return forced, np.zeros(len(forced)), np.zeros(len(a) + len(b), bool)
-    grown = a.copy()
-    grown.area *= np.exp(memory["growth"][0] * age)
-    members, doubt, leaves = _solve(grown, b, shared, forced, memory)
+    # before any growth is measured, that which explains most
+    guesses = [memory["growth"][0]] if memory["growth"][1] else GROWTH
+    best = -np.inf
+    for growth in guesses:
+        trial = memory | {"growth": np.array([growth, 0.0])}
+        grown = a.copy()
+        grown.area *= np.exp(growth * age)
+        *found, gain = _solve(grown, b, shared, forced, trial)
+        if gain > best:
+            best, (members, doubt, leaves), kept = gain, found, trial
+    memory |= kept | {"growth": np.array([kept["growth"][0], memory["growth"][1]])}
     i, i2, j, j2 = members.T
     step = np.log(np.append(b.area, 0)[[j, j2]].sum(0)[j >= 0] / a.area[i[j >= 0]]) / age[i[j >= 0]]
     step = step[((i2 < 0) & (grown.alone[i] == ALONE) & (b.alone[j] == ALONE))[j >= 0]]
