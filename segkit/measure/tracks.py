@@ -2,90 +2,69 @@
 
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import pandas as pd
-from scipy import fft, optimize, sparse, spatial
+from scipy import fft, optimize, sparse
 
 from ..errors import SegkitError
 
-TRACK_COLUMNS = ("frame", "label", "track", "mother_track")
 TRACKS_COLUMNS = ("track", "first_frame", "last_frame", "mother_track", "daughters", "began", "ended")
 GAP = 2  # frames in which a cell may be missing
 NEIGHBOURS = 6  # nearest cells that may be the next one, beside those that overlap
 ALONE, AT_EXIT, LOST = 2.5, 1.0, 0.0  # cost of a cell without a partner: inside, where cells leave, missing before
 DIVIDES, MERGES = 0.5, 2.0  # cost of a division, and of two cells under one label
 SIGMA = 0.2  # standard deviation of a step of log area about the frame's growth
-GROWTH = 0.05  # log area per frame, before any is measured
+GROWTH = (0.05, 0.15, 0.3, 0.5)  # log area per frame, before any is measured
+# a cell that can be linked; places are complex, x + iy. axis: unit vector along it; alone: cost of having no partner;
+# seen: frame in which it was measured; channel: -1 none; rank: order in the channel; slack: pixels it may be off at no cost
+CELL = np.dtype([("label", int), ("area", float), ("centre", complex), ("axis", complex), ("length", float),
+                 ("width", float), ("alone", float), ("seen", int), ("track", int), ("channel", int), ("rank", int),
+                 ("slack", float)])
 
 
-@dataclass
-class _Cells:
-    """Cells that can be linked: n of one frame, or of earlier ones where no successor was found; p pixels in all."""
-
-    label: np.ndarray  # (n,) int
-    area: np.ndarray  # (n,) pixels
-    centre: np.ndarray  # (n, 2) y, x
-    axis: np.ndarray  # (n, 2) y, x: unit vector along the cell
-    size: np.ndarray  # (n, 2) length, width, pixels
-    alone: np.ndarray  # (n,) cost of having no partner
-    seen: np.ndarray  # (n,) frame in which it was measured
-    track: np.ndarray  # (n,) 0: none yet
-    channel: np.ndarray  # (n,) number of its channel, -1: none
-    rank: np.ndarray  # (n,) neighbours in a channel follow each other
-    slack: np.ndarray  # (n,) how far from `centre` it may be without cost, pixels
-    y: np.ndarray  # (p,)
-    x: np.ndarray  # (p,)
-    owner: np.ndarray  # (p,) which of the n
-
-    def take(self, keep: np.ndarray) -> "_Cells":
-        """Those where keep (n,) is True."""
-        inside = keep[self.owner]
-        part = {f.name: getattr(self, f.name)[inside if f.name in ("y", "x", "owner") else keep] for f in fields(self)}
-        return _Cells(**part | {"owner": (np.cumsum(keep) - 1)[part["owner"]]})
-
-    def join(self, other: "_Cells") -> "_Cells":
-        """Both together."""
-        both = {f.name: np.concatenate([getattr(self, f.name), getattr(other, f.name)]) for f in fields(self)}
-        both["owner"][len(self.owner):] += len(self.label)
-        return _Cells(**both)
-
-    def move(self, by: np.ndarray) -> "_Cells":
-        """The cells by (n, 2) pixels further."""
-        dy, dx = np.round(by).astype(int).T
-        return replace(self, centre=self.centre + by, y=self.y + dy[self.owner], x=self.x + dx[self.owner])
-
-
-def _measure(labels: np.ndarray, frame: int) -> _Cells:
-    """The cells of a frame (H, W), in the order of their labels."""
+def _measure(labels: np.ndarray, frame: int) -> tuple[np.recarray, np.ndarray]:
+    """The cells (n,) of a frame (H, W), in the order of their labels, and its pixels (3, p): cell, y, x."""
     if not isinstance(labels, np.ndarray) or labels.ndim != 2 or labels.dtype.kind not in "iu" or (labels < 0).any():
-        raise SegkitError(f"labels of frame {frame} are {type(labels).__name__} "
-                          f"{getattr(labels, 'shape', '')} {getattr(labels, 'dtype', '')}: an array (height, width) of "
-                          "whole numbers from 0 was needed; give one for each frame")
+        raise SegkitError(f"the labels of frame {frame} are {type(labels).__name__} {getattr(labels, 'dtype', '')} "
+                          f"{getattr(labels, 'shape', '')}: whole numbers from 0 of (height, width) were needed")
     where = np.flatnonzero(labels)
     values = labels.reshape(-1)[where].astype(np.int64)
-    if values.max(initial=0) > labels.size:
-        names, owner = np.unique(values, return_inverse=True)
-    else:  # ten times as fast
-        there = np.bincount(values) > 0
-        names, owner = np.flatnonzero(there), (np.cumsum(there) - 1)[values]
+    if values.max(initial=0) > labels.size:  # numbers too large for a table
+        values = np.unique(values, return_inverse=True)[1] + 1
+    there = np.bincount(values) > 0
+    owner = (np.cumsum(there) - 1)[values]
     y, x = np.divmod(where, labels.shape[1])
-    n = len(names)
-    area = np.bincount(owner, minlength=n).astype(float)
+    cells = np.zeros(there.sum(), CELL).view(np.recarray)
+    cells.label[owner], cells.area = labels.reshape(-1)[where], np.bincount(owner, minlength=len(cells))
+
+    def mean(v: np.ndarray) -> np.ndarray:
+        return (np.bincount(owner, v.real, len(cells)) + 1j * np.bincount(owner, v.imag, len(cells))) / cells.area
 
     # the ellipse with the cell's second moments gives axis, length and width
-    centre = np.stack([np.bincount(owner, v, n) / area for v in (y, x)], 1)
-    dy, dx = y - centre[owner, 0], x - centre[owner, 1]
-    yy, xx, yx = (np.bincount(owner, v, n) / area for v in (dy * dy, dx * dx, dy * dx))
-    angle = np.arctan2(2 * yx, xx - yy) / 2
-    half, root = (yy + xx) / 2, np.hypot((xx - yy) / 2, yx)
-    size = 4 * np.sqrt(np.maximum(np.stack([half + root, half - root], 1), 0) + 1 / 12)
+    cells.centre = mean(x + 1j * y)
+    around = x + 1j * y - cells.centre[owner]
+    long, both = mean(around ** 2), mean(np.abs(around) ** 2).real + 1 / 6
+    cells.axis = np.exp(0.5j * np.angle(long))
+    cells.length, cells.width = 4 * np.sqrt((both + np.abs(long)) / 2), 4 * np.sqrt((both - np.abs(long)) / 2)
     edge = (y == 0) | (x == 0) | (y == labels.shape[0] - 1) | (x == labels.shape[1] - 1)
-    alone = np.where(np.bincount(owner, edge, n) > 0, AT_EXIT, ALONE)
-    return _Cells(names, area, centre, np.stack([np.sin(angle), np.cos(angle)], 1), size, alone,
-                  np.full(n, frame), np.zeros(n, int), np.full(n, -1), np.zeros(n, int),
-                  np.zeros(n), y, x, owner)
+    cells.alone = np.where(np.bincount(owner, edge, len(cells)) > 0, AT_EXIT, ALONE)
+    cells.seen, cells.channel = frame, -1
+    return cells, np.stack([owner, y, x])
+
+
+def _kept(cells: np.recarray, pixels: np.ndarray, keep: np.ndarray) -> tuple[np.recarray, np.ndarray]:
+    """Cells and pixels of those where keep (n,) is True."""
+    pixels = pixels[:, keep[pixels[0]]]
+    pixels[0] = (np.cumsum(keep) - 1)[pixels[0]]
+    return cells[keep], pixels
+
+
+def _moved(cells: np.recarray, pixels: np.ndarray, by: np.ndarray) -> tuple[np.recarray, np.ndarray]:
+    """Cells and pixels moved by (n,), x + iy."""
+    cells = cells.copy()
+    cells.centre += by
+    return cells, np.stack([pixels[0], *(pixels[1:] + np.round([by.imag, by.real]).astype(int)[:, pixels[0]])])
 
 
 def _thumb(picture: np.ndarray) -> np.ndarray:
@@ -94,106 +73,92 @@ def _thumb(picture: np.ndarray) -> np.ndarray:
     small = np.zeros((h, w), np.float32)
     for y, x in np.ndindex(4, 4):
         small += picture[y:4 * h:4, x:4 * w:4]
-    window = np.hanning(h + 2)[1:-1, None] * np.hanning(w + 2)[1:-1]
-    return (small - small.mean()) * window.astype(np.float32)
+    return (small - small.mean()) * np.float32(np.hanning(h + 2)[1:-1, None] * np.hanning(w + 2)[1:-1])
 
 
-def _drift(before: np.ndarray, after: np.ndarray) -> np.ndarray:
-    """How far (y, x) pixels the view moved, by phase correlation of two `_thumb`s (Kuglin and Hines 1975)."""
-    if 0 in before.shape + after.shape:
-        return np.zeros(2)
-    shape = [fft.next_fast_len(max(sides), real=True) for sides in zip(before.shape, after.shape, strict=True)]
+def _drift(before: np.ndarray, after: np.ndarray, whiten: bool) -> complex:
+    """How far the view moved, x + iy pixels, by the correlation of two `_thumb`s; of phases only: Kuglin and Hines 1975."""
+    shape = [fft.next_fast_len(max(1, *sides), real=True) for sides in zip(before.shape, after.shape, strict=True)]
     cross = fft.rfft2(after, shape) * fft.rfft2(before, shape).conj()
-    match = fft.irfft2(cross / (np.abs(cross) + 1e-9), shape)
-    peak = np.array(np.unravel_index(match.argmax(), shape))
-    # the centre of the peak lies between pixels of a quarter of the size
-    near = np.ix_(*((p + np.arange(-1, 2)) % n for p, n in zip(peak, shape, strict=True)))
-    weight = np.maximum(match[near], 0)
-    peak = peak + np.array([weight.sum(1) @ [-1, 0, 1], weight.sum(0) @ [-1, 0, 1]]) / max(weight.sum(), 1e-9)
-    return 4 * np.where(peak > np.array(shape) / 2, peak - shape, peak)
+    match = fft.irfft2(cross / (np.abs(cross) + 1e-9) if whiten else cross, shape)
+    # small moves are likelier: channels look alike from one to the next
+    rows, columns = (np.minimum(np.arange(n), n - np.arange(n)) for n in shape)
+    match *= np.exp(-np.hypot(rows[:, None], columns) / 25)
+    at = np.unravel_index(match.argmax(), shape)
+    # the top of a parabola lies between pixels of a quarter of the size
+    top = []
+    for axis, (p, n) in enumerate(zip(at, shape, strict=True)):
+        low, mid, high = np.moveaxis(match, axis, 0)[np.arange(p - 1, p + 2) % n, at[1 - axis]]
+        top.append(p - n * (p > n / 2) + (high - low) / max(2 * (2 * mid - low - high), 1e-9))
+    return 4 * complex(*top[::-1])
 
 
-def _shared(a: _Cells, b: _Cells, shape: tuple[int, ...], shift: np.ndarray) -> tuple[_Cells, np.ndarray]:
-    """a, moved by shift where that brings it nearer to b, and the pixels that each shares with each of b (n, m)."""
-    index = np.full(shape, len(b.label))
-    index[b.y, b.x] = b.owner
-    index = np.pad(index, 1, constant_values=len(b.label))  # beyond the frame there is no cell
+def _shared(a: np.recarray, pixels: np.ndarray, b: np.recarray, others: np.ndarray, shape: tuple[int, ...],
+            shift: complex) -> tuple[np.ndarray, complex]:
+    """Pixels that each of a, moved by the shift, shares with each of b (n, m); the shift, or 0 where that fits as well.
 
-    def hits(by: np.ndarray, every: int) -> np.ndarray:
-        dy, dx = np.round(by).astype(int) + 1
-        return index[np.clip(a.y[::every] + dy, 0, shape[0] + 1), np.clip(a.x[::every] + dx, 0, shape[1] + 1)]
-
-    # cells that fill the same places at random do so by far less
-    found = [np.count_nonzero(hits(by, 4) < len(b.label)) for by in (np.zeros(2), shift)]
-    shift = shift * (found[1] > 1.05 * found[0])
-    pairs = a.owner * (len(b.label) + 1) + hits(shift, 1)
-    shared = np.bincount(pairs, minlength=len(a.label) * (len(b.label) + 1)).reshape(-1, len(b.label) + 1)
-    return a.move(np.tile(shift, (len(a.label), 1))), shared[:, :-1]
-
-
-def _cost(area: np.ndarray, to_area: np.ndarray, place: np.ndarray) -> np.ndarray:
-    """Cost of a link: a step of log area against the expected area, and place (0: where it was)."""
-    return np.minimum((np.log(to_area / area) / SIGMA) ** 2 / 2, 4.5) + place
-
-
-def _two(one: _Cells, two: _Cells, i: np.ndarray, j: np.ndarray, pixels: np.ndarray) -> tuple[np.ndarray, ...]:
-    """Every two cells j, k of `two` that may together be one cell i of `one`: i, j, k and the cost.
-
-    i, j, pixels: candidates and the pixels that they share.
+    pixels, others: those of a and of b, (3, p).
     """
-    # any two candidates of the same i; in a channel neighbours only
+    index = np.full((shape[0] + 2, shape[1] + 2), len(b))  # beyond the frame there is no cell
+    index[others[1] + 1, others[2] + 1] = others[0]
+
+    def under(by: complex, every: int = 1) -> np.ndarray:
+        y, x = (np.clip(pixels[row, ::every] + round(d) + 1, 0, shape[row - 1] + 1) for row, d in ((1, by.imag), (2, by.real)))
+        return index[y, x]
+
+    shift *= np.count_nonzero(under(shift, 4) < len(b)) > 1.05 * np.count_nonzero(under(0j, 4) < len(b))
+    pairs = np.bincount(pixels[0] * (len(b) + 1) + under(shift), minlength=len(a) * (len(b) + 1))
+    return pairs.reshape(len(a), len(b) + 1)[:, :-1], shift
+
+
+def _couples(one: np.recarray, two: np.recarray, i: np.ndarray, j: np.ndarray) -> np.ndarray:
+    """(3, h): every cell of `one` with two of its candidates in `two`, in a channel with two neighbours; i, j: candidates."""
     order = np.lexsort((two.rank[j], i))
-    i, j, pixels = i[order], j[order], pixels[order]
-    lags = [np.flatnonzero(i[:len(i) - lag] == i[lag:]) for lag in range(1, np.bincount(i, minlength=1).max())]
-    first = np.concatenate([np.zeros(0, int), *lags])
-    second = np.concatenate([np.zeros(0, int), *(p + lag for lag, p in enumerate(lags, 1))])
-    apart = two.rank[j[second]] - two.rank[j[first]]
-    first, second = (v[(one.channel[i[first]] < 0) | (apart == 1)] for v in (first, second))
-    i, j, k, pixels = i[first], j[first], j[second], pixels[first] + pixels[second]
-
-    # they lie together where the one lies
-    area, share = two.area[j] + two.area[k], (two.area[j] / (two.area[j] + two.area[k]))[:, None]
-    centre = share * two.centre[j] + (1 - share) * two.centre[k]
-    far = np.linalg.norm(two.centre[j] - two.centre[k], axis=1) - 0.6 * (two.size[j, 0] + two.size[k, 0])
-    off = np.linalg.norm(one.centre[i] - centre, axis=1) - one.slack[i] - two.slack[j]
-    place = _place(one.channel[i] >= 0, pixels / np.minimum(one.area[i], area),
-                   (np.maximum(off, 0) + 2 * np.maximum(far, 0)) / np.sqrt(area))
-    # and daughters differ little
-    unlike = 3 * np.maximum(np.abs(np.log(two.area[j] / two.area[k])) - 0.4, 0) ** 2
-    return i, j, k, _cost(one.area[i], area, place + unlike)
+    i, j = i[order], j[order]
+    steps = range(1, np.bincount(i, minlength=1).max())
+    found = np.concatenate([np.zeros((3, 0), int), *(
+        np.stack([i[:-step], j[:-step], j[step:]])[:, i[:-step] == i[step:]] for step in steps)], axis=1)
+    return found[:, (one.channel[found[0]] < 0) | (two.rank[found[2]] - two.rank[found[1]] == 1)]
 
 
-def _place(in_channel: np.ndarray, overlap: np.ndarray, off: np.ndarray) -> np.ndarray:
-    """Cost of a place by overlap (0 to 1) and distance (in units of the root of the area); channels let cells slide."""
-    return np.where(in_channel, 0.5 * np.minimum(off, 3), 2 * (1 - overlap) + off)
-
-
-def _hypotheses(a: _Cells, b: _Cells, shared: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """What may have become of the cells a in b.
+def _hypotheses(a: np.recarray, b: np.recarray, shared: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """What may have become of the cells a in b: a link, a division, or two cells drawn as one.
 
     Returns members (h, 4): two of a, two of b, -1 where there is none; gain (h,): cost saved against no link at all.
     """
     # candidates overlap or are near; in a channel all are
-    near = min(NEIGHBOURS, len(b.label))
-    pairs = shared > 0
-    pairs[np.arange(len(a.label))[:, None], spatial.KDTree(b.centre).query(a.centre, range(1, near + 1))[1]] = True
-    same = a.channel[:, None] == b.channel
-    i, j = np.nonzero(same & (pairs | (a.channel >= 0)[:, None]))
-    pixels = shared[i, j]
+    near = np.argsort(np.abs(a.centre[:, None] - b.centre), axis=1)[:, :NEIGHBOURS]
+    pairs = (shared > 0) | (a.channel >= 0)[:, None]
+    np.put_along_axis(pairs, near, True, axis=1)
+    i, j = np.nonzero(pairs & (a.channel[:, None] == b.channel))
+    (m, d, e), (w, p, q) = _couples(a, b, i, j), _couples(b, a, j, i)
+    p, q = np.where(a.area[p] >= a.area[q], [p, q], [q, p])
+    members = np.full((len(i) + len(m) + len(w), 4), -1)
+    members[:len(i), [0, 2]] = np.stack([i, j], 1)
+    members[len(i):len(i) + len(m), [0, 2, 3]] = np.stack([m, d, e], 1)
+    members[len(i) + len(m):, :3] = np.stack([p, q, w], 1)
 
-    # a cell continues, divides, or is drawn together with another one
-    off = np.maximum(np.linalg.norm(a.centre[i] - b.centre[j], axis=1) - a.slack[i], 0)
-    place = _place(a.channel[i] >= 0, pixels / np.minimum(a.area[i], b.area[j]), off / (a.area[i] * b.area[j]) ** 0.25)
-    none = np.full(len(i), -1)
-    links, gain = np.stack([i, none, j, none], 1), a.alone[i] + b.alone[j] - _cost(a.area[i], b.area[j], place)
-    mother, one, two, cost = _two(a, b, i, j, pixels)
-    divisions = np.stack([mother, np.full(len(one), -1), one, two], 1)
-    gain_of_divisions = a.alone[mother] + b.alone[one] + b.alone[two] - cost - DIVIDES
-    whole, one, two, cost = _two(b, a, j, i, pixels)
-    merges = np.stack([one, two, whole, np.full(len(one), -1)], 1)
-    gain_of_merges = a.alone[one] + a.alone[two] + b.alone[whole] - cost - MERGES
-    gain = np.concatenate([gain, gain_of_divisions, gain_of_merges])
-    return np.concatenate([links, divisions, merges])[gain > 0], gain[gain > 0]
+    # conserved area; parts that lie together and are alike; -1 takes the last item, of no area
+    sides, cost, gain = [], np.zeros(len(members)), np.zeros(len(members))
+    for cells, parts, price in ((a, members[:, :2].T, MERGES), (b, members[:, 2:].T, DIVIDES)):
+        area, alone, place = (np.append(v, 0)[parts] for v in (cells.area, cells.alone, cells.centre * cells.area))
+        sides.append((area.sum(0), place.sum(0) / area.sum(0)))
+        gain += alone.sum(0)
+        two = parts[1] >= 0
+        first, second = cells[parts[:, two]]
+        far = np.abs(first.centre - second.centre) - 0.6 * (first.length + second.length)
+        unlike = np.maximum(np.abs(np.log(first.area / second.area)) - 0.4, 0)
+        cost[two] += price + 3 * unlike ** 2 + 2 * np.maximum(far, 0) / np.sqrt(area.sum(0)[two])
+    (area, place), (to_area, to_place) = sides
+    first = a[members[:, 0]]
+    cost += np.minimum((np.log(to_area / area) / SIGMA) ** 2 / 2, np.where(first.alone == AT_EXIT, 1.5, 4.5))
+
+    # place: overlap and distance, in units of the root of the area; channels let cells slide
+    off = np.maximum(np.abs(to_place - place) - first.slack, 0) / np.sqrt(to_area)
+    pixels = sum(np.pad(shared, (0, 1))[members[:, k], members[:, l]] for k in (0, 1) for l in (2, 3))
+    cost += np.where(first.channel >= 0, 0.5 * np.minimum(off, 3), 2 - 2 * pixels / np.minimum(area, to_area) + off)
+    gain -= cost
+    return members[gain > 0], gain[gain > 0]
 
 
 def _pack(nodes: np.ndarray, gain: np.ndarray, size: int) -> np.ndarray:
@@ -205,7 +170,6 @@ def _pack(nodes: np.ndarray, gain: np.ndarray, size: int) -> np.ndarray:
         if not taken[nodes[h]].any():
             taken[nodes[h]] = chosen[h] = True
             taken[size] = False
-
     # greedy is exact for groups of cells in which every cell has got its best
     best, share = np.zeros(size + 1), gain / (nodes[:, :2] < size).sum(1)
     np.maximum.at(best, nodes[:, :2], share[:, None])
@@ -218,171 +182,154 @@ def _pack(nodes: np.ndarray, gain: np.ndarray, size: int) -> np.ndarray:
     return chosen
 
 
-def _channels(a: _Cells, b: _Cells, growth: float, closed: np.ndarray) -> tuple[_Cells, _Cells]:
-    """Dead-end channels, found as cells in single file beside other files: a and b with `channel` and `rank`.
+def _channels(a: np.recarray, b: np.recarray, memory: dict[str, np.ndarray]) -> None:
+    """Find dead-end channels, cells in single file beside other files, and set channel, rank, centre and slack.
 
-    No channels unless most cells are in such files. Cells of a may move along their channel as far as
-    those nearer to the closed end have grown. closed (2,):
-    evidence against either end as the closed one, added up over the frames.
+    None unless most cells are in such files, in this frame and in most of those before. Cells of a may move along their
+    channel as far as those nearer to the closed end have grown.
     """
-    n, both = len(a.label), a.join(b)
-    turn = ((both.size[:, 0] - both.size[:, 1]) * (both.axis[:, 1] + 1j * both.axis[:, 0]) ** 2).sum()
-    along = np.array([np.sin(np.angle(turn) / 2), np.cos(np.angle(turn) / 2)])
-    along = along * np.sign(along[np.abs(along).argmax()])
-    s, u = both.centre @ along, both.centre @ (along[::-1] * [1, -1])
-    cosine = np.minimum(np.abs(both.axis @ along), 1)
-    extent = both.size[:, 0] * cosine + both.size[:, 1] * np.sqrt(1 - cosine ** 2)
-
+    n, both = len(a), np.concatenate([a, b]).view(np.recarray)
+    along = np.exp(0.5j * np.angle((both.axis ** 2 * (both.length - both.width)).sum()))
+    along *= np.sign(max(along.real, along.imag, key=abs))
+    s, u, turned = (both.centre / along).real, (both.centre / along).imag, both.axis / along
+    extent = (both.length * np.abs(turned.real) + both.width * np.abs(turned.imag)) / 2
     # files are apart sideways; the second round corrects the angle by the files themselves
     for _ in range(2):
-        order = np.argsort(u, kind="stable")
-        file = np.empty(len(u), int)
-        file[order] = np.cumsum(np.diff(u[order], prepend=-np.inf) > 0.75 * np.median(both.size[:, 1])) - 1
+        order, file = np.argsort(u, kind="stable"), np.zeros(len(u), int)
+        file[order] = np.cumsum(np.diff(u[order], prepend=u.min()) > 0.75 * np.median(both.width))
         ds, du = (v - (np.bincount(file, v) / np.bincount(file))[file] for v in (s, u))
         u = u - np.clip(ds @ du / max(ds @ ds, 1e-9), -0.1, 0.1) * s
 
     # cells of a file stand one after the other in both frames
-    order, files = np.lexsort([s, file]), []
-    for cells in np.split(order, np.flatnonzero(np.diff(file[order])) + 1):
-        pair = cells[cells < n], cells[cells >= n]
-        seen = pair[0][both.alone[pair[0]] > LOST], pair[1]
-        if all((np.diff(s[c]) > 0.25 * (extent[c][1:] + extent[c][:-1])).all() for c in seen):
-            files.append((cells, *pair))
-    if sum(len(cells) for cells, *pair in files if max(map(len, pair)) >= 3) < 0.6 * len(u):
-        return a, b
+    files, seen = [], (both.alone > LOST) * (1 + (np.arange(len(u)) >= n))
+    for number in range(file.max() + 1):
+        parts = [np.flatnonzero((file == number) & (seen == k)) for k in (1, 2)]
+        parts = [part[np.argsort(s[part], kind="stable")] for part in parts]
+        gaps = [np.diff(s[p]) / (extent[p][1:] + extent[p][:-1]) for p in parts]
+        if min(map(len, parts)) and min(v.min(initial=1) for v in gaps) > 0.5 and np.ptp(du[file == number]) < 1.2 * np.median(both.width):
+            files.append((number, *parts))
+    share = sum(len(i) + len(j) for _, i, j in files if len(i) + len(j) > 4) / len(u)
+    memory["files"] = valid = np.append(memory["files"], share >= 0.6)
+    if not valid[-1] or valid[-20:].mean() < 0.7:
+        return
 
-    # the closed end is where cells stay: ranks count from there
-    low, high, further, rank, channel = s - extent / 2, s + extent / 2, np.zeros(len(u)), np.zeros(len(u), int), both.channel
-    for _, i, j in files:
-        if len(i) and len(j):
-            closed += [abs(low[j[0]] - low[i[0]]), abs(high[j[-1]] - high[i[-1]])]
-    way = 1 if closed[0] <= closed[1] else -1
-    for number, (cells, *pair) in enumerate(files):
-        channel[cells] = number
-        end = low[cells].min() if way > 0 else high[cells].max()
-        further[cells] = (s[cells] - end) * (np.exp(growth) - 1) / 2
-        for part in pair:
-            rank[part[::way]] = np.arange(len(part))
-    a = replace(a, channel=channel[:n], rank=rank[:n], centre=a.centre + further[:n, None] * along,
-                slack=np.abs(further[:n]))
-    return a, replace(b, channel=channel[n:], rank=rank[n:])
+    # growth along channels looks like drift to labels; the closed end is where the cells of all channels begin, and where they stay
+    blind = (memory["blind"] / along).real
+    s[:n] -= blind
+    low, high = s - extent, s + extent
+    ends = np.array([[low[i[0]], high[i[-1]], low[j[0]], high[j[-1]]] for _, i, j in files])
+    moved = np.median(ends[:, 2:] - ends[:, :2], axis=0)
+    memory["open"] = memory["open"] + ends.std(0)[2:] + np.abs(moved)
+    side = int(memory["open"][0] > memory["open"][1])
+    shift = moved[side] * (len(files) > 2 or abs(moved[side]) < np.median(both.length) / 2)
+    s[:n] += shift
+    ends[:, side] += shift
+    for (number, i, _), end in zip(files, ends[:, side::2], strict=True):
+        cells, way = file == number, 1 - 2 * side
+        for part in (np.flatnonzero(cells[:n]), n + np.flatnonzero(cells[n:])):
+            both.rank[part[np.argsort(way * s[part], kind="stable")]] = np.arange(len(part))
+        both.channel[cells], both.alone[i[::way][-1]] = number, AT_EXIT
+        further = (s[cells] - way * (way * end).min()) * (np.exp(memory["growth"][0]) - 1) / 2
+        both.centre[cells] += (shift - blind + further) * along
+        both.slack[cells] = np.abs(further)
+    a[:] = both[:n]
+    b.channel, b.rank = both.channel[n:], both.rank[n:]
 
 
-def _align(size: tuple[int, int], nodes: np.ndarray, gain: np.ndarray, spare: np.ndarray) \
-        -> tuple[list[int], tuple[int, int]]:
-    """The hypotheses of a channel that keep its order, by dynamic programming.
+def _align(nodes: np.ndarray, gain: np.ndarray, spare: np.ndarray, count: int) -> tuple[list[int], int, int]:
+    """The hypotheses of a channel that keep its order, by dynamic programming over the order in both frames.
 
-    size: cells in both frames. nodes (h, 4): ranks, as `_hypotheses`. spare: cost saved where a cell of the first
-    frame is beyond the outermost link. Returns the rows of nodes, and how many cells are not beyond it.
+    nodes (h, 4): ranks, as `_hypotheses`; spare: cost saved where a cell of the first frame is beyond the outermost link;
+    count: cells in the second frame. Returns rows of nodes, and how many cells of either frame are not beyond that link.
     """
     into: dict[tuple[int, int], list[tuple[int, int, int]]] = {}
     for h, (i, i2, j, j2) in enumerate(nodes.tolist()):
         into.setdefault((max(i, i2) + 1, max(j, j2) + 1), []).append((h, 1 + (i2 >= 0), 1 + (j2 >= 0)))
     # best[p, q]: gain of the p and q innermost cells, and the last step to it
     best = {(0, 0): (0.0, -1, 0, 0)}
-    for p, q in list(np.ndindex(size[0] + 1, size[1] + 1))[1:]:
+    for p, q in list(np.ndindex(len(spare) + 1, count + 1))[1:]:
         steps = [(best[p - take, q - give][0] + gain[h], h, take, give) for h, take, give in into.get((p, q), [])]
-        steps += [(best[p - take, q - give][0], -1, take, give) for take, give in ((1, 0), (0, 1)) if p >= take and q >= give]
-        best[p, q] = max(steps)
-    # cells beyond the outermost link have left
+        best[p, q] = max(steps + [(best[p - take, q - give][0], -1, take, give)
+                                  for take, give in ((1, 0), (0, 1)) if p >= take and q >= give])
     out = np.append(np.cumsum(spare[::-1])[::-1], 0)
-    p, q = ends = max(best, key=lambda at: best[at][0] + out[at[0]])
+    p, q = end = max(best, key=lambda at: best[at][0] + out[at[0]])
     chosen = []
     while p or q:
         _, h, take, give = best[p, q]
-        p, q = p - take, q - give
-        chosen += [h] * (h >= 0)
-    return chosen, ends
+        p, q, chosen = p - take, q - give, chosen + [h] * (h >= 0)
+    return chosen, *end
 
 
-def _solve(a: _Cells, b: _Cells, shared: np.ndarray, growth: float, closed: np.ndarray) \
-        -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Links from a to b: members (h, 4) as `_hypotheses`, doubt (h,), and who stands at a channel's exit (n + m,)."""
-    n, total = len(a.label), len(a.label) + len(b.label)
-    a, b = _channels(a, b, growth, closed)
+def _solve(a: np.recarray, b: np.recarray, shared: np.ndarray, forced: np.ndarray, memory: dict[str, np.ndarray]) \
+        -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
+    """Links from a to b: members (h, 4) as `_hypotheses`, doubt (h,), who stands at a channel's exit (n + m,), the gain.
+
+    forced: members that the user chose. Sets the channels of a and b.
+    """
+    n, total = len(a), len(a) + len(b)
+    _channels(a, b, memory)
     members, gain = _hypotheses(a, b, shared)
-    nodes = np.where(members >= 0, members + [0, 0, n, n], total)
+    # what the user chose leaves no choice to these cells
+    blocked = np.zeros(total + 1, bool)
+    blocked[np.where(forced < 0, total, forced + [0, 0, n, n])] = True
+    blocked[total] = False
+    nodes = np.where(members < 0, total, members + [0, 0, n, n])
+    keep = ~blocked[nodes].any(1)
+    members, gain, nodes = members[keep], gain[keep], nodes[keep]
     channel, chosen, leaves = a.channel[members[:, 0]], np.zeros(len(gain), bool), np.zeros(total, bool)
 
     # each channel by its order, all other cells at once
-    free = channel < 0
-    chosen[free] = _pack(nodes[free], gain[free], total)
-    for number in range(a.channel.max() + 1):
+    chosen[channel < 0] = _pack(nodes[channel < 0], gain[channel < 0], total)
+    rank = np.concatenate([a.rank, b.rank, [-1]])
+    for number in np.unique(a.channel[a.channel >= 0]):
         rows, i, j = (np.flatnonzero(v == number) for v in (channel, a.channel, b.channel))
         i, j = i[np.argsort(a.rank[i])], j[np.argsort(b.rank[j])]
-        ranks = np.where(members[rows] < 0, -1, np.concatenate([a.rank[members[rows, :2]], b.rank[members[rows, 2:]]], 1))
-        found, (p, q) = _align((len(i), len(j)), ranks, gain[rows], np.maximum(a.alone[i] - AT_EXIT, 0))
-        chosen[rows[found]] = True
-        leaves[i[p:]] = leaves[n + j[q:]] = True
+        found, p, q = _align(rank[nodes[rows]], gain[rows], np.maximum(a.alone[i] - AT_EXIT, 0), len(j))
+        chosen[rows[found]] = leaves[i[p:]] = leaves[n + j[q:]] = True
 
     # doubt: what is lost if another hypothesis takes the place of all that it excludes
-    which = np.full(total + 1, len(gain))
+    which, margin = np.full(total + 1, len(gain)), np.append(gain, 0)
     which[nodes[chosen]] = np.flatnonzero(chosen)[:, None]
-    which[-1] = len(gain)
-    rivals = np.sort(which[nodes], axis=1)
+    which[total] = len(gain)
+    rivals = np.sort(which[nodes[~chosen]], axis=1)
     rivals[:, 1:][rivals[:, 1:] == rivals[:, :-1]] = len(gain)
-    margin = np.append(gain, 0.0)
-    loss = margin[rivals].sum(1) - gain
-    np.minimum.at(margin, rivals[~chosen], loss[~chosen, None])
-    return members[chosen], np.minimum(2 / (1 + np.exp(margin[:-1][chosen])), 1), leaves
+    np.minimum.at(margin, rivals, (margin[rivals].sum(1) - gain[~chosen])[:, None])
+    doubt = np.minimum(2 / (1 + np.exp(margin[:-1][chosen])), 1)
+    return np.concatenate([forced, members[chosen]]), np.append(np.zeros(len(forced)), doubt), leaves, gain[chosen].sum()
 
 
-def _forced(a: _Cells, b: _Cells, todo: dict[tuple[int, int], tuple[int, ...]], frame: int) -> np.ndarray:
-    """The user's corrections of cells a of this frame: members (h, 4) as `_hypotheses`; taken out of todo."""
-    rows, names = [], b.label.tolist()
+def _forced(a: np.recarray, b: np.recarray, todo: dict[tuple[int, int], tuple[int, ...]], frame: int) -> np.ndarray:
+    """The user's corrections of cells a of this frame: members (h, 4) as `_hypotheses`; they are taken out of todo."""
+    rows: list[list[int]] = []
     for i in np.flatnonzero(a.alone > LOST):
-        if (key := (frame, int(a.label[i]))) in todo:
-            following = todo.pop(key)
-            if len(following) > 2 or len(set(following) & set(names)) < len(following):
-                raise SegkitError(f"the correction of cell {key[1]} in frame {frame} names {following}: one or two labels "
-                                  "of the next frame were needed, or none")
-            rows.append([i, -1, *map(names.index, following), -1, -1][:4])
-    members = np.array(rows, int).reshape(-1, 4)
-    used = members[:, 2:][members[:, 2:] >= 0]
-    if len(set(used.tolist())) < len(used):
-        raise SegkitError(f"corrections of frame {frame} name a cell of the next frame twice: name it once")
-    return members
+        following = todo.pop((frame, int(a.label[i])), None)
+        if following is not None:
+            to = [int(k) for label in following for k in np.flatnonzero(b.label == label)]
+            if len(following) > 2 or len(to) < len(following) or {*to} & {k for row in rows for k in row[2:]}:
+                raise SegkitError(f"the correction of cell {a.label[i]} in frame {frame} names {list(following)}: no label, "
+                                  "or one or two of the next frame that no other correction names, were needed")
+            rows.append([int(i), -1, *to, -2, -2][:4])
+    return np.maximum(np.array(rows, int).reshape(-1, 4), -1)
 
 
-def _follow(a: _Cells, b: _Cells, shared: np.ndarray, forced: np.ndarray, growth: float, closed: np.ndarray,
-            age: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """`_solve` for the cells that no correction is about; the corrections are added without doubt."""
-    n, free = len(a.label), np.ones(len(a.label) + len(b.label), bool)
-    free[forced[:, 0]] = False
-    free[n + forced[:, 2:][forced[:, 2:] >= 0]] = False
-    grown = replace(a, area=a.area * np.exp(growth * age))
-    rows, columns = (np.append(np.flatnonzero(v), -1) for v in (free[:n], free[n:]))
-    leaves, members, doubt = np.zeros(len(free), bool), forced, np.zeros(len(forced))
-    if len(rows) > 1 and len(columns) > 1:
-        rest = shared[rows[:-1]][:, columns[:-1]]
-        found, doubts, leaves[free] = _solve(grown.take(free[:n]), b.take(free[n:]), rest, growth, closed)
-        found = np.concatenate([rows[found[:, :2]], columns[found[:, 2:]]], 1)
-        members, doubt = np.concatenate([forced, found]), np.concatenate([doubt, doubts])
-    return members, doubt, leaves
+def _carry(a: np.recarray, pixels: np.ndarray, b: np.recarray, members: np.ndarray, frame: int, longest: int) \
+        -> tuple[np.recarray, np.ndarray, np.ndarray]:
+    """Cells of a to look for again, moved as their neighbours were, with pixels; and which of b are not to be linked.
 
-
-def _carry(a: _Cells, b: _Cells, members: np.ndarray, frame: int, longest: int) -> tuple[_Cells, np.ndarray]:
-    """Cells of a to look for again, where their neighbours have moved to; and which of b hold more than one cell.
-
-    longest: frames for which a cell is looked for.
+    longest: for how many frames a cell is looked for.
     """
     i, i2, j, j2 = members.T
-    keep, hides = np.ones(len(a.label), bool), np.zeros(len(b.label), bool)
+    keep, hidden, by = np.ones(len(a), bool), np.zeros(len(b), bool), np.zeros(len(a), complex)
     one = (i2 < 0) & (j2 < 0) & (j >= 0)
-    keep[i] = False
-    # cells drawn as one are looked for as they were; the larger one stands for both
-    merged = (i2 >= 0) & (frame - np.minimum(a.seen[i], a.seen[i2]) < longest)
-    main = np.where(a.area[i] >= a.area[i2], i, i2)
-    hides[j[merged]] = True
-    keep[i2[(i2 >= 0) & ~merged]] = False
-    keep[i[merged]] = True
-    alone, label = np.full(len(a.label), LOST), a.label.copy()
-    alone[main[merged]], label[main[merged]] = ALONE, b.label[j[merged]]
-    moved = np.zeros((len(a.label), 2))
     if one.any():
-        _, near = spatial.KDTree(a.centre[i[one]]).query(a.centre, range(1, min(2, one.sum()) + 1))
-        moved = (b.centre[j[one]] - a.centre[i[one]])[near].mean(1)
-    return replace(a.move(moved), alone=alone, label=label).take(keep), hides
+        near = np.argsort(np.abs(a.centre[:, None] - a.centre[i[one]]), axis=1)[:, :2]
+        by = (b.centre[j[one]] - a.centre[i[one]])[near].mean(1)
+    # cells drawn as one are looked for as they were; the first stands for both
+    merged = (i2 >= 0) & (frame - np.minimum(a.seen[i], a.seen[i2]) < longest)
+    keep[i], keep[i2[i2 >= 0]], a.alone = False, False, LOST
+    keep[i[merged]] = keep[i2[merged]] = hidden[j[merged]] = True
+    a.alone[i[merged]], a.label[i[merged]] = ALONE, b.label[j[merged]]
+    return *_kept(*_moved(a, pixels, by), keep), hidden
 
 
 def link_cells(labels: Iterable[np.ndarray], frames: Iterable[int] | None = None,
@@ -417,7 +364,7 @@ def link_cells(labels: Iterable[np.ndarray], frames: Iterable[int] | None = None
     frames. The unit of time is the smallest step between frames: over more than three, no cell is followed. Frames of
     unequal size are compared from their upper left corner.
     """
-    return link_frames(labels, frames, images)[list(TRACK_COLUMNS)]
+    return link_frames(labels, frames, images)[["frame", "label", "track", "mother_track"]]
 
 
 def link_frames(labels: Iterable[np.ndarray], frames: Iterable[int] | None = None,
@@ -443,50 +390,75 @@ def link_frames(labels: Iterable[np.ndarray], frames: Iterable[int] | None = Non
     if step < 1:
         raise SegkitError(f"frames are {numbers}: each number must be larger than the one before")
     todo, rows, mothers, last = dict(corrections or {}), [], np.zeros(1, int), 0
-    known, thumb = _measure(np.zeros((1, 1), int), 0), np.zeros((0, 0))
-    growth, closed = np.array([GROWTH, 5.0]), np.zeros(2)  # per frame, and how many links it stands for
+    (known, pixels), thumb = _measure(np.zeros((1, 1), int), 0), np.zeros((0, 0), np.float32)
+    # growth of log area per frame, and for how many links it stands; what tells of channels so far
+    memory = {"growth": np.zeros(2), "files": np.zeros(0), "open": np.zeros(2)}
 
     for number, picture, image in _together(labels, numbers, images):
-        cells, before = _measure(picture, number), thumb
-        thumb = _thumb(picture > 0 if image is None else image)
+        cells, others = _measure(picture, number)
+        before, thumb = thumb, _thumb(picture > 0 if image is None else image)
         # links from the frame before, and from cells that were missing there
-        known = known.take(number - known.seen <= (GAP + 1) * step)
-        moved, shared = _shared(known, cells, picture.shape, _drift(before, thumb))
-        forced = _forced(known, cells, todo, last)
-        age = (number - known.seen) / step
-        members, doubt, out = _follow(moved, cells, shared, forced, growth[0], closed, age)
+        known, pixels = _kept(known, pixels, number - known.seen <= (GAP + 1) * step)
+        shared, shift = _shared(known, pixels, cells, others, picture.shape, _drift(before, thumb, image is not None))
+        known, pixels = _moved(known, pixels, np.full(len(known), shift))
+        memory["blind"] = shift * (image is None)
+        members, doubt, out = _follow(known, cells, shared, _forced(known, cells, todo, last), memory,
+                                      (number - known.seen) / step)
         i, i2, j, j2 = members.T
         link, split = (j >= 0) & (j2 < 0), j2 >= 0
 
         # a link carries the track on; a division begins two, and every cell without a link one
-        source = np.where((i2 >= 0) & (known.area[i2] > known.area[i]), i2, i)
-        cells.track[j[link]] = known.track[source[link]]
-        mother, doubts = np.zeros(len(cells.label), int), np.zeros(len(cells.label))
+        cells.track[j[link]] = known.track[i[link]]
+        mother, doubts, new = np.zeros(len(cells), int), np.zeros(len(cells)), cells.track == 0
         for daughter in (j, j2):
             mother[daughter[split]] = known.track[i[split]]
             doubts[daughter[daughter >= 0]] = doubt[daughter >= 0]
-        new = cells.track == 0
         cells.track[new] = len(mothers) + np.arange(new.sum())
         mothers = np.append(mothers, mother[new])
-        leaves = (cells.alone == AT_EXIT) | out[len(known.label):]
         if rows:
-            rows[-1][-1][np.isin(rows[-1][1], known.label[out[:len(known.label)] & (known.alone > LOST)])] = True
-        rows.append((np.full(len(new), number), cells.label, cells.track, doubts, leaves))
+            rows[-1][-1][np.isin(rows[-1][1], known.label[out[:len(known)] & (known.alone > LOST)])] = True
+        rows.append((np.full(len(cells), number), cells.label, cells.track, doubts,
+                     (cells.alone == AT_EXIT) | out[len(known):]))
 
-        # what the next frame needs: growth, this frame's cells, and those still to be found
-        step_of_area = np.log((cells.area[j] + split * cells.area[j2]) / known.area[i]) / age[i]
-        step_of_area = step_of_area[(j >= 0) & (i2 < 0) & (known.alone[i] == ALONE) & (cells.alone[j] == ALONE)]
-        if len(step_of_area):
-            weights = growth[1], len(step_of_area)
-            growth[:] = np.average([growth[0], np.median(step_of_area)], weights=weights), min(sum(weights), 50.0)
-        missing, hidden = _carry(moved, cells, members, number, GAP * step)
-        known, last = cells.take(~hidden).join(missing), number
+        # this frame's cells, and those still to be found
+        missing, their_pixels, hidden = _carry(known, pixels, cells, members, number, GAP * step)
+        known, pixels = _kept(cells, others, ~hidden)
+        their_pixels[0] += len(known)
+        known = np.concatenate([known, missing]).view(np.recarray)
+        pixels, last = np.concatenate([pixels, their_pixels], axis=1), number
     if todo:
         raise SegkitError(f"corrections name cells that are not there, or not before another frame: {sorted(todo)}")
-    table = pd.DataFrame(dict(zip(("frame", "label", "track", "doubt", "leaves"),
-                                  (np.concatenate(v) for v in zip(*rows, strict=True)), strict=True)))
+    names = ("frame", "label", "track", "doubt", "leaves")
+    empty = (np.zeros(0, int),) * 3 + (np.zeros(0), np.zeros(0, bool))
+    table = pd.DataFrame({name: np.concatenate(v) for name, *v in zip(names, empty, *rows, strict=True)})
     table.insert(3, "mother_track", mothers[table["track"]])
     return table
+
+
+def _follow(a: np.recarray, b: np.recarray, shared: np.ndarray, forced: np.ndarray, memory: dict[str, np.ndarray],
+            age: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """`_solve` for cells grown since they were seen, age frames ago; measures the growth."""
+    if not len(a) or not len(b):
+        return forced, np.zeros(len(forced)), np.zeros(len(a) + len(b), bool)
+    # before any growth is measured, that which explains most
+    guesses = [memory["growth"][0]] if memory["growth"][1] else GROWTH
+    best = -np.inf
+    for growth in guesses:
+        trial = memory | {"growth": np.array([growth, 0.0])}
+        grown = a.copy()
+        grown.area *= np.exp(growth * age)
+        *found, gain = _solve(grown, b, shared, forced, trial)
+        if gain > best:
+            best, (members, doubt, leaves), kept = gain, found, trial
+    memory |= kept | {"growth": np.array([kept["growth"][0], memory["growth"][1]])}
+    i, i2, j, j2 = members.T
+    step = np.log(np.append(b.area, 0)[[j, j2]].sum(0)[j >= 0] / a.area[i[j >= 0]]) / age[i[j >= 0]]
+    step = step[((i2 < 0) & (grown.alone[i] == ALONE) & (b.alone[j] == ALONE))[j >= 0]]
+    growth, weight = memory["growth"]
+    if len(step):
+        weight += len(step)
+        memory["growth"] = np.array([growth + (np.median(step) - growth) * len(step) / weight, min(weight, 50)])
+    return members, doubt, leaves
 
 
 def _together(labels: Iterable[np.ndarray], numbers: list[int] | None, images: Iterable[np.ndarray] | None) \
