@@ -58,11 +58,12 @@ def test_a_division_changes_no_rate(share):
     assert set(rates["founder"]) == {1}
 
 
-def test_without_the_sister_in_the_same_frame_the_past_begins_at_the_division():
+def test_without_the_sister_in_the_same_frame_the_division_is_left_out():
     for rates in (rates_of(*family(late=1)), rates_of(*family()[:2])):
         daughter = rates[rates["track"] == 2]["area_rate_per_hour"]
-        assert daughter.isna().tolist() == [True, True, False, False, False, False]
-        assert np.allclose(daughter.dropna(), HOURLY)
+        assert np.allclose(daughter, HOURLY)
+    lone = rates_of(family()[1], family()[0][5:])  # the mother's last frame only: two points in the daughter's second
+    assert lone["area_rate_per_hour"].isna().tolist() == [True, True, False, False, False, False, True]
 
 
 def test_missing_frames_count_with_their_true_time():
@@ -156,7 +157,7 @@ def test_what_cannot_be_followed_is_empty_or_said():
     with pytest.raises(SegkitError, match="track 1, frame 0: two cells"):
         rates_of(one, one)
     with pytest.raises(SegkitError, match=r"track 2, frame 5: .*the mother is still there"):
-        rates_of(cell(np.arange(7), growing(np.arange(7))), *(cell([5], [50.0], k, 1) for k in (2, 3)))
+        rates_of(cell(np.arange(7), growing(np.arange(7))), cell([5], [50.0], 2, 1))
     with pytest.raises(SegkitError, match="no column mother_track"):
         single_cell_rates(one.drop(columns="mother_track"))
     with pytest.raises(SegkitError, match="window is 2"):
