@@ -208,6 +208,9 @@ def test_growth_is_a_share_of_the_reference_at_the_same_time():
     assert table.loc[("REF", "all"), ["growing", "growing_low", "growing_high"]].tolist() == pytest.approx(
         [6, 0.025 ** (1 / 6), 1], abs=1e-4)
     assert np.isnan(table.loc[("REF", "all"), "ratio"])
+    none = population_rates(rates_of(*population([STEP] * 3), *population([0] * 3, "RIF"))).query("since_start == 5")
+    ends = none.set_index("experiment").loc["RIF", ["growing_low", "growing_high"]]
+    assert ends.iloc[0].tolist() == [0, pytest.approx(1 - 0.025 ** (1 / 3))]
 
 
 def test_growing_cells_are_counted_only_where_noise_allows():

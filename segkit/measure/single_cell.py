@@ -177,8 +177,8 @@ def population_rates(rates: pd.DataFrame, reference: str | Mapping[str, str] = "
     table = pd.concat([own, _mean_of(own.assign(position="all", total=own["growth_per_hour"], weight=1))])
     k, rest = table["growing"], table["lineages"] - table["growing"]
     table = table.assign(growing_share=k / table["lineages"],
-                         growing_low=scipy.stats.beta.ppf(ALPHA, np.maximum(k, 1e-9), rest + 1),
-                         growing_high=scipy.stats.beta.ppf(1 - ALPHA, k + 1, np.maximum(rest, 1e-9)))
+                         growing_low=np.where(k > 0, scipy.stats.beta.ppf(ALPHA, k, rest + 1), k),
+                         growing_high=np.where(rest > 0, scipy.stats.beta.ppf(1 - ALPHA, k + 1, rest), 1 + rest))
     return _with_ratio(own, table, chosen)[list(POPULATION_COLUMNS)]
 
 
