@@ -82,6 +82,14 @@ def test_a_growing_cell_that_was_missing_for_frames_is_no_wrong_link():
     assert rates.loc[4, "area_rate_per_hour"] == pytest.approx(3)  # frames 2, 3 and 6
 
 
+def test_fast_growth_is_no_wrong_link():
+    """Steps of 0.19 per frame with noise of 0.04: four in ten are beyond 0.2; without them the mean would be lower."""
+    rng, frames = np.random.default_rng(0), np.arange(10)
+    areas = growing(frames, step=0.19) * np.exp(rng.normal(0, 0.03, (40, 10)))
+    rates = rates_of(*(cell(frames, line, k) for k, line in enumerate(areas, start=1)))
+    assert rates["area_rate_per_hour"].mean() == pytest.approx(30 * 0.19, rel=0.01)
+
+
 @pytest.mark.parametrize("factor", [0.5, 0.7, 1.4, 2.0])
 @pytest.mark.parametrize("step", [0.0, STEP, 0.1])
 def test_one_wrong_link_changes_no_rate(factor, step):
