@@ -55,8 +55,8 @@ def single_cell_rates(cells: pd.DataFrame, minutes_per_frame: float | Mapping[st
     -----
     Least squares of log size in a trailing window (Baltekin et al. 2017, PNAS 114:9170; Kandavalli et al. 2022, Nat
     Commun 13:6215); negative rates are kept. A new cell's past is its mother's: the step over a division is the log of
-    the daughters' sum over the mother; without two daughters in one frame the past begins there. A step below -CUT, or
-    above CUT and usual growth, is a wrong link, left out with its time. Usual growth: the experiment's median step per
+    the daughters' sum over the mother, unknown without two of them in one frame. A step below -CUT, or above CUT and
+    usual growth, is a wrong link. Both are left out with their time. Usual growth: the experiment's median step per
     frame at that time, from 0 to CUT, times the frames that the step took.
     """
     check_columns("cells", cells, [*WHERE, *SIZES, "label", "mother_track"], "cells.csv with tracks.csv")
@@ -123,15 +123,15 @@ def _steps(table: pd.DataFrame, mother: np.ndarray, size: str) -> tuple[np.ndarr
     before, last = np.where(first, -1, np.arange(len(table)) - 1), np.full(len(mother) + 1, -1)
     last[code] = np.arange(len(table))  # its last entry stands for no mother
 
-    # before a new cell was its mother, who is compared with all her daughters
+    # before a new cell was its mother, who is compared with all her daughters: with a part of them nothing is known
     born = pd.DataFrame({"mother": mother[code[first]], "time": time[first], "size": sizes[first]})
     families, whole = born.groupby(["mother", "time"])["size"], sizes.astype(float)
-    whole[first] = families.transform("sum")
-    before[first] = np.where(families.transform("size") > 1, last[born["mother"]], -1)
+    whole[first] = families.transform("sum").where(families.transform("size") > 1)
+    before[first] = last[born["mother"]]
     passed = np.where(before < 0, np.nan, time - time[before])
     if (passed <= 0).any():
         raise SegkitError("experiment {}, position {}, track {}, frame {}: two cells, or the mother is still there; "
-                          "one cell after its mother was needed".format(*table.loc[passed <= 0, WHERE].iloc[0]))
+                          "one cell, after its mother's end, was needed".format(*table.loc[passed <= 0, WHERE].iloc[0]))
     return before, np.where(before < 0, np.nan, np.log(whole / sizes[before])), passed
 
 
@@ -180,8 +180,8 @@ def population_rates(rates: pd.DataFrame, reference: str | Mapping[str, str] = "
     table = pd.concat([own, _mean_of(own.assign(position="all", total=own["growth_per_hour"], weight=1))])
     k, rest = table["growing"], table["lineages"] - table["growing"]
     table = table.assign(growing_share=k / table["lineages"],
-                         growing_low=scipy.stats.beta.ppf(ALPHA, np.maximum(k, 1e-9), rest + 1),
-                         growing_high=scipy.stats.beta.ppf(1 - ALPHA, k + 1, np.maximum(rest, 1e-9)))
+                         growing_low=np.where(k > 0, scipy.stats.beta.ppf(ALPHA, k, rest + 1), k),
+                         growing_high=np.where(rest > 0, scipy.stats.beta.ppf(1 - ALPHA, k + 1, rest), 1 + rest))
     return _with_ratio(own, table, chosen)[list(POPULATION_COLUMNS)]
 
 
