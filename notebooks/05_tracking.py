@@ -127,7 +127,8 @@ if followed:
 # %%
 doubtful = doubtful_links(cells, tracks)
 print("doubtful links per 100 cells below 5:", bool(100 * len(doubtful) < 5 * max(len(cells), 1)))
-show_links(doubtful[:3], frames, cells, settings)
+if len(doubtful):
+    display(show_links(doubtful[:3], frames, cells, settings))
 
 # %% [markdown]
 # The three most doubtful links, if there are any: on the left the cell, on the right what follows it,
@@ -149,7 +150,7 @@ link_editor(frames, settings)
 
 # %%
 folder = write_ctc(frames, cells, tracks, settings.run_dir)
-print(len(list(folder.rglob("man_track.txt"))) == len(positions), "positions in", folder.name)
+print(f"{len(list(folder.rglob('man_track.txt')))} positions written into {folder.name}/")
 
 # %% [markdown]
 # ## Summary

@@ -166,14 +166,16 @@ display(show_population(population, conditions["DRUG_FRAME"]))
 
 # %%
 rated = rates.dropna(subset="area_rate_per_hour")
-drug = rated["experiment"].map(conditions["DRUG_FRAME"])
-late = (drug >= 0) & (rated["since_start"] >= drug + 2)
-names = rated["experiment"] + late.map({True: ", with drug frame passed", False: ", before"})
-values = {name: group["area_rate_per_hour"] for name, group in rated.groupby(names)}
+since_drug = rated["since_start"] - rated["experiment"].map(conditions["DRUG_FRAME"])
+without = rated["experiment"].map(conditions["DRUG_FRAME"]) < 0
+rated = rated[without | (since_drug < 0) | (since_drug >= 4)]  # windows on one side of the drug
+part = (since_drug[rated.index] >= 0).map({True: " after", False: " before"}).where(~without, "")
+values = {name: group["area_rate_per_hour"] for name, group in rated.groupby(
+    rated["experiment"] + part)}
 display(show_histograms(values, "growth rate of a cell (per hour)", bins=30))
 
 # %% [markdown]
-# One peak each: all cells do the same. Two peaks in a treated experiment, one of them near 0: some
+# Rates whose five frames lie before or after DRUG_FRAME. One peak each: all cells do the same. Two peaks in a treated experiment, one of them near 0: some
 # cells go on growing (or their tracks are wrong: look at them in `05_tracking`).
 
 # %% tags=["nbval-ignore-output"]

@@ -182,7 +182,7 @@ def population_rates(rates: pd.DataFrame, reference: str | Mapping[str, str] = "
     table = table.assign(growing_share=k / table["lineages"],
                          growing_low=np.where(k > 0, scipy.stats.beta.ppf(ALPHA, k, rest + 1), k),
                          growing_high=np.where(rest > 0, scipy.stats.beta.ppf(1 - ALPHA, k + 1, rest), 1 + rest))
-    return _with_ratio(own, table, chosen)[list(POPULATION_COLUMNS)]
+    return _with_ratio(own, table, chosen)[list(POPULATION_COLUMNS)].reset_index(drop=True)
 
 
 def _mean_of(units: pd.DataFrame) -> pd.DataFrame:
@@ -244,7 +244,8 @@ def measure_single_cells(cells: pd.DataFrame, tracks: pd.DataFrame, frames: Iter
     single_cell_rates.csv and population_rates.csv hold.
     """
     own = {e: settings.for_experiment(e) for e in cells["experiment"].unique()}
-    rates = single_cell_rates(cells, {e: s.minutes_per_frame for e, s in own.items()}, tracks=tracks, frames=frames)
+    family = cells.merge(tracks[[*TRACK, "mother_track"]], how="left", on=TRACK)
+    rates = single_cell_rates(family, {e: s.minutes_per_frame for e, s in own.items()}, frames=frames)
     population = population_rates(rates, {e: s.reference for e, s in own.items()})
     write_table(Path(out_dir) / "single_cell_rates.csv", rates)
     write_table(Path(out_dir) / "population_rates.csv", population)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import ipywidgets as w
 import numpy as np
 import pandas as pd
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator
 
 from ..data.dataset import Frame
 from ..data.images import read_image
@@ -139,9 +139,9 @@ def show_cell_curves(cells: pd.DataFrame, minutes_per_frame: float) -> Picture:
             hours = line["frame"] * minutes_per_frame / 60
             axes.plot(hours, line[value], color=colour_of(int(track)), lw=1.2, marker=".", ms=3)
         axes.set(xlabel="time (h)", ylabel=label, yscale="log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
         axes.yaxis.set_major_formatter("{x:g}")
-        axes.yaxis.set_minor_formatter("{x:g}")
-        axes.tick_params(which="both", labelsize=8)
+        axes.minorticks_off()
     return figure
 
 
