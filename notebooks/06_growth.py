@@ -175,8 +175,9 @@ values = {name: group["area_rate_per_hour"] for name, group in rated.groupby(
 display(show_histograms(values, "growth rate of a cell (per hour)", bins=30))
 
 # %% [markdown]
-# Rates whose five frames lie before or after DRUG_FRAME. One peak each: all cells do the same. Two peaks in a treated experiment, one of them near 0: some
-# cells go on growing (or their tracks are wrong: look at them in `05_tracking`).
+# Only rates whose five frames lie all before or all after DRUG_FRAME are shown. One peak each: all
+# cells do the same. Two peaks in a treated experiment, one of them near 0: some cells go on growing (or
+# their tracks are wrong: look at them in `05_tracking`).
 
 # %% tags=["nbval-ignore-output"]
 print(which_estimate(rates, tracks))

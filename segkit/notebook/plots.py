@@ -373,8 +373,8 @@ def show_population(population: pd.DataFrame, drug_frame: Mapping[str, int]) -> 
     """
     whole = population[population["position"] == "all"].assign(hours=population["minutes"] / 60)
     figure, (panels,) = new_figure(11, 3.4, 1, 2)
-    for axes, value, low, high in zip(panels, ("growth_per_hour", "ratio"), ("low", "ratio_low"), ("high", "ratio_high"),
-                                      strict=True):
+    columns = ("growth_per_hour", "low", "high"), ("ratio", "ratio_low", "ratio_high")
+    for axes, (value, low, high) in zip(panels, columns, strict=True):
         for k, (experiment, line) in enumerate(whole[whole[value].notna()].groupby("experiment")):
             colour = LINE_COLOURS[k % len(LINE_COLOURS)]
             axes.plot(line["hours"], line[value], color=colour, lw=2, label=experiment)
