@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from segkit import measure_cells
-from segkit.data.optics import Microscope, draw_microscope, field, intensity, outline_shift, render
+from segkit.data.optics import Microscope, draw_microscope, field, intensity, outline_level, outline_shift, render
 from segkit.data.scenes import HALF_WIDTHS, SCENES, draw_frame, draw_scene
 from segkit.data.synthetic import Rods, draw_labels, draw_thickness
 
@@ -68,11 +68,11 @@ def test_labels_and_thickness_agree():
     assert (labels[inner] > 0).all()
 
 
-def test_the_outline_lies_where_the_intensity_has_risen_by_three_quarters():
+def test_the_outline_lies_where_the_intensity_has_risen_as_far_as_omnipose_has_it():
     shift = outline_shift(PLAIN, 5.0)
     long = replace_area(rods((32, 32)), 4000)
     profile = image_of(long)[32, 32:48].astype(float)
-    level = profile.min() + 0.75 * (profile.max() - profile.min())
+    level = profile.min() + outline_level(5.0) * (profile.max() - profile.min())
     assert np.interp(level, profile[:profile.argmax() + 1], np.arange(profile.argmax() + 1)) == pytest.approx(
         5.0 + shift, abs=0.1)
 

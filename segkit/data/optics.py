@@ -6,7 +6,7 @@ import numpy as np
 from scipy import fft, ndimage
 
 PAD = 32  # pixels mirrored around the specimen: a Fourier transform takes its edges for neighbours
-OUTLINE = 0.75  # at a cell's outline, intensity has risen by this share from the cell to its halo (as Omnipose has it)
+OUTLINE = (1.2, 0.08, 0.65, 0.9)  # see `outline_level`
 
 
 @dataclass(frozen=True)
@@ -84,16 +84,26 @@ def intensity(phase: np.ndarray, microscope: Microscope) -> np.ndarray:
     return np.abs(image) ** 2 / microscope.ring ** 2
 
 
+def outline_level(radius: float) -> float:
+    """The share of its rise from a cell to its halo that the intensity has reached at the outline, as Omnipose has it.
+
+    Measured on labels of Omnipose: about 0.85 for half widths of 3 to 4.5 pixels, 0.6 for those of 5 to 8.
+    """
+    start, slope, lowest, highest = OUTLINE
+    return min(max(start - slope * radius, lowest), highest)
+
+
 def outline_shift(microscope: Microscope, radius: float) -> float:
-    """How far outside a long cell of this half width its outline lies in the image (OUTLINE), pixels."""
+    """How far outside a long cell of this half width its outline lies (see `outline_level`), pixels."""
     across = np.arange(-64, 65)
     thickness = np.sqrt(np.maximum(1 - (across / radius) ** 2, 0))
     profile = intensity(np.broadcast_to(microscope.phase * thickness, (PAD + 1, len(across))), microscope)[0, 64:]
     peak = int(profile[:round(2 * radius) + 4].argmax())
     lowest = int(profile[:peak + 1].argmin())
     rise = profile[lowest:peak + 1]
-    level = rise[0] + OUTLINE * (rise[-1] - rise[0])
-    return lowest + float(np.interp(level, np.maximum.accumulate(rise), np.arange(len(rise)))) - radius
+    level = rise[0] + outline_level(radius) * (rise[-1] - rise[0])
+    found = lowest + float(np.interp(level, np.maximum.accumulate(rise), np.arange(len(rise))))
+    return min(found - radius, radius / 3)
 
 
 def render(thickness: np.ndarray, obstacles: np.ndarray, light: np.ndarray, microscope: Microscope,
