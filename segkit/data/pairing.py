@@ -1,5 +1,6 @@
 """Pair the images and masks files of one position by their names, and read frame numbers from them."""
 
+import os
 import re
 import unicodedata
 from collections import Counter, defaultdict
@@ -16,7 +17,6 @@ from .images import Header, check_sizes, read_header
 MASK_NAME = re.compile(r"^mask_(?P<a>.+)$|^(?P<b>.+?)_(?:cp_)?masks?$|^(?P<c>.+?)_(?:labels?|seg|segmentation)$",
                        re.IGNORECASE)
 PHASE = re.compile(r"(^|[^a-z])(a?phase|phase.?contrast|ph|phc|phaco)($|[^a-z])")  # in the name of a channel
-SEPARATORS = "_-. ()"
 BARE = "(no word)"  # the label of names that lack the word of others beside them
 JOINTS = {".", "-", ":"}  # between the numbers of a date or a clock
 UNIT = re.compile(r"(d|day|days|h|hr|hrs|m|min|s|sec|ms)($|[^a-z])")  # after a number that counts time
@@ -100,23 +100,14 @@ def turns(keys: Iterable[Key], stacks: Collection[Key] = ()) -> dict[Key, tuple[
     position, channel = dict.fromkeys(keys, ""), dict.fromkeys(keys, "")
     series = [_Series(same, bool(stacks) and set(same) <= set(stacks)) for same in _by_words(keys)]
 
-    # the same numbers with other words
+    # other words with the same numbers, and stacks with other words: film, film_1, film_2 have the same
     several = [one for one in series if len(one.keys) > 1 and not one.is_stack]
     largest = max(several, key=lambda one: len(one.keys), default=None)
-    alike = [one for one in several if largest and one.repeats(largest)]
-    differ = [i for i, words in enumerate(zip(*(one.words for one in alike), strict=True)) if len(set(words)) > 1]
-    for one in alike:
-        word = " ".join(filter(None, (one.words[i].strip(SEPARATORS) for i in differ))) or BARE * bool(differ)
-        channel |= dict.fromkeys(one.keys, word)
-
-    # stacks with other words; film, film_1, film_2 have the same
-    text = {key: " ".join(filter(None, (word.strip(SEPARATORS) for word in one.words)))
-            for one in series if one.is_stack for key in one.keys}
-    core = {key: " ".join(re.sub(r"[\d\W_]+", " ", text[key]).split()) for key in text}
-    shortest = min(core.values(), key=len, default="")
-    if len(set(core.values())) > 1:
-        is_first = all(word.startswith(shortest) for word in core.values())
-        channel |= {key: BARE if is_first and core[key] == shortest else text[key] for key in text}
+    for alike in ([one for one in several if largest and one.repeats(largest)], [one for one in series if one.is_stack]):
+        same = len(os.path.commonprefix([one.parts for one in alike]))  # parts that all of them begin with
+        differ = any(len(one.parts) > same for one in alike)
+        for one in alike:
+            channel |= dict.fromkeys(one.keys, " ".join(one.parts[same:]) or BARE * differ)
 
     # other numbers than the time
     for one in series:
@@ -141,6 +132,8 @@ class _Series:
                 self.words.append(word)
             else:
                 self.words[-1] += f"{keys[0].numbers[i]}{word}"
+        # stacks that differ by a number only are parts of one time-lapse
+        self.parts = re.findall(r"[^\W\d_]+" if is_stack else r"[^\W_]+", " ".join(self.words))
 
     def repeats(self, other: "_Series") -> bool:
         """Whether at least half of the names have the numbers of another series, or numbers between them."""
