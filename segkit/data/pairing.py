@@ -148,18 +148,13 @@ class _Series:
         """The letters before a number: t, xy, channel."""
         return re.findall(r"[^\W\d_]*$", self.keys[0].words[column].rstrip("_-. ="))[0]
 
-    def is_time(self, column: int) -> bool:
-        """Whether a number counts time by its letters (t1, 12h), or as a part of a date or clock (10-30, 240312)."""
-        before, after = self.keys[0].words[column:column + 2]
-        dates = all(1900 <= n <= 2100 or (n > 10_000 and 0 < n // 100 % 100 < 13 and 0 < n % 100 < 32)
-                    for n in self.varying[column])
+    def may_be_time(self, column: int) -> bool:
+        """Whether a number counts time by its letters (t1, 12h), in a date or clock (10-30, 240312), or by its steps."""
+        (before, after), numbers = self.keys[0].words[column:column + 2], sorted(set(self.varying[column]))
+        dates = all(1900 <= n <= 2100 or (n > 10_000 and 0 < n // 100 % 100 < 13 and 0 < n % 100 < 32) for n in numbers)
         joined = (before in JOINTS and column > 0) or (after in JOINTS and column + 1 < len(self.keys[0].numbers))
-        return dates or joined or self.letters(column) in WORDS["time"] or bool(UNIT.match(after))
-
-    @staticmethod
-    def is_clock(column: Collection[int]) -> bool:
-        """Whether a number may be minutes or seconds: channels and positions rise by 1."""
-        return max(column) < 60 and min(_steps(sorted(set(column)))) > 1
+        minutes = numbers[-1] < 60 and min(_steps(numbers)) > 1  # or seconds: channels and positions rise by 1
+        return dates or joined or minutes or self.letters(column) in WORDS["time"] or bool(UNIT.match(after))
 
     def turning(self) -> list[int]:
         """The numbers by which the names take turns."""
@@ -168,15 +163,12 @@ class _Series:
             return [i for i in self.varying if self.letters(i) in known]
         if len(self.varying) < 2:
             return []
-        # the time counts up by even steps; of several such numbers it is one with its letter, else the most varied
+        # the time has its letter, or else is the most varied number
         time = max(self.varying, key=lambda i: (self.letters(i) in WORDS["time"], self.letters(i) not in known,
                                                 len(set(self.varying[i])), i))
-        steps = _steps(sorted(set(self.varying[time])))
-        if self.letters(time) and not self.is_time(time) and len(set(steps)) > 1 and median_low(steps) > 1:
-            return []
         unique = any(len(set(column)) == len(column) for column in self.varying.values())
         return [i for i, column in self.varying.items() if i != time and 2 * len(set(column)) <= len(column)
-                and (self.letters(i) in known or not (unique or self.is_time(i) or self.is_clock(column)))]
+                and (self.letters(i) in known or not (unique or self.may_be_time(i)))]
 
 
 class _Image(NamedTuple):
