@@ -176,6 +176,8 @@ def _plain(value: Any) -> Any:
 def parse_settings(values: Mapping[str, Any], base: Settings | None = None) -> Settings:
     """Settings with some values replaced; names upper-case, values as text or typed.
 
+    With another DATASET_PATH, what belongs to the old one has its default.
+
     Raises SegkitError for an unknown name or a value of the wrong kind or out of range.
     """
     known, base = [f.name.upper() for f in public_fields()], base or Settings()
@@ -186,12 +188,8 @@ def parse_settings(values: Mapping[str, Any], base: Settings | None = None) -> S
             near = difflib.get_close_matches(name.upper(), known, 1)
             hint = f"did you mean {near[0]}?" if near else f"the settings are {', '.join(known)}"
             raise SegkitError(f"unknown setting {name or '(without a name)'}: {hint}")
-    given = {name.lower(): value for name, value in values.items()}
-    settings = replace(base, **given)
-    if settings.dataset_path == base.dataset_path:
-        return settings
-    # another dataset has its own name and its own table, unless they are given beside it
-    return replace(base, **{"run": "", "conditions": None, **given})
+    merged = _layer(base.as_dict(), dict(values), base.root)
+    return Settings(root=base.root, **{name.lower(): value for name, value in merged.items()})
 
 
 def _whole_number(text: str) -> int:

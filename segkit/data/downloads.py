@@ -144,8 +144,10 @@ def _what_instead(path: Path, error: Exception) -> str:
     with open(path, "rb") as file:
         begin = file.read(100).removeprefix(codecs.BOM_UTF8).lstrip().lower()
     beside = any(path.parent.glob(f"{glob.escape(path.stem)}.z[0-9][0-9]"))
-    if beside or "multiple disks" in str(error):
+    if PART.search(path.name) or beside or "multiple disks" in str(error):
         return f"is one part of a split archive: {UNPACKED_BY_HAND}"
+    if path.suffix.lower() in PACKED and path.suffix.lower() != ".zip" and not begin.startswith(b"pk"):
+        return f"is no zip archive: {UNPACKED_BY_HAND}"
     if begin.startswith(OTHER_ARCHIVES):
         return f"is an archive of another kind than its name says: {UNPACKED_BY_HAND}"
     if begin.startswith((b"<!doctype html", b"<html")):
@@ -155,14 +157,10 @@ def _what_instead(path: Path, error: Exception) -> str:
 
 def _archive_entries(path: Path, problems: Problems) -> Iterator[Entry]:
     """The images in an archive; what cannot be unpacked, or not safely, is a problem."""
-    if PART.search(path.name):
-        problems.add(path, f"{path.name} is one part of a split archive: {UNPACKED_BY_HAND}")
-        return
     is_zip = path.suffix.lower() == ".zip"
-    if path.suffix.lower() in PACKED and not is_zip and not _begins_as_archive(path):
-        problems.add(path, f"{path.name} is no zip archive: {UNPACKED_BY_HAND}")
-        return
     try:
+        if PART.search(path.name):  # of the last part zipfile reads the names
+            raise zipfile.BadZipFile
         encoding, certain = find_encoding(path)
         with zipfile.ZipFile(path, metadata_encoding=encoding) as archive:
             infos = archive.infolist()
