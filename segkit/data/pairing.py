@@ -1,11 +1,10 @@
 """Pair the images and masks files of one position by their names, and read frame numbers from them."""
 
-import os
 import re
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from itertools import accumulate, pairwise
+from itertools import accumulate, pairwise, takewhile
 from pathlib import Path
 from statistics import median_low
 from typing import NamedTuple
@@ -103,8 +102,10 @@ def turns(keys: Iterable[Key], stacks: Collection[Key] = ()) -> dict[Key, tuple[
     # other words with the same numbers, and stacks with other words: film, film_1, film_2 have the same
     several = [one for one in series if len(one.keys) > 1 and not one.is_stack]
     largest = max(several, key=lambda one: len(one.keys), default=None)
-    for alike in ([one for one in several if largest and one.repeats(largest)], [one for one in series if one.is_stack]):
-        same = len(os.path.commonprefix([one.parts for one in alike]))  # parts that all of them begin with
+    repeating = [one for one in several if largest and one.repeats(largest)]
+    for alike in (repeating, [one for one in series if one.is_stack]):
+        beside = zip(*(one.parts for one in alike), strict=False)
+        same = len([*takewhile(lambda parts: len(set(parts)) == 1, beside)])  # parts that all of them begin with
         differ = any(len(one.parts) > same for one in alike)
         for one in alike:
             channel |= dict.fromkeys(one.keys, " ".join(one.parts[same:]) or BARE * differ)
@@ -149,7 +150,7 @@ class _Series:
         return re.findall(r"[^\W\d_]*$", self.keys[0].words[column].rstrip("_-. ="))[0]
 
     def may_be_time(self, column: int) -> bool:
-        """Whether a number counts time by its letters (t1, 12h), in a date or clock (10-30, 240312), or by its steps."""
+        """Whether a number counts time by its letters (t1, 12h), in a date or clock (10-30, 240312), or its steps."""
         (before, after), numbers = self.keys[0].words[column:column + 2], sorted(set(self.varying[column]))
         dates = all(1900 <= n <= 2100 or (n > 10_000 and 0 < n // 100 % 100 < 13 and 0 < n % 100 < 32) for n in numbers)
         joined = (before in JOINTS and column > 0) or (after in JOINTS and column + 1 < len(self.keys[0].numbers))
@@ -284,7 +285,8 @@ def pair(images: Sequence[Path], masks: Sequence[Path], experiment: str, positio
     names = sorted({name for name, _ in found.values()})
     if len(names) > 1 and not plain:
         examples = {name: images_by_key[key].path.name for key, (name, _) in found.items()}
-        _refuse(images_by_key, "positions", examples, ": give each position a PosXXX folder of its own", where, problems)
+        _refuse(images_by_key, "positions", examples, ": give each position a PosXXX folder of its own", where,
+                problems)
         return []
     frames: list[Frame] = []
     of_masks = turns(masks_by_key) | found if len(names) > 1 else {}
@@ -400,13 +402,13 @@ def _first_frames(images: Mapping[Key, _Image], where: Path, problems: Problems)
                                 "of every time")
 
     # parts of a time-lapse follow one another; the pages of a damaged part are unknown
-    pages = [headers[key].pages for key in numbers]
-    if max(pages, default=0) > 1:
+    counts = [headers[key].pages for key in numbers]
+    if max(counts, default=0) > 1:
         assumed = [headers[key].times[-1] + 1 if headers[key].pages else most for key in numbers]
         gaps = any(step != 1 for step in _steps(numbers.values()))
-        if len(pages) > 1 and (doubt or gaps or min(pages) < 2):
+        if len(counts) > 1 and (doubt or gaps or min(counts) < 2):
             doubt = f"({sum(assumed)} pages) {BY_ORDER}, and none missing between them"
-            doubt += f"; a damaged one counts as {most}" if 0 in pages else ""
+            doubt += f"; a damaged one counts as {most}" if 0 in counts else ""
         numbers = dict(zip(numbers, accumulate(assumed, initial=0), strict=False))
     if doubt:
         problems.add(where, f"the {len(numbers)} images of {where.name} {doubt}")

@@ -284,7 +284,8 @@ def read_metadata(path: str | Path) -> dict[str, float]:
             xml = _ome_xml(tif)
             node = ElementTree.fromstring(xml).find(".//{*}Pixels") if xml else None
             ome = node.attrib if node is not None else {}
-        told |= {name: (ome[entry], ome.get(f"{entry}Unit", usual)) for name, (entry, usual) in OME.items() if entry in ome}
+        told |= {name: (ome[entry], ome.get(f"{entry}Unit", usual)) for name, (entry, usual) in OME.items()
+                 if entry in ome}
         found = {name: _in_unit(*given, UNITS[name]) for name, given in told.items()}
     except (*DAMAGE, ElementTree.ParseError):
         return {}
