@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import codecs
-import csv
 import difflib
 import io
 import os
@@ -178,6 +176,8 @@ def _plain(value: Any) -> Any:
 def parse_settings(values: Mapping[str, Any], base: Settings | None = None) -> Settings:
     """Settings with some values replaced; names upper-case, values as text or typed.
 
+    With another DATASET_PATH, what belongs to the old one has its default.
+
     Raises SegkitError for an unknown name or a value of the wrong kind or out of range.
     """
     known, base = [f.name.upper() for f in public_fields()], base or Settings()
@@ -188,12 +188,8 @@ def parse_settings(values: Mapping[str, Any], base: Settings | None = None) -> S
             near = difflib.get_close_matches(name.upper(), known, 1)
             hint = f"did you mean {near[0]}?" if near else f"the settings are {', '.join(known)}"
             raise SegkitError(f"unknown setting {name or '(without a name)'}: {hint}")
-    given = {name.lower(): value for name, value in values.items()}
-    settings = replace(base, **given)
-    if settings.dataset_path == base.dataset_path:
-        return settings
-    # another dataset has its own name and its own table, unless they are given beside it
-    return replace(base, **{"run": "", "conditions": None, **given})
+    merged = _layer(base.as_dict(), dict(values), base.root)
+    return Settings(root=base.root, **{name.lower(): value for name, value in merged.items()})
 
 
 def _whole_number(text: str) -> int:
@@ -244,14 +240,16 @@ def read_conditions(source: Path | str) -> dict[str, dict[str, str]]:
     spreadsheets write them.
     Raises SegkitError, naming the file and row, for an unknown column or a row without a name of its own.
     """
+    if not source:
+        return {}
     place = source if isinstance(source, Path) else "CONDITIONS"
     # all as text: 001 and NA are names of experiments, too, and the settings read their own values
     try:
-        table, separator = _cells(_decoded(source.read_bytes()) if isinstance(source, Path) else source or "experiment")
-    except (OSError, ValueError, csv.Error) as error:
+        table, separator = _cells(_decoded(source.read_bytes()) if isinstance(source, Path) else source)
+    except (OSError, ValueError) as error:
         raise SegkitError(f"{place} cannot be read ({str(error).strip()}): a table with commas was needed") from None
     known = [name.lower() for name in BY_EXPERIMENT]
-    if "experiment" not in table or set(table) - {"experiment", *known} or table.columns.has_duplicates:
+    if "experiment" not in table or set(table) - {"experiment", *known}:
         raise SegkitError(f"{place} has columns {', '.join(table)}: experiment and any of {', '.join(known)}, "
                           "each once, were needed")
     table = table.set_index("experiment")
@@ -272,31 +270,21 @@ def _cells(text: str) -> tuple[pd.DataFrame, str]:
     A spreadsheet may write `sep=;` first, and leave empty cells at the end of all or some rows.
     Raises ValueError where the text is empty, or a row has more cells than there are columns.
     """
-    text = re.sub(r"\Asep=.*\n", "", unicodedata.normalize("NFC", text.strip())).strip()
-    if not text:
-        raise ValueError("it is empty")
-    separator = max(",;\t", key=text.partition("\n")[0].count)
-    lines = csv.reader(io.StringIO(text, newline=None), delimiter=separator)
-    header, *rows = ([cell.strip() for cell in line] for line in lines)
-    # rows of different lengths: as many cells as there are columns
-    width = len(header)
-    for number, row in enumerate(rows, start=2):
-        if any(row[width:]):
-            raise ValueError(f"line {number} has more cells than the first, which names the columns: longer rows")
-        row[:] = (row + width * [""])[:width]
-    table = pd.DataFrame(rows, columns=[name.lower() for name in header], dtype=str)
-    filled = table.ne("")
-    return table.loc[filled.any(axis=1), (table.columns != "") | filled.any(axis=0).to_numpy()], separator
+    text = re.sub(r"\Asep=.*\n", "", unicodedata.normalize("NFC", text.strip()))
+    lines = [line.rstrip(",;\t ") for line in text.splitlines()]
+    separator = max(",;\t", key=text.lstrip().partition("\n")[0].count)
+    table = pd.read_csv(io.StringIO("\n".join(lines)), sep=separator, dtype=str, keep_default_na=False)
+    if not isinstance(table.index, pd.RangeIndex):  # pandas takes what is beyond the columns' names for an index
+        raise ValueError("the first line, which names the columns, has fewer cells than others: longer rows")
+    table = table.fillna("").map(str.strip).rename(columns=lambda name: name.strip().lower())
+    named = ~table.columns.str.startswith("unnamed: ")
+    return table.loc[table.ne("").any(axis=1), named | table.ne("").any()], separator
 
 
 def _decoded(content: bytes) -> str:
     """The text of a file that a spreadsheet wrote: UTF-16, UTF-8, or what Windows used before."""
-    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        return content.decode("utf-16")
-    # without its mark: in UTF-16 every second byte of plain letters is 0
-    for first, encoding in ((1, "utf-16-le"), (0, "utf-16-be")):
-        if len(content) > 1 and not any(content[first:20:2]):
-            return content.decode(encoding)
+    if b"\0" in content[:20]:  # of every plain letter in UTF-16 one byte is 0
+        return content.decode("utf-16-be" if content.startswith(b"\0") else "utf-16")
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError:

@@ -102,8 +102,10 @@ def walk(root: Path, problems: Problems, follow: bool = True) -> Iterator[tuple[
     for name, subfolders, files in os.walk(root, onerror=closed, followlinks=follow):
         folder = Path(name)
         subfolders[:] = sorted(sub for sub in subfolders if not JUNK.match(sub) and _is_followed(folder / sub, root))
-        paths = [folder / file for file in sorted(files) if not JUNK.match(file)]
-        yield folder, [path for path in paths if _may_be_file(path)]  # without broken links
+        # without broken links; what a closed folder holds is named by who reads it
+        is_closed = not os.access(folder, os.X_OK)
+        yield folder, [folder / file for file in sorted(files) if not JUNK.match(file)
+                       and (is_closed or os.path.isfile(folder / file))]
 
 
 def _is_followed(folder: Path, root: Path) -> bool:
@@ -115,14 +117,6 @@ def _is_followed(folder: Path, root: Path) -> bool:
         return True
     near = len(folder.relative_to(root).parts) <= 2
     return near and not folder.parent.resolve().is_relative_to(folder.resolve())
-
-
-def _may_be_file(path: Path) -> bool:
-    """Whether a path is a file; one in a closed folder counts, so that its reader names it."""
-    try:
-        return path.is_file()
-    except PermissionError:
-        return True
 
 
 def table_of_problems(problems: Iterable[Problem], root: Path) -> pd.DataFrame:

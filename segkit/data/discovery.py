@@ -75,22 +75,22 @@ def _folder(setting: str, path: str | Path, content: str) -> Path:
     return folder
 
 
-def _images_by_folder(root: Path, problems: Problems) -> Tree:
-    """The image files (masks among them) in a folder and in each one below it; a closed folder is a problem."""
-    return {folder: [file for file in files if file.suffix.lower() in IMAGE_SUFFIXES]
-            for folder, files in walk(root, problems)}
+def _images_by_folder(root: Path, problems: Problems, follow: bool = True) -> Tree:
+    """The image files, masks among them, in a folder and in each one below it; see `walk`."""
+    return {folder: _usable(files) for folder, files in walk(root, problems, follow)}
+
+
+def _usable(files: Iterable[Path]) -> list[Path]:
+    """The files that are images or masks, without other output of a segmentation."""
+    return [f for f in files if f.suffix.lower() in IMAGE_SUFFIXES and not BY_PRODUCT.search(f.stem)]
 
 
 def _images(files: Iterable[Path]) -> list[Path]:
-    """The image files that are neither masks nor other output of a segmentation."""
-    return [f for f in files if f.suffix.lower() in IMAGE_SUFFIXES
-            and not MASK_NAME.match(f.stem) and not BY_PRODUCT.search(f.stem)]
+    return [f for f in files if not MASK_NAME.match(f.stem)]
 
 
 def _masks(files: Iterable[Path]) -> list[Path]:
-    """The image files that are named as masks."""
-    return [f for f in files if f.suffix.lower() in IMAGE_SUFFIXES
-            and MASK_NAME.match(f.stem) and not BY_PRODUCT.search(f.stem)]
+    return [f for f in files if MASK_NAME.match(f.stem)]
 
 
 def _below(tree: Tree, folder: Path) -> Iterator[Path]:
@@ -175,23 +175,12 @@ def _scan_position(folder: Path, masks_folder: Path | None, experiment: str, tre
     if not images:
         return []
     masks = _pick(masks_folder, masks_tree, MASK_FOLDERS, problems)[1] if masks_folder else []
-    beside = _masks_beside(source, folder, tree)
+    inside = [sub for sub in tree if plain_name(sub.name) == "masks" and sub.parent in (source, folder)]
+    beside = _masks(tree[source]) + [file for sub in inside for file in tree[sub]]
     if not masks and not beside:
         elsewhere = [sub for sub in masks_tree if masks_folder and sub.is_relative_to(masks_folder)]
-        _note_unread([source, *_masks_folders(source, folder, tree), *elsewhere], problems)
+        _note_unread([source, *inside, *elsewhere], problems)
     return pair(images, masks + beside, experiment, readable(folder.name), folder, no_masks and not beside, problems)
-
-
-def _masks_folders(source: Path, folder: Path, tree: Tree) -> list[Path]:
-    """The folders `masks` in source, which holds the images, or in the position's folder."""
-    return [sub for sub in tree if plain_name(sub.name) == "masks" and sub.parent in (source, folder)]
-
-
-def _masks_beside(source: Path, folder: Path, tree: Tree) -> list[Path]:
-    """The masks files among the images in source, and in `_masks_folders`."""
-    inside = [file for sub in _masks_folders(source, folder, tree) for file in tree[sub]]
-    return _masks(tree[source]) + [file for file in inside if file.suffix.lower() in IMAGE_SUFFIXES
-                                   and not BY_PRODUCT.search(file.stem)]
 
 
 def _note_unread(folders: Iterable[Path], problems: Problems) -> None:
@@ -211,16 +200,16 @@ def _scan_plain_folder(folder: Path, masks_root: Path, problems: Problems) -> li
     elif _is_position(place.parent):
         experiment, position = experiment_name(place.parent.parent.name), readable(place.parent.name)
     # this folder alone, and masks in it: what else is below may be anything
-    folders = [source, *(sub for sub in _folders_in(source) if plain_name(sub.name) == "masks")]
-    tree = {sub: next(walk(sub, problems))[1] for sub in folders}
-    images, masks = _images(tree[source]), _masks_beside(source, source, tree)
+    folders = [sub for sub in _folders_in(source) if plain_name(sub.name) == "masks"]
+    files, *inside = (_usable(next(walk(sub, problems), (sub, []))[1]) for sub in (source, *folders))
+    images, masks = _images(files), _masks(files) + [file for files in inside for file in files]
     if masks_root != folder:
         masks_tree = _images_by_folder(masks_root, problems)
         elsewhere = [sub for sub in masks_tree if sub.resolve() != source.resolve()]
         masks += [file for sub in elsewhere for file in masks_tree[sub]]
         folders += elsewhere
     if not masks:
-        _note_unread(folders, problems)
+        _note_unread([source, *folders], problems)
     return pair(images, masks, experiment, position, source, not masks, problems, plain=True)
 
 
@@ -273,7 +262,7 @@ def _guess(root: Path) -> str:
     place, closed = root.resolve(), Problems()
     if experiment := next(filter(is_raw, (*place.parents, place)), None):
         return f"it is part of an experiment itself, give {experiment.parent}; "
-    tree = dict(walk(root, closed, follow=False))
+    tree = _images_by_folder(root, closed, follow=False)
     inside = [folder.parent for folder in tree if is_raw(folder) and folder.parent.parent == root]
     images = [folder for folder, files in tree.items() if folder != root and _images(files)]
     if inside:

@@ -94,7 +94,11 @@ def list_images(source: Path, leave_out: Path, problems: Problems) -> Iterator[E
         for path in files:
             if path.suffix.lower() in IMAGE_SUFFIXES:
                 yield Entry(path.relative_to(base).as_posix(), None, str(path), path.stat().st_size)
-            elif _begins_as_archive(path) or path.suffix.lower() in PACKED or PART.search(path.name):
+                continue
+            # an archive also by its name, where its end is missing, or where a file without a suffix is empty
+            begin = _begin(path)
+            named = path.suffix.lower() in PACKED or PART.search(path.name)
+            if named or begin.startswith(b"PK") or not (begin or path.suffix):
                 yield from _archive_entries(path, problems)
 
 
@@ -127,25 +131,23 @@ def find_encoding(path: Path) -> tuple[str, float]:
     return best, letters(best)
 
 
-def _begins_as_archive(path: Path) -> bool:
-    """Whether a file begins as zip archives do (also one whose end is missing), or is empty and has no suffix."""
-    try:
-        with open(path, "rb") as file:
-            begin = file.read(4)
-    except OSError:
-        return False
-    return begin[:2] == b"PK" or (not begin and not path.suffix)
+def _begin(path: Path) -> bytes:
+    """How a file begins; empty where it cannot be read."""
+    with suppress(OSError), open(path, "rb") as file:
+        return file.read(100)
+    return b""
 
 
 def _what_instead(path: Path, error: Exception) -> str:
     """What a file is that cannot be opened as an archive, and what to do."""
     if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
         return f"cannot be read ({error.strerror}): {TO_BE_READ}"
-    with open(path, "rb") as file:
-        begin = file.read(100).removeprefix(codecs.BOM_UTF8).lstrip().lower()
+    begin = _begin(path).removeprefix(codecs.BOM_UTF8).lstrip().lower()
     beside = any(path.parent.glob(f"{glob.escape(path.stem)}.z[0-9][0-9]"))
-    if beside or "multiple disks" in str(error):
+    if PART.search(path.name) or beside or "multiple disks" in str(error):
         return f"is one part of a split archive: {UNPACKED_BY_HAND}"
+    if path.suffix.lower() in PACKED and path.suffix.lower() != ".zip" and not begin.startswith(b"pk"):
+        return f"is no zip archive: {UNPACKED_BY_HAND}"
     if begin.startswith(OTHER_ARCHIVES):
         return f"is an archive of another kind than its name says: {UNPACKED_BY_HAND}"
     if begin.startswith((b"<!doctype html", b"<html")):
@@ -155,14 +157,10 @@ def _what_instead(path: Path, error: Exception) -> str:
 
 def _archive_entries(path: Path, problems: Problems) -> Iterator[Entry]:
     """The images in an archive; what cannot be unpacked, or not safely, is a problem."""
-    if PART.search(path.name):
-        problems.add(path, f"{path.name} is one part of a split archive: {UNPACKED_BY_HAND}")
-        return
     is_zip = path.suffix.lower() == ".zip"
-    if path.suffix.lower() in PACKED and not is_zip and not _begins_as_archive(path):
-        problems.add(path, f"{path.name} is no zip archive: {UNPACKED_BY_HAND}")
-        return
     try:
+        if PART.search(path.name):  # of the last part zipfile reads the names
+            raise zipfile.BadZipFile
         encoding, certain = find_encoding(path)
         with zipfile.ZipFile(path, metadata_encoding=encoding) as archive:
             infos = archive.infolist()

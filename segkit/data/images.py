@@ -7,7 +7,6 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -16,7 +15,7 @@ from scipy import ndimage
 from skimage.segmentation import expand_labels, relabel_sequential
 
 from ..errors import SegkitError
-from .tiff import DAMAGE, decode_tiff, find_planes
+from .tiff import DAMAGE, Header, decode_tiff, find_planes
 
 IMAGE_SUFFIXES = (".tif", ".tiff", ".png")
 CROPPABLE = 2  # pixels by which an image and its masks file may differ in height or width
@@ -26,25 +25,12 @@ EIGHT = np.ones((3, 3), bool)  # 8-neighbourhood
 PERCENTILES = (0.5, 99.5)
 MIN_SEEN = 0.1  # share of the pixels; where fewer differ from black and white, these are the picture
 MAX_SLOPE = 0.12  # beside something drawn, as a share of its contrast (drawn: up to 0.08, saturated: mostly above 0.17)
+NO_RIGHTS = "may not be read: change its permissions"
+UNREACHABLE = {  # by what the system says
+    errno.EACCES: NO_RIGHTS, errno.EPERM: NO_RIGHTS, errno.EISDIR: "is a folder: an image file was needed",
+    errno.ENOENT: "is not there: it was moved or deleted, or its disk is not connected"}
 FULL_SCALE = (255, 1023, 4095, 8191, 16383, 65535)  # the largest values of common cameras and files
 BT601 = np.array([0.299, 0.587, 0.114], np.float32)  # luminance of red, green and blue
-
-
-class Header(NamedTuple):
-    """Page count and size of an image file, known before its pixels are decoded."""
-
-    pages: int
-    height: int
-    width: int
-    axis: str = ""  # of the pages, by the file's metadata: T, Z, or I and Q (unknown)
-    times: tuple[int, ...] = (0,)  # of each page
-    left_out: tuple[str, int] | None = None  # what the file holds besides, and how many pages that are
-    channel: str = ""  # of all pages, where the file's metadata tell it
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """(height, width) in pixels."""
-        return self.height, self.width
 
 
 def read_header(path: str | Path, *, labels: bool = False) -> Header:
@@ -60,10 +46,10 @@ def read_header(path: str | Path, *, labels: bool = False) -> Header:
         if is_png:
             with warnings.catch_warnings(action="ignore"), Image.open(path) as image:
                 return Header(1, image.height, image.width)
-        planes = find_planes(path)
-        if planes.planar and not labels:
+        header = find_planes(path)
+        if header.planar and not labels:
             decode_tiff(path, 0, image=True)  # only its pixels tell grey saved in colour from frames saved as colours
-        return Header(len(planes.times), *planes.shape, planes.axis, planes.times, planes.left_out, planes.channel)
+        return header
 
 
 @contextmanager
@@ -71,19 +57,16 @@ def _damage_named(path: Path, action: str, cause: str) -> Iterator[None]:
     """Turn every error that a decoder raises for a damaged file into a SegkitError that names the file."""
     try:
         yield
-    except PermissionError:
-        raise SegkitError(f"{path.name} may not be read: change its permissions") from None
-    except FileNotFoundError:
-        raise SegkitError(f"{path.name} is not there: it was moved or deleted, or its disk is not connected") from None
-    except IsADirectoryError:
-        raise SegkitError(f"{path.name} is a folder: an image file was needed") from None
     except DAMAGE as error:
         # a decoder gives no number for damaged content, or that of a place before the file's beginning
-        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
-            raise SegkitError(f"{path.name} cannot be read ({error.strerror}): check the disk or the "
-                              "connection") from None
-        raise SegkitError(f"{path.name} cannot be {action} ({type(error).__name__}): {cause}; copy or export it "
-                          "again") from None
+        number = error.errno if isinstance(error, OSError) else None
+        if number in UNREACHABLE:
+            why = UNREACHABLE[number]
+        elif isinstance(error, OSError) and number not in (None, errno.EINVAL):
+            why = f"cannot be read ({error.strerror}): check the disk or the connection"
+        else:
+            why = f"cannot be {action} ({type(error).__name__}): {cause}; copy or export it again"
+        raise SegkitError(f"{path.name} {why}") from None
 
 
 def _read_plane(path: Path, page: int, *, image: bool = False) -> np.ndarray:
@@ -98,13 +81,6 @@ def _read_plane(path: Path, page: int, *, image: bool = False) -> np.ndarray:
             plane = _decode_png(path, image)
         else:
             plane = decode_tiff(path, page, image=image)
-        plane = np.squeeze(plane)
-        if plane.ndim < 2:  # an image of one row or one column lost an axis
-            height, width = read_header(path).size
-            if plane.size != height * width:
-                raise SegkitError(f"{path.name} holds {plane.size} of {height * width} pixels: it is damaged; copy or "
-                                  "export it again")
-            plane = plane.reshape(height, width)
     if plane.ndim == 2:
         return plane
 

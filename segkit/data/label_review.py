@@ -15,7 +15,6 @@ from .images import SPECK, normalise
 MEASURES = ("cells", "foreground", "largest_cell", "contrast", "focus")
 SHIFT_GAIN = 1.25  # correct masks of three public datasets reach 1.24, masks moved by 6 pixels 1.26 to 5.3
 DISTANT = 10  # pixels between two parts of one cell that are not one
-NO_CELL = "no cell in any masks file of the dataset"
 SHIFTS = (-6, -3, 0, 3, 6)  # pixels by which a mask is tried against its image
 
 
@@ -56,7 +55,7 @@ def review_teacher(dataset: Dataset) -> pd.DataFrame:
     measured = [row for row in rows if "cells" in row]
     if not any(row["cells"] for row in measured):
         for row in measured:
-            row["flags"].append(NO_CELL)
+            row["flags"].append("no cell in any masks file of the dataset")
     # only a position's own frames are comparable
     for unit in {(row["experiment"], row["position"]) for row in measured}:
         _compare_in_time([row for row in measured if (row["experiment"], row["position"]) == unit])
@@ -127,15 +126,13 @@ def _no_labels(labels: np.ndarray, areas: np.ndarray) -> list[str]:
 def _in_distant_parts(parts: np.ndarray, number_of: dict[int, int]) -> list[int]:
     """The numbers of which two parts lie further apart than a cell that something crosses; number_of: of each part."""
     boxes = ndimage.find_objects(parts)
-    places: dict[int, list[tuple[int, ...]]] = defaultdict(list)
+    starts, stops = defaultdict(list), defaultdict(list)
     for part, number in number_of.items():
-        rows, columns = boxes[part - 1]
-        places[number].append((rows.start, columns.start, rows.stop, columns.stop))
-
-    def largest_gap(own: list[tuple[int, ...]]) -> int:
-        corners = np.array(own)  # (n, 4)
-        return (corners[None, :, :2] - corners[:, None, 2:]).max()  # of (n, n, 2)
-    return [number for number, own in places.items() if largest_gap(own) >= DISTANT]
+        starts[number].append([side.start for side in boxes[part - 1]])
+        stops[number].append([side.stop for side in boxes[part - 1]])
+    # of two parts along y or x: from the end of the first to the beginning of the last
+    gaps = {number: np.max(starts[number], axis=0) - np.min(stops[number], axis=0) for number in starts}
+    return [number for number, gap in gaps.items() if gap.max() >= DISTANT]
 
 
 def _contrast(scaled: np.ndarray, foreground: np.ndarray) -> float:
@@ -159,14 +156,13 @@ def _compare_in_time(rows: list[dict]) -> None:
     if len(rows) < 3:
         return
     counts = np.array([row["cells"] for row in rows], float)
+    # two frames on either side: one wrong frame does not move their median
+    usual = ndimage.generic_filter(counts, np.nanmedian, footprint=[1, 1, 0, 1, 1], mode="constant", cval=np.nan)
     focus = np.array([row["focus"] for row in rows])
     for k, row in enumerate(rows):
-        # two frames on either side: one wrong frame does not move their median
-        neighbours = np.delete(counts[max(0, k - 2):k + 3], min(k, 2))
-        usual = float(np.median(neighbours))
-        if counts[k] == 0 and usual >= 1:
-            row["flags"].append(f"empty mask, and the frames beside it have {usual:.0f} cells")
-        elif abs(counts[k] - usual) > max(3.0, 0.4 * usual):
-            row["flags"].append(f"{counts[k]:.0f} cells, and the frames beside it have {usual:.0f}")
+        if counts[k] == 0 and usual[k] >= 1:
+            row["flags"].append(f"empty mask, and the frames beside it have {usual[k]:.0f} cells")
+        elif abs(counts[k] - usual[k]) > max(3.0, 0.4 * usual[k]):
+            row["flags"].append(f"{counts[k]:.0f} cells, and the frames beside it have {usual[k]:.0f}")
         if focus[k] < 0.5 * np.median(focus):
             row["flags"].append("out of focus: half as sharp as the position's other frames")

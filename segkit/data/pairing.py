@@ -4,7 +4,7 @@ import re
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from itertools import accumulate, pairwise
+from itertools import accumulate, pairwise, takewhile
 from pathlib import Path
 from statistics import median_low
 from typing import NamedTuple
@@ -16,7 +16,6 @@ from .images import Header, check_sizes, read_header
 MASK_NAME = re.compile(r"^mask_(?P<a>.+)$|^(?P<b>.+?)_(?:cp_)?masks?$|^(?P<c>.+?)_(?:labels?|seg|segmentation)$",
                        re.IGNORECASE)
 PHASE = re.compile(r"(^|[^a-z])(a?phase|phase.?contrast|ph|phc|phaco)($|[^a-z])")  # in the name of a channel
-SEPARATORS = "_-. ()"
 BARE = "(no word)"  # the label of names that lack the word of others beside them
 JOINTS = {".", "-", ":"}  # between the numbers of a date or a clock
 UNIT = re.compile(r"(d|day|days|h|hr|hrs|m|min|s|sec|ms)($|[^a-z])")  # after a number that counts time
@@ -100,23 +99,16 @@ def turns(keys: Iterable[Key], stacks: Collection[Key] = ()) -> dict[Key, tuple[
     position, channel = dict.fromkeys(keys, ""), dict.fromkeys(keys, "")
     series = [_Series(same, bool(stacks) and set(same) <= set(stacks)) for same in _by_words(keys)]
 
-    # the same numbers with other words
+    # other words with the same numbers, and stacks with other words: film, film_1, film_2 have the same
     several = [one for one in series if len(one.keys) > 1 and not one.is_stack]
     largest = max(several, key=lambda one: len(one.keys), default=None)
-    alike = [one for one in several if largest and one.repeats(largest)]
-    differ = [i for i, words in enumerate(zip(*(one.words for one in alike), strict=True)) if len(set(words)) > 1]
-    for one in alike:
-        word = " ".join(filter(None, (one.words[i].strip(SEPARATORS) for i in differ))) or BARE * bool(differ)
-        channel |= dict.fromkeys(one.keys, word)
-
-    # stacks with other words; film, film_1, film_2 have the same
-    text = {key: " ".join(filter(None, (word.strip(SEPARATORS) for word in one.words)))
-            for one in series if one.is_stack for key in one.keys}
-    core = {key: " ".join(re.sub(r"[\d\W_]+", " ", text[key]).split()) for key in text}
-    shortest = min(core.values(), key=len, default="")
-    if len(set(core.values())) > 1:
-        is_first = all(word.startswith(shortest) for word in core.values())
-        channel |= {key: BARE if is_first and core[key] == shortest else text[key] for key in text}
+    repeating = [one for one in several if largest and one.repeats(largest)]
+    for alike in (repeating, [one for one in series if one.is_stack]):
+        beside = zip(*(one.parts for one in alike), strict=False)
+        same = len([*takewhile(lambda parts: len(set(parts)) == 1, beside)])  # parts that all of them begin with
+        differ = any(len(one.parts) > same for one in alike)
+        for one in alike:
+            channel |= dict.fromkeys(one.keys, " ".join(one.parts[same:]) or BARE * differ)
 
     # other numbers than the time
     for one in series:
@@ -141,6 +133,8 @@ class _Series:
                 self.words.append(word)
             else:
                 self.words[-1] += f"{keys[0].numbers[i]}{word}"
+        # stacks that differ by a number only are parts of one time-lapse
+        self.parts = re.findall(r"[^\W\d_]+" if is_stack else r"[^\W_]+", " ".join(self.words))
 
     def repeats(self, other: "_Series") -> bool:
         """Whether at least half of the names have the numbers of another series, or numbers between them."""
@@ -155,18 +149,13 @@ class _Series:
         """The letters before a number: t, xy, channel."""
         return re.findall(r"[^\W\d_]*$", self.keys[0].words[column].rstrip("_-. ="))[0]
 
-    def is_time(self, column: int) -> bool:
-        """Whether a number counts time by its letters (t1, 12h), or as a part of a date or clock (10-30, 240312)."""
-        before, after = self.keys[0].words[column:column + 2]
-        dates = all(1900 <= n <= 2100 or (n > 10_000 and 0 < n // 100 % 100 < 13 and 0 < n % 100 < 32)
-                    for n in self.varying[column])
+    def may_be_time(self, column: int) -> bool:
+        """Whether a number counts time by its letters (t1, 12h), in a date or clock (10-30, 240312), or its steps."""
+        (before, after), numbers = self.keys[0].words[column:column + 2], sorted(set(self.varying[column]))
+        dates = all(1900 <= n <= 2100 or (n > 10_000 and 0 < n // 100 % 100 < 13 and 0 < n % 100 < 32) for n in numbers)
         joined = (before in JOINTS and column > 0) or (after in JOINTS and column + 1 < len(self.keys[0].numbers))
-        return dates or joined or self.letters(column) in WORDS["time"] or bool(UNIT.match(after))
-
-    @staticmethod
-    def is_clock(column: Collection[int]) -> bool:
-        """Whether a number may be minutes or seconds: channels and positions rise by 1."""
-        return max(column) < 60 and min(_steps(sorted(set(column)))) > 1
+        minutes = numbers[-1] < 60 and min(_steps(numbers)) > 1  # or seconds: channels and positions rise by 1
+        return dates or joined or minutes or self.letters(column) in WORDS["time"] or bool(UNIT.match(after))
 
     def turning(self) -> list[int]:
         """The numbers by which the names take turns."""
@@ -175,41 +164,54 @@ class _Series:
             return [i for i in self.varying if self.letters(i) in known]
         if len(self.varying) < 2:
             return []
-        # the time counts up by even steps; of several such numbers it is one with its letter, else the most varied
+        # the time has its letter, or else is the most varied number
         time = max(self.varying, key=lambda i: (self.letters(i) in WORDS["time"], self.letters(i) not in known,
                                                 len(set(self.varying[i])), i))
-        steps = _steps(sorted(set(self.varying[time])))
-        if self.letters(time) and not self.is_time(time) and len(set(steps)) > 1 and median_low(steps) > 1:
-            return []
         unique = any(len(set(column)) == len(column) for column in self.varying.values())
         return [i for i, column in self.varying.items() if i != time and 2 * len(set(column)) <= len(column)
-                and (self.letters(i) in known or not (unique or self.is_time(i) or self.is_clock(column)))]
+                and (self.letters(i) in known or not (unique or self.may_be_time(i)))]
 
 
-def _one_time_lapse(found: Mapping[Key, str], images: Mapping[Key, Path], headers: Mapping[Key, Header], where: Path,
-                    problems: Problems) -> dict[Key, Path]:
+class _Image(NamedTuple):
+    """An image file and its header, of 0 pages where the file is damaged: it keeps its place in time."""
+
+    path: Path
+    header: Header
+    damage: Problem | None = None
+
+
+def _read(path: Path) -> _Image:
+    try:
+        return _Image(path, read_header(path))
+    except SegkitError as error:
+        return _Image(path, Header(0, 0, 0, times=()), Problem(path, str(error), error.frames_lost))
+
+
+def _one_time_lapse(found: Mapping[Key, str], images: dict[Key, _Image], where: Path,
+                    problems: Problems) -> dict[Key, _Image]:
     """The images of one channel (found: by file): that of phase contrast, where a name tells it; else none."""
-    found = {key: found[key] or "phase" * bool(PHASE.search(path.stem.casefold())) for key, path in images.items()}
-    channels = {found[key]: path.name for key, path in images.items() if found[key]}
+    found = {key: found[key] or "phase" * bool(PHASE.search(image.path.stem.casefold()))
+             for key, image in images.items()}
+    channels = {found[key]: image.path.name for key, image in images.items() if found[key]}
     phase = [channel for channel in channels if PHASE.search(channel.casefold())] or [c for c in channels if c == BARE]
     if len(channels) < 2:
-        return dict(images)
+        return images
     if len(phase) == 1:
         others = [name for channel, name in channels.items() if channel not in phase]
         problems.add(where, f"the images of {where.name} are of several channels or kinds: those such as "
                             f"{channels[phase[0]]} are read, those such as {_some(others)} are not")
-        return {key: path for key, path in images.items() if found[key] == phase[0]}
-    _refuse(images, headers, "channels, depths, positions or conditions", channels.values(),
-            ", and their names do not tell which is phase contrast: move the others elsewhere, or give each a PosXXX "
-            "folder", where, problems)
+        return {key: image for key, image in images.items() if found[key] == phase[0]}
+    _refuse(images, "channels, depths, positions or conditions", channels, ", and their names do not tell which is "
+            "phase contrast: move the others elsewhere, or give each a PosXXX folder", where, problems)
     return {}
 
 
-def _refuse(images: Iterable[Key], headers: Mapping[Key, Header], kinds: str, examples: Iterable[str], remedy: str,
-            where: Path, problems: Problems) -> None:
+def _refuse(images: Mapping[Key, _Image], kinds: str, examples: Mapping[str, str], remedy: str, where: Path,
+            problems: Problems) -> None:
     """Make the images of several kinds a problem that costs all frames of theirs, as far as these are known."""
-    lost = sum(headers[key].pages if key in headers else 1 for key in images)
-    problems.add(where, f"{where.name} holds images of several {kinds}, such as {_some(examples)}{remedy}", lost)
+    lost = sum(max(image.header.pages, 1) for image in images.values())
+    problems.add(where, f"{where.name} holds images of several {kinds}, such as {_some(examples.values())}{remedy}",
+                 lost)
 
 
 def _some(names: Iterable[str]) -> str:
@@ -278,82 +280,63 @@ def pair(images: Sequence[Path], masks: Sequence[Path], experiment: str, positio
     may hold several positions, as the names of its files tell.
     """
     masks_by_key = _by_key(masks, "masks file", problems)
-    images_by_key = _by_key(images, "image", problems)
-    headers, damaged = _read_headers(images_by_key)
-    found = turns(images_by_key, {key for key, header in headers.items() if header.pages > 1})
+    images_by_key = {key: _read(path) for key, path in _by_key(images, "image", problems).items()}
+    found = turns(images_by_key, {key for key, image in images_by_key.items() if image.header.pages > 1})
     names = sorted({name for name, _ in found.values()})
     if len(names) > 1 and not plain:
-        examples = {name: images_by_key[key].name for key, (name, _) in found.items()}
-        _refuse(images_by_key, headers, "positions", examples.values(), ": give each position a PosXXX folder of its "
-                "own", where, problems)
+        examples = {name: images_by_key[key].path.name for key, (name, _) in found.items()}
+        _refuse(images_by_key, "positions", examples, ": give each position a PosXXX folder of its own", where,
+                problems)
         return []
     frames: list[Frame] = []
-    of_masks = turns(masks_by_key) if len(names) > 1 else {}
+    of_masks = turns(masks_by_key) | found if len(names) > 1 else {}
     for name in names:
-        own = {key: path for key, path in images_by_key.items() if found[key][0] == name}
-        own_masks = {key: path for key, path in masks_by_key.items()
-                     if len(names) == 1 or key in own or (of_masks[key][0] == name and key not in images_by_key)}
+        own = {key: image for key, image in images_by_key.items() if found[key][0] == name}
+        own_masks = {key: path for key, path in masks_by_key.items() if len(names) == 1 or of_masks[key][0] == name}
         # a header may tell the channel, too
-        kinds = {key: f"{found[key][1]} {headers[key].channel if key in headers else ''}".strip() for key in own}
-        frames += _pair_position(own, own_masks, kinds, headers, damaged, experiment, name or position, where, quiet,
-                                 problems)
+        kinds = {key: f"{found[key][1]} {image.header.channel}".strip() for key, image in own.items()}
+        frames += _pair_position(own, own_masks, kinds, experiment, name or position, where, quiet, problems)
     return frames
 
 
-def _pair_position(all_images: Mapping[Key, Path], masks_by_key: Mapping[Key, Path], kinds: Mapping[Key, str],
-                   all_headers: Mapping[Key, Header], damaged: Mapping[Key, Problem], experiment: str,
+def _pair_position(images: dict[Key, _Image], masks: Mapping[Key, Path], kinds: Mapping[Key, str], experiment: str,
                    position: str, where: Path, quiet: bool, problems: Problems) -> list[Frame]:
     """The frames of one position; kinds: the channel of each image, where it is told."""
-    images_by_key = _one_time_lapse(kinds, all_images, all_headers, where, problems)
-    headers = {key: all_headers[key] for key in images_by_key if key in all_headers}
-    for key, header in headers.items():
+    of_one_channel = _one_time_lapse(kinds, images, where, problems)
+    for path, header, _ in of_one_channel.values():
         if header.left_out:
-            problems.add(images_by_key[key], f"{images_by_key[key].name}: {header.left_out[0]}", header.left_out[1])
-    starts = _first_frames(images_by_key, headers, where, problems)
+            problems.add(path, f"{path.name}: {header.left_out[0]}", header.left_out[1])
+    starts = _first_frames(of_one_channel, where, problems)
     first = min(starts.values(), default=None)
-    problems += [damaged[key] for key in damaged if key in starts]
+    problems += [damage for key in images if key in starts and (damage := images[key].damage)]
 
     # pair by name, or else by the number that tells the frame; masks of images that are left out are no problem
-    other_names = masks_by_key.keys() - images_by_key.keys()
-    same_number = {key: other for key, other in same_frames(starts, masks_by_key).items() if other in other_names}
-    used: set[Key | None] = {*all_images.keys() - starts.keys()}
+    other_names = masks.keys() - of_one_channel.keys()
+    same_number = {key: other for key, other in same_frames(starts, masks).items() if other in other_names}
+    used: set[Key | None] = {*images.keys() - starts.keys()}
     frames: list[Frame] = []
     unpaired, cropped = 0, 0
     for key, start in starts.items():
-        masks_key = key if key in masks_by_key else same_number.get(key)
-        used.add(masks_key)
-        if key in headers:
-            image, header = images_by_key[key], headers[key]
-            keys = _keys_of_pages(image, header.pages, masks_key, other_names)
-            used.update(keys)
-            files = [masks_by_key[k] if k else None for k in keys]
-            unpaired += files.count(None)
-            files, differ = _usable_masks(image, header, files, problems)
-            cropped += differ
-            times = header.times if header.pages > 1 else (0,)
-            frames += [Frame(image, file, experiment, position, start + time, page, first)
-                       for page, (file, time) in enumerate(zip(files, times, strict=True))]
+        image, header, _ = images[key]
+        masks_key = key if key in masks else same_number.get(key)
+        keys = _keys_of_pages(image, header.pages, masks_key, other_names)
+        used.update([masks_key, *keys])
+        files = [masks[k] if k else None for k in keys]
+        unpaired += files.count(None)
+        files, differ = _usable_masks(image, header, files, problems)
+        cropped += differ
+        times = (0,) if header.pages == 1 else header.times
+        frames += [Frame(image, file, experiment, position, start + time, page, first)
+                   for page, (file, time) in enumerate(zip(files, times, strict=True))]
 
     if unpaired and not quiet:
         problems.add(where, f"{unpaired} frame(s) of {experiment} {position} have no masks file", unpaired)
     if cropped:
         problems.add(where, f"{cropped} frame(s) differ by 1-2 pixels from their masks: cropped to the common area")
-    if spare := [path for key, path in masks_by_key.items() if key not in used]:
+    if spare := [path for key, path in masks.items() if key not in used]:
         problems.add(spare[0].parent, f"{len(spare)} masks file(s) of {experiment} {position} have no image, "
                                       f"{spare[0].name} the first", len(spare))
     return frames
-
-
-def _read_headers(images: Mapping[Key, Path]) -> tuple[dict[Key, Header], dict[Key, Problem]]:
-    """The headers, and why others are damaged: these images keep their places in time, so that no frame is shifted."""
-    headers: dict[Key, Header] = {}
-    damaged: dict[Key, Problem] = {}
-    for key, path in images.items():
-        try:
-            headers[key] = read_header(path)
-        except SegkitError as error:
-            damaged[key] = Problem(path, str(error), error.frames_lost)
-    return headers, damaged
 
 
 def _keys_of_pages(image: Path, pages: int, masks_key: Key | None, other_names: Collection[Key]) -> list[Key | None]:
@@ -381,52 +364,51 @@ def _usable_masks(image: Path, header: Header, files: list[Path | None],
     return files, differ
 
 
-def _first_frames(by_key: Mapping[Key, Path], headers: Mapping[Key, Header], where: Path,
-                  problems: Problems) -> dict[Key, int]:
+def _first_frames(images: Mapping[Key, _Image], where: Path, problems: Problems) -> dict[Key, int]:
     """The frame number of each file's first page, in order; files left out, and what is assumed, become problems."""
+    ordered = sorted(images, key=Key.natural)
+    headers = {key: images[key].header for key in ordered}
+    most = max((header.pages for header in headers.values()), default=0)
+    is_whole = all(header.pages for header in headers.values())
     # headers that tell the time of every page go before names
     times = [time for header in headers.values() for time in header.times]
-    most = max((header.pages for header in headers.values()), default=0)
-    if len(headers) == len(by_key) and most > 1 and len(set(times)) == len(times) and "Z" not in [
-            header.axis for header in headers.values()]:
-        return {key: 0 if headers[key].pages > 1 else headers[key].times[0] for key in sorted(by_key, key=Key.natural)}
-    numbers, doubt = frame_numbers(by_key)
-    strays = sorted(by_key[key].name for key in by_key.keys() - numbers.keys())
+    if is_whole and most > 1 and len(set(times)) == len(times) and all(h.axis != "Z" for h in headers.values()):
+        return {key: 0 if header.pages > 1 else header.times[0] for key, header in headers.items()}
+    numbers, doubt = frame_numbers(ordered)
 
     # one time-lapse, and single images beside it such as ImageJ's AVG_film: they are no times of it
     stacks = [key for key, header in headers.items() if header.pages > 1]
-    if len(stacks) == 1 and len(headers) == len(by_key) and 1 < len(by_key) <= headers[stacks[0]].pages:
+    if len(stacks) == 1 and is_whole and 1 < len(images) <= most:
         numbers, doubt = {stacks[0]: 0}, ""
-        strays = sorted(path.name for key, path in by_key.items() if key != stacks[0])
     # a.tif, a_1.tif, a_2.tif, each with several pages: parts of a time-lapse
-    if strays and all(header.pages > 1 for header in headers.values()):
-        numbers, doubt, strays = {key: k for k, key in enumerate(sorted(by_key, key=Key.natural))}, UNTOLD, []
-    if strays:
+    elif len(numbers) < len(images) and all(header.pages != 1 for header in headers.values()):
+        numbers, doubt = {key: k for k, key in enumerate(ordered)}, UNTOLD
+    if strays := sorted(images[key].path.name for key in images.keys() - numbers.keys()):
         problems.add(where, f"{len(strays)} image(s) are left out, {strays[0]} the first: their names do not fit the "
-                            f"others, such as {by_key[next(iter(numbers))].name}; move them elsewhere, or rename them "
-                            "if they are frames", len(strays))
+                            f"others, such as {images[next(iter(numbers))].path.name}; move them elsewhere, or rename "
+                            "them if they are frames", len(strays))
 
     # planes along z count as times only where the position has no other file
     several = len(numbers) > 1
-    for key in [key for key in numbers if key in headers and headers[key].axis == "Z"]:
-        planes = f"{by_key[key].name} holds {headers[key].pages} planes along z"
+    for key in [key for key in numbers if headers[key].axis == "Z"]:
+        path, pages = images[key].path, headers[key].pages
+        planes = f"{path.name} holds {pages} planes along z"
         if several:
-            problems.add(by_key[key], f"{planes}, and other times lie beside it: export one z plane of every time (if "
-                                      "the planes are times, save them as such: in Fiji, Image > Properties)",
-                         headers[key].pages)
+            problems.add(path, f"{planes}, and other times lie beside it: export one z plane of every time (if the "
+                               "planes are times, save them as such: in Fiji, Image > Properties)", pages)
             del numbers[key]
         else:
             problems.add(where, f"{planes} and no time: they are read as times; if they are depths, export one z plane "
                                 "of every time")
 
-    # parts of a time-lapse follow one another; the pages of a damaged part (0) are unknown
-    pages = [headers[key].pages if key in headers else 0 for key in numbers]
-    if max(pages, default=0) > 1:
-        assumed = [headers[key].times[-1] + 1 if key in headers else most for key in numbers]
+    # parts of a time-lapse follow one another; the pages of a damaged part are unknown
+    counts = [headers[key].pages for key in numbers]
+    if max(counts, default=0) > 1:
+        assumed = [headers[key].times[-1] + 1 if headers[key].pages else most for key in numbers]
         gaps = any(step != 1 for step in _steps(numbers.values()))
-        if len(pages) > 1 and (doubt or gaps or min(pages) < 2):
+        if len(counts) > 1 and (doubt or gaps or min(counts) < 2):
             doubt = f"({sum(assumed)} pages) {BY_ORDER}, and none missing between them"
-            doubt += f"; a damaged one counts as {most}" if 0 in pages else ""
+            doubt += f"; a damaged one counts as {most}" if 0 in counts else ""
         numbers = dict(zip(numbers, accumulate(assumed, initial=0), strict=False))
     if doubt:
         problems.add(where, f"the {len(numbers)} images of {where.name} {doubt}")

@@ -2,7 +2,6 @@
 
 import logging
 import math
-import os
 import re
 import struct
 import unicodedata
@@ -11,7 +10,7 @@ from collections.abc import Iterator, Set
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 from xml.etree import ElementTree
 
 import numpy as np
@@ -23,31 +22,39 @@ from ..errors import SegkitError
 MAX_EXPANSION = 50_000  # pixel bytes per stored byte; compressed images without any cell stay below it
 DAMAGE = (OSError, ValueError, KeyError, IndexError, TypeError, RuntimeError, EOFError, ArithmeticError,
           SyntaxError, MemoryError, AttributeError, struct.error, tifffile.TiffFileError, Image.DecompressionBombError)
-UM_PER_UNIT = {"nm": 1e-3, "um": 1.0, "mm": 1e3, "cm": 1e4, "m": 1e6, "in": 25400.0}
-MINUTES_PER_UNIT = {"us": 1e-6 / 60, "ms": 1e-3 / 60, "s": 1 / 60, "min": 1.0, "h": 60.0, "d": 1440.0}
+UNITS = {"PIXEL_SIZE_UM": {"nm": 1e-3, "um": 1.0, "mm": 1e3, "cm": 1e4, "m": 1e6, "in": 25400.0},
+         "MINUTES_PER_FRAME": {"us": 1e-6 / 60, "ms": 1e-3 / 60, "s": 1 / 60, "min": 1.0, "h": 60.0, "d": 1440.0}}
 SAME_UNIT = {"nanometer": "nm", "micron": "um", "micrometer": "um", "millimeter": "mm", "centimeter": "cm",
              "meter": "m", "inch": "in", "msec": "ms", "millisecond": "ms", "sec": "s", "second": "s", "minute": "min",
              "hr": "h", "hour": "h", "day": "d"}
+OME = {"PIXEL_SIZE_UM": ("PhysicalSizeX", "um"), "MINUTES_PER_FRAME": ("TimeIncrement", "s")}  # and their usual units
 TAG_UNITS = {2: "in", 3: "cm"}  # of the tag ResolutionUnit
 MICRO_MANAGER = {"channel": "ChannelIndex", "z": "SliceIndex", "time": "FrameIndex", "position": "PositionIndex"}
 PLAUSIBLE = {"PIXEL_SIZE_UM": (0.005, 2), "MINUTES_PER_FRAME": (1e-3, 1e4)}  # 2400 dots per inch are 10.6 um
 
 
-class Planes(NamedTuple):
-    """The planes (H, W) of a file, in the order of their times."""
+class Header(NamedTuple):
+    """The planes (H, W) of an image file, in the order of their times, known before pixels are decoded."""
 
-    pages: tuple[int, ...]  # the page of each plane; () where raw planes follow one page
-    times: tuple[int, ...]  # of each plane
-    axis: str  # that the planes form, by the file's metadata: T, Z, or I and Q (unknown); "" of a single plane
-    shape: tuple[int, int]  # (H, W)
-    planar: bool = False  # whether three or four planes are saved as the colours of one picture
-    left_out: tuple[str, int] | None = None  # which pages do not belong to the time-lapse, and how many
+    pages: int  # how many planes
+    height: int
+    width: int
+    axis: str = ""  # that the planes form, by the file's metadata: T, Z, or I and Q (unknown); "" of a single plane
+    times: tuple[int, ...] = (0,)  # of each plane
+    left_out: tuple[str, int] | None = None  # what the file holds besides, and how many pages that are
     channel: str = ""  # of all planes (or their z), where the metadata tell it
+    places: tuple[int, ...] = (0,)  # the page of each plane; () where raw planes follow one page
+    planar: bool = False  # whether three or four planes are saved as the colours of one picture
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) in pixels."""
+        return self.height, self.width
 
 
 @contextmanager
-def open_tiff(path: str | Path, *, check_chain: bool = True) -> Iterator[tifffile.TiffFile]:
-    """A TIFF, checked for what would take all memory: a circle of pages, or a size far beyond what is stored.
+def open_tiff(path: str | Path) -> Iterator[tifffile.TiffFile]:
+    """A TIFF, checked for what would take all memory: a size far beyond what is stored.
 
     Other files that its header names are not opened. Raises one of DAMAGE where the file is damaged.
     """
@@ -62,39 +69,32 @@ def open_tiff(path: str | Path, *, check_chain: bool = True) -> Iterator[tifffil
             expansion = MAX_EXPANSION if page.compression > 1 else 8  # 8: a bit becomes a byte
             if page.nbytes > stored * expansion or math.prod(page.chunked) > len(page.dataoffsets):
                 raise ValueError(f"{page.shape} pixels in the header, {stored} bytes stored")
-            if check_chain:
-                _check_page_chain(tif)
             yield tif
     finally:
         logger.removeFilter(silence)
 
 
-def _check_page_chain(tif: tifffile.TiffFile) -> None:
-    """Raise ValueError where a page is followed by an earlier one; tifffile looks for that in 100 pages only."""
-    layout, file, offset = tif.tiff, tif.filehandle, tif.pages.first.offset
-    endian: Literal["little", "big"] = "little" if tif.byteorder == "<" else "big"
-    seen: set[int] = set()
-    while 0 < offset < file.size:
-        if offset in seen:
+def _all_pages(tif: tifffile.TiffFile) -> list[tifffile.TiffPage]:
+    """Every page. Raises ValueError where an earlier one follows; tifffile looks for that in 100 pages only."""
+    pages: dict[int, tifffile.TiffPage] = {}  # by their places in the file
+    for page in tif.pages:
+        if page.offset in pages:
             raise ValueError("the chain of pages leads back into itself")
-        seen.add(offset)
-        file.seek(offset)
-        tags = int.from_bytes(file.read(layout.tagnosize), endian)
-        file.seek(tags * layout.tagsize, os.SEEK_CUR)
-        offset = int.from_bytes(file.read(layout.offsetsize), endian)
+        pages[page.offset] = page.aspage()
+    return list(pages.values())
 
 
-def find_planes(path: Path) -> Planes:
+def find_planes(path: Path) -> Header:
     """The planes of a TIFF. Raises SegkitError where they are no time-lapse, or the file is cut short."""
     stat = path.stat()
     return _find_planes(path, stat.st_size, stat.st_mtime_ns)
 
 
 @lru_cache(64)
-def _find_planes(path: Path, size: int, changed: int) -> Planes:
+def _find_planes(path: Path, size: int, changed: int) -> Header:
     with open_tiff(path) as tif:
         # a file cut short keeps its header: compare where the pixel data should end with where the file ends
-        pages = [page.aspage() for page in tif.pages]
+        pages = _all_pages(tif)
         end = max((offset + count for page in pages
                    for offset, count in zip(page.dataoffsets, page.databytecounts, strict=False)), default=0)
         if end > size:
@@ -104,7 +104,7 @@ def _find_planes(path: Path, size: int, changed: int) -> Planes:
         first = pages[0]
         if len(pages) == 1 and first.axes in ("YX", "YXS") and not (
                 tif.is_imagej or tif.is_stk or "truncated" in first.description or _ome_xml(tif)):
-            return Planes((0,), (0,), "", _size(first))
+            return Header(1, *_size(first))
         return _planes_by_header(path.name, tif, pages) or _planes_by_series(path.name, tif, pages)
 
 
@@ -113,11 +113,11 @@ def _ome_xml(tif: tifffile.TiffFile) -> str:
     return description if description[-10:].strip().endswith("OME>") else ""
 
 
-def _planes_by_header(name: str, tif: tifffile.TiffFile, pages: list[tifffile.TiffPage]) -> Planes | None:
+def _planes_by_header(name: str, tif: tifffile.TiffFile, pages: list[tifffile.TiffPage]) -> Header | None:
     """The planes that an OME header, or Micro-Manager's on each page, places in this file itself; None without one."""
     try:
-        images = (list(_ome_images(name, ElementTree.fromstring(_ome_xml(tif)))) if _ome_xml(tif)
-                  else _micro_manager_images(tif, pages))
+        xml = _ome_xml(tif)
+        images = list(_ome_images(name, ElementTree.fromstring(xml))) if xml else _micro_manager_images(pages)
     except (ElementTree.ParseError, ValueError, KeyError):  # ImageJ writes invalid ones when it crops a stack
         return None
     # of several series (positions) the first is used; a header may name pages that are not there
@@ -136,23 +136,19 @@ def _planes_by_header(name: str, tif: tifffile.TiffFile, pages: list[tifffile.Ti
     if missing := len(images[0]) - len(there):
         left_out = f"{missing} page(s) that its header names are not in it", missing
     channel = f"channel {place['C']}" + ("" if axis == "Z" else f", z {place['Z']}")
-    return Planes(tuple(order), tuple(int(places[page][axis or "T"]) for page in order), axis, _size(keyframe),
-                  keyframe.axes[0] == "S", left_out, channel)
+    times = tuple(int(places[page][axis or "T"]) for page in order)
+    return Header(len(order), *_size(keyframe), axis, times, left_out, channel, tuple(order), keyframe.axes[0] == "S")
 
 
-def _micro_manager_images(tif: tifffile.TiffFile, pages: list[tifffile.TiffPage]) -> list[dict[int, dict[str, Any]]]:
-    """For each position that Micro-Manager's index, or its tag on each page, names: pages with their C, Z and T."""
-    index = (tif.micromanager_metadata or {}).get("IndexMap") if tif.is_micromanager else None
-    rows = {int(row[4]): tuple(map(int, row[:4])) for row in (() if index is None else index)}  # by the page's offset
+def _micro_manager_images(pages: list[tifffile.TiffPage]) -> list[dict[int, dict[str, Any]]]:
+    """For each position that Micro-Manager's tag on every page names: pages with their C, Z and T."""
     found: dict[Any, dict[int, dict[str, Any]]] = {}
     for number, page in enumerate(pages):
         own = page.tags.valueof("MicroManagerMetadata", default=None)
-        if page.offset not in rows and not isinstance(own, dict):
+        if not isinstance(own, dict):
             return []
-        if page.offset not in rows:
-            newer = own.get("Axes", {})  # of its newer files
-            rows[page.offset] = tuple(newer.get(name, own.get(older, 0)) for name, older in MICRO_MANAGER.items())
-        *place, position = rows[page.offset]
+        newer = own.get("Axes", {})  # of its newer files
+        *place, position = (newer.get(name, own.get(older, 0)) for name, older in MICRO_MANAGER.items())
         found.setdefault(position, {})[number] = dict(zip("CZT", place, strict=True))
     told = sum(len({tuple(place.values()) for place in image.values()}) for image in found.values())
     return list(found.values()) if told == len(pages) else []
@@ -184,7 +180,7 @@ def _ome_images(name: str, root: ElementTree.Element) -> Iterator[dict[int, dict
         yield found
 
 
-def _planes_by_series(name: str, tif: tifffile.TiffFile, pages: list[tifffile.TiffPage]) -> Planes:
+def _planes_by_series(name: str, tif: tifffile.TiffFile, pages: list[tifffile.TiffPage]) -> Header:
     """The planes of the longest series that tifffile finds; pages written one by one are one series."""
     series = _full_series(tif)
     main = max(series, key=_count)
@@ -196,11 +192,10 @@ def _planes_by_series(name: str, tif: tifffile.TiffFile, pages: list[tifffile.Ti
     if count < written and main.kind == "generic":
         raise SegkitError(f"{name} is cut short: {count} of {written} images are there; copy it again from its source",
                           written)
-    shape, planar = _size(main.keyframe), "S" in main.axes[:-2]
     if len(main.pages) != count and len(pages) > 1:
         raise SegkitError(f"{name} holds {len(pages)} pages, and its header names {count}: export it again")
     if len(main.pages) != count:  # ImageJ writes large stacks as one page followed by raw planes
-        return Planes((), tuple(range(count)), axis, shape, planar)
+        return Header(count, *_size(main.keyframe), axis, tuple(range(count)), places=())
     alike = [s for s in series if s is main or (s.kind == main.kind == "shaped" and _count(s) == _count(main) == 1
                                                 and s.keyframe.hash == main.keyframe.hash)]
     used = sorted(page.index for s in alike for page in s.pages if page is not None)
@@ -208,7 +203,8 @@ def _planes_by_series(name: str, tif: tifffile.TiffFile, pages: list[tifffile.Ti
     frames = [page.index for page in pages if not page.is_reduced or page.index in used]
     left_out = _left_out([pages[index] for index in frames], set(used), len(series))
     times = tuple(frames.index(index) for index in used) if left_out else tuple(range(len(used)))
-    return Planes(tuple(used), times, axis or ("I" if len(used) > 1 else ""), shape, planar, left_out)
+    return Header(len(used), *_size(main.keyframe), axis or ("I" if len(used) > 1 else ""), times, left_out,
+                  places=tuple(used), planar="S" in main.axes[:-2])
 
 
 def _full_series(tif: tifffile.TiffFile) -> list[tifffile.TiffPageSeries]:
@@ -251,20 +247,20 @@ def decode_tiff(path: Path, plane: int, *, image: bool) -> np.ndarray:
     image: obey a TIFF that stores bright as low (MINISWHITE), and refuse colours that may be frames. ImageJ marks an
     inverting display as MINISWHITE and keeps the values, so its files are left as they are.
     """
-    planes = find_planes(path)
-    if not 0 <= plane < len(planes.times):
-        raise SegkitError(f"{path.name} has {len(planes.times)} page(s), page {plane} was asked for")
-    with open_tiff(path, check_chain=False) as tif:  # find_planes has checked it
-        if planes.pages:
-            page = tif.pages[planes.pages[plane]].aspage()
+    header = find_planes(path)
+    if not 0 <= plane < header.pages:
+        raise SegkitError(f"{path.name} has {header.pages} page(s), page {plane} was asked for")
+    with open_tiff(path) as tif:
+        if header.places:
+            page = tif.pages[header.places[plane]].aspage()
             pixels = page.asarray()
         else:
             page = tif.pages.first
             stack = max(_full_series(tif), key=_count).asarray(out="memmap")
-            pixels = np.asarray(stack.reshape(len(planes.times), *stack.shape[-2:])[plane])
+            pixels = np.asarray(stack.reshape(header.pages, *header.size)[plane])
         if image and page.photometric == tifffile.PHOTOMETRIC.MINISWHITE and not tif.is_imagej:
             pixels = (1 << page.bitspersample) - 1 - pixels if pixels.dtype.kind in "bu" else -pixels
-    if image and planes.planar and (pixels != pixels[:1]).any():
+    if image and header.planar and (pixels != pixels[:1]).any():
         raise SegkitError(f"{path.name} holds {len(pixels)} planes that differ, saved as the colours of one picture: "
                           "save them as a stack (tifffile: photometric='minisblack'), or one grey image", len(pixels))
     return pixels
@@ -276,23 +272,21 @@ def read_metadata(path: str | Path) -> dict[str, float]:
     Read from ImageJ's and OME's metadata, else from the resolution tags. Empty for other or damaged files, for units
     that are not known, and for the resolutions of printers and screens.
     """
-    found: dict[str, float] = {}
     try:
         with open_tiff(path) as tif:
             tags, imagej = tif.pages.first.tags, tif.imagej_metadata or {}
             # ImageJ names the unit of length itself, other files by a tag
             unit = imagej.get("unit", "") if imagej else TAG_UNITS.get(tags.valueof("ResolutionUnit", default=1), "")
             pixels, units = tags.valueof("XResolution", default=(0, 1))
-            found["PIXEL_SIZE_UM"] = _in_unit(max(units, 1) / pixels if pixels else 0, unit, UM_PER_UNIT)
-            interval, unit = imagej.get("finterval", 0), imagej.get("tunit", "s")
-            found["MINUTES_PER_FRAME"] = _in_unit(interval, unit, MINUTES_PER_UNIT)
+            told = {"PIXEL_SIZE_UM": (max(units, 1) / pixels if pixels else 0, unit),
+                    "MINUTES_PER_FRAME": (imagej.get("finterval", 0), imagej.get("tunit", "s"))}
             # OME goes before the resolution tags
-            node = ElementTree.fromstring(_ome_xml(tif)).find(".//{*}Pixels") if _ome_xml(tif) else None
+            xml = _ome_xml(tif)
+            node = ElementTree.fromstring(xml).find(".//{*}Pixels") if xml else None
             ome = node.attrib if node is not None else {}
-            for name, entry, usual, factors in (("PIXEL_SIZE_UM", "PhysicalSizeX", "um", UM_PER_UNIT),
-                                                ("MINUTES_PER_FRAME", "TimeIncrement", "s", MINUTES_PER_UNIT)):
-                if entry in ome:
-                    found[name] = _in_unit(ome[entry], ome.get(f"{entry}Unit", usual), factors)
+        told |= {name: (ome[entry], ome.get(f"{entry}Unit", usual)) for name, (entry, usual) in OME.items()
+                 if entry in ome}
+        found = {name: _in_unit(*given, UNITS[name]) for name, given in told.items()}
     except (*DAMAGE, ElementTree.ParseError):
         return {}
     return {name: value for name, value in found.items() if PLAUSIBLE[name][0] <= value <= PLAUSIBLE[name][1]}

@@ -58,17 +58,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
             train(values)
         else:
             run_notebooks(NOTEBOOKS[command], values)
+        return 0
     except SegkitError as error:
-        print(f"\n{STOPPED}{error}", file=sys.stderr)
-        return 1
+        reason = str(error)
     except Exception as error:
         traceback.print_exc()
-        print(f"\n{STOPPED}{type(error).__name__}: {' '.join(str(error).split())}", file=sys.stderr)
-        return 1
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
     except KeyboardInterrupt:
-        print(f"\n{STOPPED}interrupted; RESUME=1 continues after the last epoch that was saved", file=sys.stderr)
-        return 1
-    return 0
+        reason = "interrupted; RESUME=1 continues after the last epoch that was saved"
+    print(f"\n{STOPPED}{reason}", file=sys.stderr)
+    return 1
 
 
 def train(values: dict[str, str]) -> None:

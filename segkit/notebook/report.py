@@ -79,18 +79,17 @@ def machine_report(settings: Settings) -> pd.DataFrame:
 
 def check_conditions(settings: Settings, dataset: Dataset) -> None:
     """Raise SegkitError where the table of experiments, or a REFERENCE, names one that the dataset lacks."""
-    experiments = {frame.experiment for frame in dataset.frames}
+    usable = {frame.experiment for frame in dataset.frames}
     # an experiment without a usable image is there all the same
-    places = {place for problem in dataset.problems for place in (problem.path, *problem.path.parents)}
-    damaged = {experiment_name(place.name) for place in places if place.parent == dataset.path and is_raw(place)}
+    there = usable | {experiment_name(folder.name) for folder in dataset.path.iterdir() if is_raw(folder)}
+    needed = f"the dataset has no such experiment; one of {', '.join(sorted(usable))} was needed"
     for name in read_conditions(settings.conditions or ""):
-        if name not in experiments | damaged:
-            raise SegkitError(f"{settings.dataset_path / CONDITIONS_FILE}, or the table of 01_setup, row {name}: the "
-                              f"dataset has no such experiment; one of {', '.join(sorted(experiments))} was needed")
-    for reference in {settings.for_experiment(name).reference for name in experiments} - {Settings.reference, ""}:
-        if not find_reference("", experiments | damaged, reference):
-            raise SegkitError(f"REFERENCE is {reference}: the dataset has no such experiment; one of "
-                              f"{', '.join(sorted(experiments))} was needed")
+        if name not in there:
+            raise SegkitError(f"{settings.dataset_path / CONDITIONS_FILE}, or the table of 01_setup, row {name}: "
+                              f"{needed}")
+    for reference in {settings.for_experiment(name).reference for name in usable} - {Settings.reference, ""}:
+        if not find_reference("", there, reference):
+            raise SegkitError(f"REFERENCE is {reference}: {needed}")
 
 
 def dataset_verdict(settings: Settings, dataset: Dataset | None = None) -> str:
