@@ -136,11 +136,12 @@ if len(doubtful):
 #
 # Choose a link below: a doubtful one from the list, or any cell by position, frame and number. Choose
 # what the cell becomes in the next frame (two cells: it divides; nothing: its track ends there), and
-# press *Save link*. The choice is written into `runs/RUN/links.csv` and overrules from then on. If the
-# frames are segmented again with another result, it is listed above as a problem and not used.
+# press *Save link*. The choice is written into `runs/RUN/links.csv` and overrules what is found from the
+# next run of this notebook on. If the frames are segmented again with another result, it is listed
+# above as a problem and not used.
 
 # %% tags=["hands-on"]
-link_editor(frames, settings)
+link_editor(frames, cells, tracks, settings)
 
 # %% [markdown]
 # ## 6. For other programs

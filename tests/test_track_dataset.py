@@ -88,14 +88,6 @@ def test_cells_get_tracks_and_tracks_a_table(run):
     assert written == ((out_dir / "cells.csv").read_bytes(), (out_dir / "tracks.csv").read_bytes())
 
 
-def test_one_position_can_be_followed_again_and_the_others_stay(run):
-    out_dir, frames = run
-    link_dataset(frames, out_dir)
-    before = (out_dir / "cells.csv").read_bytes()
-    link_dataset(frames[:3], out_dir)
-    assert (out_dir / "cells.csv").read_bytes() == before
-
-
 def test_predecessors_and_successors_go_through_a_division(run):
     out_dir, frames = run
     cells, tracks, _ = link_dataset(frames, out_dir)
@@ -220,8 +212,8 @@ def test_a_track_has_one_colour_in_the_film_and_the_tree_and_lineages_their_foun
 
 def test_the_editor_offers_what_is_near_and_saves_the_choice(run):
     out_dir, frames = run
-    link_dataset(frames, out_dir)
-    editor = LinkEditor(frames, Settings(root=out_dir.parent.parent, run="a"))
+    cells, tracks, _ = link_dataset(frames, out_dir)
+    editor = LinkEditor(frames, cells, tracks, Settings(root=out_dir.parent.parent, run="a"))
     assert editor.position.options == ("REF Pos1",)  # of a single frame nothing can be linked
     editor.frame.value, editor.label.value = 1, 1
     assert {field.value for field in editor.next} == {1, 3}
@@ -229,11 +221,27 @@ def test_the_editor_offers_what_is_near_and_saves_the_choice(run):
     editor.next[0].value, editor.next[1].value = 3, None
     editor.save()
     assert "saved" in editor._message.value
-    assert {field.value for field in editor.next} == {3, None}
     assert list(read_corrections(out_dir)["next_label"]) == [3]
+
+
+def test_the_editor_begins_with_the_doubtful_links(tmp_path):
+    out_dir, frames = segmented(tmp_path, {"Pos1": FILM})
+    correct_link(frames[1], 2, (), frames[2], out_dir)
+    cells, tracks, _ = link_dataset(frames, out_dir)
+    editor = LinkEditor(frames, cells, tracks, Settings(root=tmp_path, run="a"))
+    editor.doubtful.index = 1
+    assert (editor.position.value, editor.frame.value, editor.label.value) == ("REF Pos1", 1, 2)
+    assert [field.value for field in editor.next] == [None, None]
 
 
 def test_the_editor_of_single_frames_has_nothing_to_choose(tmp_path):
     out_dir, frames = segmented(tmp_path, {"Pos1": [BEFORE]})
-    link_dataset(frames, out_dir)
-    assert LinkEditor(frames, Settings(root=tmp_path, run="a")).position.options == ()
+    cells, tracks, _ = link_dataset(frames, out_dir)
+    assert LinkEditor(frames, cells, tracks, Settings(root=tmp_path, run="a")).position.options == ()
+
+
+def test_no_frames_give_empty_tables(tmp_path):
+    out_dir, _ = segmented(tmp_path, {})
+    cells, tracks, problems = link_dataset([], out_dir)
+    assert len(cells) == len(tracks) == len(problems) == 0
+    assert {"track", "link_doubt"} < set(cells)

@@ -79,9 +79,9 @@ def segment_dataset(model: UNet, frames: Dataset | Iterable[Frame], out_dir: str
     frames : Dataset or iterable of Frame
     out_dir : str or Path
         Gets masks/EXPERIMENT_masks/PosXXX/PreprocessedPhaseMasks/MASK_*.tif (uint16 labels, in the users' own layout),
-        cells.csv (a row per cell and frame, with its track), tracks.csv (see `link_dataset`), frames.csv (a row per segmented frame; not_seen: share of its pixels
-        that are drawn over or not finite), scores.csv (a row per frame with teacher labels) and skipped.csv (frames
-        that cannot be read, with the reason).
+        cells.csv (a row per cell and frame, with its track), tracks.csv (a row per track), frames.csv (a row per
+        segmented frame; not_seen: share of its pixels that are drawn over or not finite), scores.csv (a row per frame
+        with teacher labels) and skipped.csv (frames that cannot be read, with the reason).
     pixel_size_um : float or mapping, optional
         um per pixel, one for all or by experiment, for sizes in um and the TIFFs' resolution.
     scale, flips

@@ -22,7 +22,6 @@ LINKS = "links.csv"  # in a run's folder: the user's corrections
 LINK_COLUMNS = ("experiment", "position", "frame", "label", "next_label", "labels_hash")
 TRACK_COLUMNS = ("experiment", "position", "track", "first_frame", "last_frame", "mother_track", "daughters", "began",
                  "ended")
-LINKED = ["track", "link_doubt"]  # columns that linking adds to cells.csv
 UNIT = ["experiment", "position"]
 Corrections = dict[tuple[int, int], tuple[int, ...]]  # by frame and label: the labels in the next frame
 DOUBTFUL = 0.5  # a link with more doubt is shown to the user
@@ -55,55 +54,37 @@ def link_dataset(frames: Iterable[Frame], out_dir: str | Path) -> tuple[pd.DataF
     out_dir, problems = Path(out_dir), Problems()
     ordered = sorted(frames, key=lambda f: (f.unit, f.frame))
     with locked(out_dir):
-        cells, tracks = read_table(out_dir / "cells.csv"), read_tracks(out_dir)
+        cells = read_table(out_dir / "cells.csv").drop(columns=["track", "link_doubt"], errors="ignore")
         corrections = read_corrections(out_dir)
-        linked, lineages = [], []
+        linked = [cells[:0].assign(track=0, link_doubt=0.0)]
+        lineages = [pd.DataFrame(columns=list(TRACK_COLUMNS))]
         shown = tqdm(ordered, desc="following cells", unit="frame", leave=False)
         for unit, group in groupby(shown, key=lambda f: f.unit):
-            # a position's rows leave the tables, and come back with their tracks
-            (mine, cells), (_, tracks), (rows, corrections) = (
-                _part(table, unit) for table in (cells, tracks, corrections))
             film = list(group)
-            overruled = _usable(rows, film, out_dir, problems)
-            found, one = _link_position(film, mine.drop(columns=LINKED, errors="ignore"), overruled, out_dir)
-            linked.append(found)
-            lineages.append(one)
-
-        # positions that were not given stay as they are
-        cells = _joined([cells, *linked]).sort_values([*UNIT, "frame", "label"], ignore_index=True)
-        tracks = _joined([tracks, *lineages]).sort_values([*UNIT, "track"], ignore_index=True)
+            chosen = _usable(rows_of(corrections, *unit), film, out_dir, problems)
+            # frames are read one after the other, so that only a few are in memory
+            labels = (labels_of(frame, out_dir) for frame in film)
+            links = link_frames(labels, [f.frame for f in film], map(_image, film), chosen)
+            one = rows_of(cells, *unit).merge(links.rename(columns={"doubt": "link_doubt"}), on=["frame", "label"])
+            tracks = tracks_table(one, film[0].frame, film[-1].frame)
+            linked.append(one.drop(columns=["mother_track", "leaves"]))
+            lineages.append(tracks.assign(experiment=unit[0], position=unit[1])[list(TRACK_COLUMNS)])
+        cells, tracks = (pd.concat(tables[len(tables) > 1:], ignore_index=True) for tables in (linked, lineages))
         write_table(out_dir / "cells.csv", cells)
         write_table(out_dir / "tracks.csv", tracks)
-    known = set(zip(cells["experiment"], cells["position"], strict=True))
-    for row in corrections.drop_duplicates(UNIT).itertuples():
-        if (row.experiment, row.position) not in known:
-            problems.add(out_dir / LINKS, f"{LINKS}: {row.experiment} {row.position} has no cells here")
+
+    units = {frame.unit for frame in ordered}
+    for unit in set(zip(corrections["experiment"], corrections["position"], strict=True)) - units:
+        problems.add(out_dir / LINKS, f"{LINKS}: {' '.join(unit)} has no cells here")
     for problem in problems:
         log.info("%s", problem.reason)
     return cells, tracks, list(problems)
 
 
-def _joined(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
-    """One table of all rows; an empty one would change the types of columns."""
-    return pd.concat([table for table in tables if len(table)] or tables[-1:])
-
-
-def _part(table: pd.DataFrame, unit: tuple[str, str]) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The rows of one position, and the others."""
-    mine = (table["experiment"] == unit[0]) & (table["position"] == unit[1])
-    return table[mine], table[~mine]
-
-
-def _link_position(film: Sequence[Frame], cells: pd.DataFrame, corrections: Corrections,
-                   out_dir: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """One position's cells with their tracks, and its tracks."""
-    # frames are read one after the other, so that only a few are in memory
-    labels = (labels_of(frame, out_dir) for frame in film)
-    links = link_frames(labels, [f.frame for f in film], map(_image, film), corrections)
-    cells = cells.merge(links.rename(columns={"doubt": "link_doubt"}), on=["frame", "label"])
-    tracks = tracks_table(cells, film[0].frame, film[-1].frame)
-    tracks = tracks.assign(experiment=film[0].experiment, position=film[0].position)
-    return cells.drop(columns=["mother_track", "leaves"]), tracks[list(TRACK_COLUMNS)]
+def rows_of(table: pd.DataFrame, experiment: str, position: str, frame: int | None = None) -> pd.DataFrame:
+    """The rows of one position, or of one frame."""
+    rows = table[(table["experiment"] == experiment) & (table["position"] == position)]
+    return rows if frame is None else rows[rows["frame"] == frame]
 
 
 def labels_of(frame: Frame, out_dir: Path) -> np.ndarray:
@@ -116,13 +97,6 @@ def _image(frame: Frame) -> np.ndarray | None:
     with suppress(SegkitError):
         return read_image(frame.image, frame.page)
     return None
-
-
-def read_tracks(out_dir: Path) -> pd.DataFrame:
-    """tracks.csv of a run; empty where it is not there."""
-    path = out_dir / "tracks.csv"
-    table = read_table(path) if path.is_file() else pd.DataFrame(columns=list(TRACK_COLUMNS))
-    return table.assign(daughters=table["daughters"].astype(object).fillna(""))
 
 
 def read_corrections(out_dir: Path) -> pd.DataFrame:
@@ -233,15 +207,9 @@ def doubtful_links(cells: pd.DataFrame, tracks: pd.DataFrame) -> pd.DataFrame:
     return rows.sort_values(order, ascending=[False, *[True] * 4], ignore_index=True)
 
 
-def cells_in(frame: Frame, cells: pd.DataFrame) -> pd.DataFrame:
-    """The rows of one frame's cells."""
-    return cells[(cells["experiment"] == frame.experiment) & (cells["position"] == frame.position)
-                 & (cells["frame"] == frame.frame)]
-
-
 def tracks_of_frame(frame: Frame, cells: pd.DataFrame, out_dir: Path) -> np.ndarray:
     """A frame's labels (H, W) with each cell's track in place of its number."""
-    mine, labels = cells_in(frame, cells), labels_of(frame, out_dir)
+    mine, labels = rows_of(cells, *frame.unit, frame.frame), labels_of(frame, out_dir)
     numbers = np.zeros(int(labels.max()) + 1, np.int32)
     numbers[mine["label"]] = mine["track"]
     return numbers[labels]
@@ -262,8 +230,8 @@ def write_ctc(frames: Iterable[Frame], cells: pd.DataFrame, tracks: pd.DataFrame
     with replacing(out_dir / "ctc") as folder:
         for unit, group in groupby(ordered, key=lambda f: f.unit):
             film = list(group)
-            here = (cells["experiment"] == unit[0]) & (cells["position"] == unit[1])
-            table = cells[here].assign(time=cells["frame"].map({f.frame: k for k, f in enumerate(film)}))
+            table = rows_of(cells, *unit)
+            table = table.assign(time=table["frame"].map({f.frame: k for k, f in enumerate(film)}))
             table = table.sort_values(["track", "time"])
             # a new number wherever the track is another one, or misses frames
             same = table["track"].diff() == 0

@@ -10,14 +10,12 @@ from matplotlib.ticker import LogLocator, MaxNLocator
 from ..data.dataset import Frame
 from ..data.images import read_image
 from ..errors import SegkitError
-from ..files import read_table
 from ..measure.track_dataset import (
     LINKS,
-    cells_in,
     correct_link,
     doubtful_links,
     labels_of,
-    link_dataset,
+    rows_of,
     successors,
     tracks_of_frame,
 )
@@ -155,7 +153,7 @@ def show_links(links: pd.DataFrame, frames: Sequence[Frame], cells: pd.DataFrame
     for link in links.itertuples():
         film = films[f"{link.experiment} {link.position}"]
         k = [frame.frame for frame in film].index(link.frame)
-        here = cells_in(film[k], cells).set_index("label").loc[link.label]
+        here = rows_of(cells, *film[k].unit, film[k].frame).set_index("label").loc[link.label]
         corner = [max(0, int(here[name]) - AROUND) for name in ("centroid_y", "centroid_x")]
         part = tuple(slice(start, start + 2 * AROUND) for start in corner)
         for frame, chosen in zip(film[k:k + 2], ([link.label], list(map(int, link.next_label.split()))), strict=True):
@@ -165,7 +163,8 @@ def show_links(links: pd.DataFrame, frames: Sequence[Frame], cells: pd.DataFrame
             picture[orange] = overlay(image, labels, STUDENT)[orange]
             pictures.append(picture)
             titles.append(f"{frame.experiment} {frame.position}, frame {frame.frame}")
-            numbers.append(cells_in(frame, cells)[["label", "centroid_y", "centroid_x"]].to_numpy() - [0, *corner])
+            table = rows_of(cells, *frame.unit, frame.frame)[["label", "centroid_y", "centroid_x"]]
+            numbers.append(table.to_numpy() - [0, *corner])
     figure = show_pictures(pictures, titles, columns=2)
     for axes, picture, table in zip(figure.axes, pictures, numbers, strict=False):
         for label, y, x in table[(table[:, 1:] >= 0).all(1) & (table[:, 1:] < picture.shape[:2]).all(1)]:
@@ -179,32 +178,26 @@ class LinkEditor(QuietBox):
     The doubtful links come first; any other cell can be chosen by position, frame and number.
     """
 
-    def __init__(self, frames: Sequence[Frame], settings: Settings) -> None:
-        self._settings = settings
+    def __init__(self, frames: Sequence[Frame], cells: pd.DataFrame, tracks: pd.DataFrame,
+                 settings: Settings) -> None:
+        self._cells, self._settings, self._successors = cells, settings, successors(cells, tracks)
         self._films = {name: film for name, film in by_position(frames).items() if len(film) > 1}
-        self.doubtful = w.Dropdown(description="doubtful", layout=w.Layout(width="420px"))
+        doubtful = [(f"{row.experiment} {row.position}, frame {row.frame}, cell {row.label}: doubt {row.doubt:.2f}",
+                     (f"{row.experiment} {row.position}", row.frame, row.label))
+                    for row in doubtful_links(cells, tracks).itertuples()]
+        self.doubtful = w.Dropdown(description="doubtful", options=[("choose one", None), *doubtful],
+                                   layout=w.Layout(width="420px"))
         self.position = w.Dropdown(description="position", options=list(self._films))
         self.frame, self.label = w.Dropdown(description="frame"), w.Dropdown(description="cell")
         self.next = [w.Dropdown(description=name) for name in ("becomes", "and")]
         self._picture, self._message = w.Image(format="png", layout=NATURAL_SIZE), w.HTML()
-        save = button("Save link", "write this choice into links.csv, and follow the cells again", self.save)
+        save = button("Save link", "write this choice into links.csv", self.save)
         super().__init__([self.doubtful, w.HBox([self.position, self.frame, self.label]),
                           w.HBox([*self.next, save]), self._message, self._picture])
-        self._read()
         for control, action in ((self.doubtful, self._jump), (self.position, self._list_frames),
                                 (self.frame, self._list_cells), (self.label, self._show)):
             control.observe(lambda change, action=action: action(), "value")
         self._list_frames()
-        self._jump()
-
-    def _read(self) -> None:
-        """The run's tables, and the list of doubtful links."""
-        self._cells, tracks = (read_table(self._settings.run_dir / name) for name in ("cells.csv", "tracks.csv"))
-        self._successors = successors(self._cells, tracks)
-        found = doubtful_links(self._cells, tracks)
-        self.doubtful.options = [("choose one", None)] + [
-            (f"{row.experiment} {row.position}, frame {row.frame}, cell {row.label}: doubt {row.doubt:.2f}",
-             (f"{row.experiment} {row.position}", row.frame, row.label)) for row in found.itertuples()]
 
     def _jump(self) -> None:
         """Show the doubtful link that was chosen."""
@@ -229,7 +222,7 @@ class LinkEditor(QuietBox):
 
     def _list_cells(self) -> None:
         if self.frame.index is not None:
-            self._offer(self.label, list(cells_in(self._pair()[0], self._cells)["label"]))
+            self._offer(self.label, list(rows_of(self._cells, *self._pair()[0].unit, self._pair()[0].frame)["label"]))
             self._show()
 
     def _show(self) -> None:
@@ -238,8 +231,8 @@ class LinkEditor(QuietBox):
             return
         first, second = self._pair()
         # the nearest cells of the next frame are offered, beside those that follow now
-        here = cells_in(first, self._cells).set_index("label").loc[self.label.value]
-        there = cells_in(second, self._cells).set_index("label")
+        here = rows_of(self._cells, *first.unit, first.frame).set_index("label").loc[self.label.value]
+        there = rows_of(self._cells, *second.unit, second.frame).set_index("label")
         away = np.hypot(there["centroid_y"] - here["centroid_y"], there["centroid_x"] - here["centroid_x"])
         near = [int(label) for label in there.index[np.argsort(away, kind="stable")[:NEAREST]]]
         chosen = self._successors.get((*first.unit, first.frame, self.label.value), ())
@@ -252,16 +245,12 @@ class LinkEditor(QuietBox):
         self._picture.value = to_png(shown)
 
     def save(self) -> None:
-        """Write the choice, follow the cells of this position again, and show what came of it."""
+        """Write the choice into links.csv."""
         first, second = self._pair()
         chosen = tuple(dict.fromkeys(field.value for field in self.next if field.value is not None))
         try:
             correct_link(first, self.label.value, chosen, second, self._settings.run_dir)
-            *_, problems = link_dataset(self._films[self.position.value], self._settings.run_dir)
-            self._read()
-            self._show()
-            said = "; ".join(problem.reason for problem in problems) or f"saved in {LINKS}"
-            self._message.value = say(said, not problems)
+            self._message.value = say(f"saved in {LINKS}; run this notebook again to follow the cells with it", True)
         except SegkitError as error:
             self._message.value = say(f"not saved: {error}", False)
 
