@@ -13,11 +13,11 @@ TRACKS_COLUMNS = ("track", "first_frame", "last_frame", "mother_track", "daughte
 GAP = 2  # frames in which a cell may be missing
 NEIGHBOURS = 6  # nearest cells that may be the next one, beside those that overlap
 ALONE, AT_EXIT, LOST = 2.5, 1.0, 0.0  # cost of a cell without a partner: inside, where cells leave, missing before
-DIVIDES, MERGES = 0.5, 2.0  # cost of a division, and of two cells under one label
-SIGMA = 0.2  # standard deviation of a step of log area about the frame's growth
+DIVIDES, MERGES = 0.5, 1.0  # cost of a division, and of two cells under one label
+SIGMA = 0.18  # standard deviation of a step of log area about the frame's growth
 GROWTH = (0.05, 0.15, 0.3, 0.5)  # log area per frame, before any is measured
 # a cell that can be linked; places are complex, x + iy. axis: unit vector along it; alone: cost of having no partner;
-# seen: frame in which it was measured; channel: -1 none; rank: order in the channel; slack: pixels it may be off at no cost
+# seen: frame in which it was measured; channel: -1 none; rank: order in the channel; slack: pixels it may be off
 CELL = np.dtype([("label", int), ("area", float), ("centre", complex), ("axis", complex), ("length", float),
                  ("width", float), ("alone", float), ("seen", int), ("track", int), ("channel", int), ("rank", int),
                  ("slack", float)])
@@ -103,8 +103,8 @@ def _shared(a: np.recarray, pixels: np.ndarray, b: np.recarray, others: np.ndarr
     index[others[1] + 1, others[2] + 1] = others[0]
 
     def under(by: complex, every: int = 1) -> np.ndarray:
-        y, x = (np.clip(pixels[row, ::every] + round(d) + 1, 0, shape[row - 1] + 1) for row, d in ((1, by.imag), (2, by.real)))
-        return index[y, x]
+        y, x = pixels[1:, ::every] + 1 + np.round([[by.imag], [by.real]]).astype(int)
+        return index[np.clip(y, 0, shape[0] + 1), np.clip(x, 0, shape[1] + 1)]
 
     shift *= np.count_nonzero(under(shift, 4) < len(b)) > 1.05 * np.count_nonzero(under(0j, 4) < len(b))
     pairs = np.bincount(pixels[0] * (len(b) + 1) + under(shift), minlength=len(a) * (len(b) + 1))
@@ -112,7 +112,7 @@ def _shared(a: np.recarray, pixels: np.ndarray, b: np.recarray, others: np.ndarr
 
 
 def _couples(one: np.recarray, two: np.recarray, i: np.ndarray, j: np.ndarray) -> np.ndarray:
-    """(3, h): every cell of `one` with two of its candidates in `two`, in a channel with two neighbours; i, j: candidates."""
+    """(3, h): every cell i of `one` with two of its candidates j in `two`; in a channel these are neighbours."""
     order = np.lexsort((two.rank[j], i))
     i, j = i[order], j[order]
     steps = range(1, np.bincount(i, minlength=1).max())
@@ -155,7 +155,7 @@ def _hypotheses(a: np.recarray, b: np.recarray, shared: np.ndarray) -> tuple[np.
 
     # place: overlap and distance, in units of the root of the area; channels let cells slide
     off = np.maximum(np.abs(to_place - place) - first.slack, 0) / np.sqrt(to_area)
-    pixels = sum(np.pad(shared, (0, 1))[members[:, k], members[:, l]] for k in (0, 1) for l in (2, 3))
+    pixels = sum(np.pad(shared, (0, 1))[members[:, k], members[:, m]] for k in (0, 1) for m in (2, 3))
     cost += np.where(first.channel >= 0, 0.5 * np.minimum(off, 3), 2 - 2 * pixels / np.minimum(area, to_area) + off)
     gain -= cost
     return members[gain > 0], gain[gain > 0]
@@ -201,30 +201,32 @@ def _channels(a: np.recarray, b: np.recarray, memory: dict[str, np.ndarray]) -> 
         u = u - np.clip(ds @ du / max(ds @ ds, 1e-9), -0.1, 0.1) * s
 
     # cells of a file stand one after the other in both frames
-    files, seen = [], (both.alone > LOST) * (1 + (np.arange(len(u)) >= n))
+    files: list[tuple[int, list[np.ndarray]]] = []
+    seen = (both.alone > LOST) * (1 + (np.arange(len(u)) >= n))
     for number in range(file.max() + 1):
         parts = [np.flatnonzero((file == number) & (seen == k)) for k in (1, 2)]
         parts = [part[np.argsort(s[part], kind="stable")] for part in parts]
         gaps = [np.diff(s[p]) / (extent[p][1:] + extent[p][:-1]) for p in parts]
-        if min(map(len, parts)) and min(v.min(initial=1) for v in gaps) > 0.5 and np.ptp(du[file == number]) < 1.2 * np.median(both.width):
-            files.append((number, *parts))
-    share = sum(len(i) + len(j) for _, i, j in files if len(i) + len(j) > 4) / len(u)
+        narrow = np.ptp(du[file == number]) < 1.2 * np.median(both.width)
+        if narrow and min(map(len, parts)) > 0 and min(v.min(initial=1) for v in gaps) > 0.5:
+            files.append((number, parts))
+    share = sum(len(i) + len(j) for _, (i, j) in files if len(i) + len(j) > 4) / len(u)
     memory["files"] = valid = np.append(memory["files"], share >= 0.6)
     if not valid[-1] or valid[-20:].mean() < 0.7:
         return
 
-    # growth along channels looks like drift to labels; the closed end is where the cells of all channels begin, and where they stay
+    # growth looks like drift to labels; at the closed end the cells of all channels begin, and stay
     blind = (memory["blind"] / along).real
     s[:n] -= blind
     low, high = s - extent, s + extent
-    ends = np.array([[low[i[0]], high[i[-1]], low[j[0]], high[j[-1]]] for _, i, j in files])
+    ends = np.array([[low[i[0]], high[i[-1]], low[j[0]], high[j[-1]]] for _, (i, j) in files])
     moved = np.median(ends[:, 2:] - ends[:, :2], axis=0)
     memory["open"] = memory["open"] + ends.std(0)[2:] + np.abs(moved)
     side = int(memory["open"][0] > memory["open"][1])
     shift = moved[side] * (len(files) > 2 or abs(moved[side]) < np.median(both.length) / 2)
     s[:n] += shift
     ends[:, side] += shift
-    for (number, i, _), end in zip(files, ends[:, side::2], strict=True):
+    for (number, (i, _)), end in zip(files, ends[:, side::2], strict=True):
         cells, way = file == number, 1 - 2 * side
         for part in (np.flatnonzero(cells[:n]), n + np.flatnonzero(cells[n:])):
             both.rank[part[np.argsort(way * s[part], kind="stable")]] = np.arange(len(part))
@@ -239,21 +241,21 @@ def _channels(a: np.recarray, b: np.recarray, memory: dict[str, np.ndarray]) -> 
 def _align(nodes: np.ndarray, gain: np.ndarray, spare: np.ndarray, count: int) -> tuple[list[int], int, int]:
     """The hypotheses of a channel that keep its order, by dynamic programming over the order in both frames.
 
-    nodes (h, 4): ranks, as `_hypotheses`; spare: cost saved where a cell of the first frame is beyond the outermost link;
-    count: cells in the second frame. Returns rows of nodes, and how many cells of either frame are not beyond that link.
+    nodes (h, 4): ranks, as `_hypotheses`; spare: cost saved for each cell of the first frame beyond the outermost link;
+    count: cells in the second frame. Returns rows of nodes, and how many cells of either frame are not beyond it.
     """
     into: dict[tuple[int, int], list[tuple[int, int, int]]] = {}
     for h, (i, i2, j, j2) in enumerate(nodes.tolist()):
         into.setdefault((max(i, i2) + 1, max(j, j2) + 1), []).append((h, 1 + (i2 >= 0), 1 + (j2 >= 0)))
     # best[p, q]: gain of the p and q innermost cells, and the last step to it
-    best = {(0, 0): (0.0, -1, 0, 0)}
+    best: dict[tuple[int, int], tuple[float, int, int, int]] = {(0, 0): (0.0, -1, 0, 0)}
     for p, q in list(np.ndindex(len(spare) + 1, count + 1))[1:]:
         steps = [(best[p - take, q - give][0] + gain[h], h, take, give) for h, take, give in into.get((p, q), [])]
         best[p, q] = max(steps + [(best[p - take, q - give][0], -1, take, give)
                                   for take, give in ((1, 0), (0, 1)) if p >= take and q >= give])
     out = np.append(np.cumsum(spare[::-1])[::-1], 0)
     p, q = end = max(best, key=lambda at: best[at][0] + out[at[0]])
-    chosen = []
+    chosen: list[int] = []
     while p or q:
         _, h, take, give = best[p, q]
         p, q, chosen = p - take, q - give, chosen + [h] * (h >= 0)
@@ -262,18 +264,18 @@ def _align(nodes: np.ndarray, gain: np.ndarray, spare: np.ndarray, count: int) -
 
 def _solve(a: np.recarray, b: np.recarray, shared: np.ndarray, forced: np.ndarray, memory: dict[str, np.ndarray]) \
         -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
-    """Links from a to b: members (h, 4) as `_hypotheses`, doubt (h,), who stands at a channel's exit (n + m,), the gain.
+    """Links from a to b: members (h, 4) as `_hypotheses`, doubt (h,), who is at a channel's exit (n + m,), the gain.
 
     forced: members that the user chose. Sets the channels of a and b.
     """
-    n, total = len(a), len(a) + len(b)
+    total, offset = len(a) + len(b), np.array([0, 0, len(a), len(a)])
     _channels(a, b, memory)
     members, gain = _hypotheses(a, b, shared)
     # what the user chose leaves no choice to these cells
     blocked = np.zeros(total + 1, bool)
-    blocked[np.where(forced < 0, total, forced + [0, 0, n, n])] = True
+    blocked[np.where(forced < 0, total, forced + offset)] = True
     blocked[total] = False
-    nodes = np.where(members < 0, total, members + [0, 0, n, n])
+    nodes = np.where(members < 0, total, members + offset)
     keep = ~blocked[nodes].any(1)
     members, gain, nodes = members[keep], gain[keep], nodes[keep]
     channel, chosen, leaves = a.channel[members[:, 0]], np.zeros(len(gain), bool), np.zeros(total, bool)
@@ -285,7 +287,7 @@ def _solve(a: np.recarray, b: np.recarray, shared: np.ndarray, forced: np.ndarra
         rows, i, j = (np.flatnonzero(v == number) for v in (channel, a.channel, b.channel))
         i, j = i[np.argsort(a.rank[i])], j[np.argsort(b.rank[j])]
         found, p, q = _align(rank[nodes[rows]], gain[rows], np.maximum(a.alone[i] - AT_EXIT, 0), len(j))
-        chosen[rows[found]] = leaves[i[p:]] = leaves[n + j[q:]] = True
+        chosen[rows[found]] = leaves[i[p:]] = leaves[len(a) + j[q:]] = True
 
     # doubt: what is lost if another hypothesis takes the place of all that it excludes
     which, margin = np.full(total + 1, len(gain)), np.append(gain, 0)
@@ -306,8 +308,8 @@ def _forced(a: np.recarray, b: np.recarray, todo: dict[tuple[int, int], tuple[in
         if following is not None:
             to = [int(k) for label in following for k in np.flatnonzero(b.label == label)]
             if len(following) > 2 or len(to) < len(following) or {*to} & {k for row in rows for k in row[2:]}:
-                raise SegkitError(f"the correction of cell {a.label[i]} in frame {frame} names {list(following)}: no label, "
-                                  "or one or two of the next frame that no other correction names, were needed")
+                raise SegkitError(f"the correction of cell {a.label[i]} in frame {frame} names {list(following)}: no "
+                                  "label, or one or two of the next frame that no other correction names, were needed")
             rows.append([int(i), -1, *to, -2, -2][:4])
     return np.maximum(np.array(rows, int).reshape(-1, 4), -1)
 
@@ -326,9 +328,11 @@ def _carry(a: np.recarray, pixels: np.ndarray, b: np.recarray, members: np.ndarr
         by = (b.centre[j[one]] - a.centre[i[one]])[near].mean(1)
     # cells drawn as one are looked for as they were; the first stands for both
     merged = (i2 >= 0) & (frame - np.minimum(a.seen[i], a.seen[i2]) < longest)
-    keep[i], keep[i2[i2 >= 0]], a.alone = False, False, LOST
+    keep[i] = keep[i2[i2 >= 0]] = False
+    a.alone = np.full(len(a), LOST)
     keep[i[merged]] = keep[i2[merged]] = hidden[j[merged]] = True
-    a.alone[i[merged]], a.label[i[merged]] = ALONE, b.label[j[merged]]
+    a.alone[i[merged]] = ALONE
+    a.label[i[merged]] = b.label[j[merged]]
     return *_kept(*_moved(a, pixels, by), keep), hidden
 
 
@@ -389,7 +393,8 @@ def link_frames(labels: Iterable[np.ndarray], frames: Iterable[int] | None = Non
     step = int(min(np.diff(numbers), default=1)) if numbers else 1
     if step < 1:
         raise SegkitError(f"frames are {numbers}: each number must be larger than the one before")
-    todo, rows, mothers, last = dict(corrections or {}), [], np.zeros(1, int), 0
+    todo, mothers, last = dict(corrections or {}), np.zeros(1, int), 0
+    rows: list[tuple[np.ndarray, ...]] = []
     (known, pixels), thumb = _measure(np.zeros((1, 1), int), 0), np.zeros((0, 0), np.float32)
     # growth of log area per frame, and for how many links it stands; what tells of channels so far
     memory = {"growth": np.zeros(2), "files": np.zeros(0), "open": np.zeros(2)}
@@ -404,7 +409,7 @@ def link_frames(labels: Iterable[np.ndarray], frames: Iterable[int] | None = Non
         memory["blind"] = shift * (image is None)
         members, doubt, out = _follow(known, cells, shared, _forced(known, cells, todo, last), memory,
                                       (number - known.seen) / step)
-        i, i2, j, j2 = members.T
+        i, _, j, j2 = members.T
         link, split = (j >= 0) & (j2 < 0), j2 >= 0
 
         # a link carries the track on; a division begins two, and every cell without a link one
@@ -448,6 +453,7 @@ def _follow(a: np.recarray, b: np.recarray, shared: np.ndarray, forced: np.ndarr
         grown = a.copy()
         grown.area *= np.exp(growth * age)
         *found, gain = _solve(grown, b, shared, forced, trial)
+        gain -= 4 * growth  # one cell is no evidence of fast growth
         if gain > best:
             best, (members, doubt, leaves), kept = gain, found, trial
     memory |= kept | {"growth": np.array([kept["growth"][0], memory["growth"][1]])}
@@ -493,14 +499,15 @@ def tracks_table(cells: pd.DataFrame, first_frame: int, last_frame: int) -> pd.D
     Notes
     -----
     A cell that vanished inside the image died where the next GAP + 1 frames show no cell at its place (nearer than the
-    radius of a disc of its area, after the median motion of the others); else the linking, or the segmentation, lost it.
+    radius of a disc of its area, after the median motion of the others); else the linking or segmentation lost it.
     """
     cells = cells.sort_values(["track", "frame"])
     leaves = cells["touches_border"] | cells.get("leaves", False)
     rows = cells.assign(leaves=leaves.astype(bool)).groupby("track")
     start, end = rows.head(1).set_index("track"), rows.tail(1).set_index("track")
     daughters = start[start["mother_track"] > 0].reset_index().groupby("mother_track")["track"]
-    text = daughters.agg(lambda tracks: " ".join(map(str, tracks))).reindex(start.index, fill_value="")
+    text = pd.Series("", start.index, dtype=object)
+    text.update(daughters.agg(lambda tracks: " ".join(map(str, tracks))))
     by_frame = dict(list(cells.set_index("track").groupby("frame")))
     frames = sorted(by_frame)
 
