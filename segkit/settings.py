@@ -82,7 +82,8 @@ class Settings:
     resume: bool = _setting(False, "resume an interrupted run, or a finished one with more EPOCHS")
     start_from: str = _setting("", "run or model file whose weights the training starts from")
     model: str = _setting("", "run or model file to segment with; empty: this run's")
-    scale: float = _setting(1.0, "factor that brings other cells to the width of the model's training cells", 0.02, 50)
+    scale: float | str = _setting("auto", "factor that brings the cells to the width of the model's training cells; "
+                                          "auto: found for every position", 0.02, 50)
     flips: bool = _setting(False, "average the predictions for four mirror images: slower, a little better")
     cluster: str = _setting("", "where to segment: empty: this process; local:4: 4 processes of this machine; else the "
                                 "address of a Dask scheduler (needs segkit[cluster])")
@@ -207,6 +208,7 @@ _KINDS: dict[str, tuple[Callable[[str], Any], str]] = {  # by a field's type: ho
     "int": (_whole_number, "a whole number"), "float": (float, "a number"),
     "bool": (lambda text: _TRUTH[text.lower()], "1 or 0"), "tuple[str, ...]": (_split, "text, or a list of texts,"),
     "str": (str, "text"), "str | None": (str, "text"),
+    "float | str": (lambda text: text if text == "auto" else float(text), "auto or a number"),
     "Path": (Path, "text"), "Path | None": (lambda text: Path(text) if text else None, "text"),
 }
 
@@ -228,7 +230,7 @@ def _parse(spec: Any, value: Any) -> Any:
     except (ValueError, KeyError, OverflowError):
         raise SegkitError(f"{name} is {text or 'empty'}: {needed} was needed") from None
     low, high = spec.metadata["low"], spec.metadata["high"]
-    if low is not None and not low <= parsed <= high:
+    if low is not None and parsed != "auto" and not low <= parsed <= high:
         raise SegkitError(f"{name} is {parsed}: a value from {low:g} to {high:g} was needed")
     return parsed
 

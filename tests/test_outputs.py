@@ -7,15 +7,23 @@ import pandas as pd
 import pytest
 import tifffile
 import torch
+from scipy import ndimage
 
 from segkit import SegkitError, UNet, dice, discover, match_instances, read_image, read_labels, segment, segment_dataset
 from segkit.data.dataset import Dataset, Frame, masks_path_in, read_pair
 from segkit.data.tiff import read_metadata
 from segkit.measure import segment_dataset as inference_module
-from segkit.measure.segment_dataset import dice_warning, segmented_frames, width_warning
+from segkit.measure.segment_dataset import (
+    dice_warning,
+    estimate_scales,
+    scale_text,
+    segmented_frames,
+    width_warning,
+    worst_frames,
+)
 from segkit.model import predict as predict_module
 from segkit.model.postprocess import distance_target
-from segkit.model.predict import Maps, _spans, label, predict
+from segkit.model.predict import Maps, _spans, agreement, estimate_scale, label, predict
 from segkit.model.unet import ModelInfo, copy_on_cpu
 from tests.helpers import FIXTURE, squares, untrained_student, write
 
@@ -76,6 +84,85 @@ def test_cells_are_found_at_the_models_scale_and_their_labels_resized(monkeypatc
                                                        (30, 0.5, 15), (100, 0.666, 67), (3, 0.1, 1)])
 def test_a_scaled_image_has_the_nearest_size_or_one_beside_it_that_needs_no_padding(size, scale, scaled):
     assert predict_module._scaled(size, scale) == scaled
+
+
+def knows_squares(model, x):
+    """Instead of a network: squares of side 10 are predicted right, of others the distance is too low."""
+    maps = []
+    for image in x[:, 0].numpy():
+        labels = ndimage.label(image > 0.5)[0]
+        target, widths = distance_target(labels)
+        right = np.clip(1.2 - abs(np.log2(np.median(widths) / 9)), 0, 1) if len(widths) else 0.0
+        maps.append([image > 0.5, right * target / 255])
+    return torch.from_numpy(np.array(maps, np.float32))  # (B, 2, h, w)
+
+
+def rows_of_squares(side, count=9):
+    """An image with a square of this side in each of count places, three sides apart."""
+    corners = [(side + 3 * side * (k // 3), side + 3 * side * (k % 3)) for k in range(count)]
+    return (squares(*corners, shape=(9 * side, 9 * side), side=side) > 0) * 100.0 + 50
+
+
+@pytest.mark.parametrize(("side", "factor"), [(10, 1), (9, 1), (20, 0.5), (5, 2), (28, 0.36)])
+def test_auto_scale_brings_cells_to_the_width_of_the_training(monkeypatch, side, factor):
+    monkeypatch.setattr(predict_module, "_predict_tiles", knows_squares)
+    model = UNet(ModelInfo(cell_width=9.0))
+    found = estimate_scale(model, [rows_of_squares(side)])
+    assert found == (1.0 if factor == 1 else pytest.approx(factor, rel=0.1))
+    assert np.array_equal(segment(model, rows_of_squares(side), scale="auto").labels,
+                          segment(model, rows_of_squares(side), scale=found).labels)
+
+
+def test_auto_scale_is_not_guessed_from_few_cells_or_for_a_student_of_unknown_width(monkeypatch):
+    monkeypatch.setattr(predict_module, "_predict_tiles", knows_squares)
+    model, few = UNet(ModelInfo(cell_width=9.0)), rows_of_squares(20, count=4)
+    assert estimate_scale(model, [few]) is None
+    assert estimate_scale(UNet(ModelInfo()), [rows_of_squares(20)]) is None
+    assert estimate_scale(model, [few, few]) == pytest.approx(0.5, rel=0.1)
+
+
+def test_auto_scale_is_one_factor_for_every_position(tmp_path, monkeypatch, caplog):
+    for position, side in (("Pos1", 20), ("Pos2", 22), ("Pos3", 10)):
+        for k in range(2):
+            write(tmp_path / "A_raw_data" / position / f"img_{k}.tif", rows_of_squares(side).astype(np.uint8))
+    write(tmp_path / "B_raw_data" / "Pos1" / "img_0.tif", rows_of_squares(20, count=1).astype(np.uint8))
+    frames, model = discover(tmp_path).frames, untrained_student()
+    with caplog.at_level("INFO", "segkit"):
+        assert set(estimate_scales(model, frames).values()) == {1.0}  # its training cells' width is not known
+    assert caplog.text.count("is not known: 1 is used") == 1
+    monkeypatch.setattr(predict_module, "_predict_tiles", knows_squares)
+    model.info = ModelInfo(cell_width=9.0)
+    segment_dataset(model, frames, tmp_path / "out", scale="auto")
+    table = pd.read_csv(tmp_path / "out" / "frames.csv")
+    factor = table["scale"][0]
+    assert factor == pytest.approx(0.5, rel=0.1)
+    assert table["scale"].tolist() == [factor] * 4 + [1.0] * 3  # 22 is within 15 % of 20
+    assert scale_text(table) == f"SCALE: A {factor:.3g} to 1, B 1"
+    assert "too few cells to measure in 1 position(s), the first B/Pos1" in (tmp_path / "out" / "run.log").read_text()
+    monkeypatch.setattr(inference_module, "predict", None)  # nothing is segmented again
+    segment_dataset(model, frames[:2], tmp_path / "out", scale=factor)
+    segment_dataset(model, frames[4:6], tmp_path / "out", scale=1)
+    with pytest.raises(TypeError):
+        segment_dataset(model, frames[4:6], tmp_path / "out", scale=factor)
+
+
+def test_maps_agree_less_where_cells_are_merged_missed_or_imagined():
+    cells = squares((5, 5), (5, 15), (25, 20))  # the first two touch
+    maps = Maps((cells > 0).astype(np.float32), distance_target(cells)[0] / np.float32(255), cells.shape)
+    right, widths = agreement(maps, cells)
+    assert right == pytest.approx(1)
+    assert widths.tolist() == [9, 9, 9]
+    for wrong in (np.minimum(cells, 1), np.where(cells == 3, 0, cells), cells + squares((30, 0)) * 4):
+        assert agreement(maps, wrong)[0] < 0.95
+    assert agreement(Maps(np.zeros((9, 9)), np.zeros((9, 9)), (9, 9)), np.zeros((9, 9), int))[0] == 1
+
+
+def test_the_worst_frames_come_first_and_are_flagged(tmp_path):
+    table = pd.DataFrame({"experiment": "A", "position": "Pos1", "frame": range(4), "quality": [0.9, 0.1, 0.95, 0.3]})
+    table.to_csv(tmp_path / "frames.csv", index=False)
+    worst = worst_frames(tmp_path, 3)
+    assert worst["frame"].tolist() == [1, 3, 0]
+    assert worst["flagged"].tolist() == [True, True, False]
 
 
 def test_cells_too_small_for_the_images_pixels_leave_no_gap_in_the_numbers():

@@ -58,6 +58,7 @@ def test_values_come_as_text_or_typed():
     ("epochs", "50", 50), ("epochs", 50.0, 50), ("learning_rate", "1e-3", 1e-3), ("resume", "yes", True),
     ("exclude", "REF/Pos1", ("REF/Pos1",)), ("validation", "09, 10", ("09", "10")), ("validation", ["09"], ("09",)),
     ("validation", (9, 10), ("9", "10")), ("crop", 128, "128"), ("dataset_path", "/data/a", Path("/data/a")),
+    ("scale", "auto", "auto"), ("scale", "0.5", 0.5), ("scale", 2, 2.0),
     ("masks_path", "", None), ("model", Path("/runs/a"), "/runs/a"),
     ("conditions", "Experiment, drug_frame\nA, 6\n,\nB\n", "experiment,drug_frame\nA,6\n")])
 def test_python_callers_may_give_text_as_well_as_typed_values(name, value, meant):
@@ -69,6 +70,7 @@ def test_python_callers_may_give_text_as_well_as_typed_values(name, value, meant
 
 @pytest.mark.parametrize(("name", "value"), [
     ("epochs", "many"), ("epochs", None), ("epochs", [1]), ("epochs", {}), ("scale", float("nan")),
+    ("scale", "wide"),
     ("resume", "perhaps"),
     ("exclude", {"REF": "Pos1"}), ("exclude", [["REF"]]), ("dataset_path", None), ("dataset_path", ["/data/a"]),
     ("run", ["a"]), ("model", object())])

@@ -43,7 +43,7 @@ def segmented(root, films):
             grey = (200 - 100 * (labels > 0)).astype(np.uint8)
             image = write(root / f"REF_raw_data/{position}/img_{k:09d}.tif", grey)
             frames.append(Frame(image, None, "REF", position, k))
-            write_labels(masks_path_in(out_dir / "masks", frames[-1]), labels, None, "test", 0.0)
+            write_labels(masks_path_in(out_dir / "masks", frames[-1]), labels, None, "test", 0.0, 1.0)
             cells.append(cells_of_frame(labels, frames[-1]))
     write_table(out_dir / "cells.csv", pd.concat(cells))
     return out_dir, frames
@@ -124,7 +124,7 @@ def test_a_correction_of_an_older_segmentation_is_a_problem_and_no_link(run):
     out_dir, frames = run
     before, *_ = link_dataset(frames, out_dir)
     correct_link(frames[1], 1, (2,), frames[2], out_dir)
-    write_labels(masks_path_in(out_dir / "masks", frames[2]), np.roll(FILM[2], 1, 1), None, "test", 0.0)
+    write_labels(masks_path_in(out_dir / "masks", frames[2]), np.roll(FILM[2], 1, 1), None, "test", 0.0, 1.0)
     cells, _, (problem,) = link_dataset(frames, out_dir)
     assert "segmented again" in problem.reason
     assert "frame 1, label 1" in problem.reason

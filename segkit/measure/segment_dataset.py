@@ -6,7 +6,7 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, suppress
 from functools import partial
 from itertools import groupby, islice
 from pathlib import Path
@@ -23,7 +23,7 @@ from ..data.tiff import DAMAGE, open_tiff
 from ..errors import SegkitError
 from ..files import locked, log, logging_to, read_table, replacing, write_errno, write_table
 from ..model.postprocess import distance_target
-from ..model.predict import POSTPROCESSING, Maps, label, predict
+from ..model.predict import POSTPROCESSING, Maps, agreement, estimate_scale, find_cells, label, predict
 from ..model.unet import UNet
 from .cells import CELL_COLUMNS, cells_of_frame
 from .dask_backend import run_on_cluster
@@ -31,7 +31,10 @@ from .metrics import score_frame
 from .track_dataset import link_dataset
 
 GPU_BATCH = 8  # frames that go through the network together
+SCALE_FRAMES = 3  # frames of a position from which scale="auto" is estimated
 WIDTH_FRAMES = 20  # frames, about, whose cells' width is compared with the training cells'
+QUALITY_RANGE = 0.75, 0.97  # agreement of the maps that is quality 0 and 1, about the panoptic quality
+LOW_QUALITY = 0.6  # frames of a lower quality are flagged
 MIN_DICE = 0.5  # a lower mean Dice gives a warning
 MAX_WIDTH_RATIO = 1.4  # a larger factor between the cells' width and the training cells' gives a warning
 
@@ -39,8 +42,8 @@ MAX_WIDTH_RATIO = 1.4  # a larger factor between the cells' width and the traini
 class InferenceOptions(NamedTuple):
     """How frames are segmented and measured; see `segkit.segment_dataset`."""
 
+    scales: Mapping[tuple[str, str], float]  # by experiment and position
     pixel_size_um: float | Mapping[str, float] | None = None  # one for all, or by experiment
-    scale: float = 1.0
     flips: bool = False
     width_of: frozenset[str] = frozenset()  # names of the frames whose cells' widths are measured
 
@@ -52,6 +55,7 @@ class _Input(NamedTuple):
     path: Path  # of the label file
     provenance: str = ""  # in the label file: which model, options and image it was made of
     not_seen: float = 0.0  # share of the pixels of a label file that are blank, see images.blank_pixels
+    quality: float = 0.0  # of a label file
     image: np.ndarray | None = None  # float32 (H, W)
     labels: np.ndarray | None = None  # int32 (H, W)
     error: str = ""
@@ -64,11 +68,13 @@ class FrameResult(NamedTuple):
     scores: dict[str, Any] | None = None
     skipped: tuple[str, str, str] | None = None  # frame, file, reason
     widths: np.ndarray = np.zeros(0)  # pixels
+    scale: float = 1.0
     not_seen: float = 0.0  # share of the image's pixels that hold no picture
+    quality: float = 0.0  # 0 to 1, from predict.agreement
 
 
 def segment_dataset(model: UNet, frames: Dataset | Iterable[Frame], out_dir: str | Path, *,
-                    pixel_size_um: float | Mapping[str, float] | None = None, scale: float = 1.0,
+                    pixel_size_um: float | Mapping[str, float] | None = None, scale: float | str = 1.0,
                     flips: bool = False, cluster: str = "") -> Path:
     """Segment the frames of a dataset, with or without teacher masks, and measure their cells.
 
@@ -80,12 +86,14 @@ def segment_dataset(model: UNet, frames: Dataset | Iterable[Frame], out_dir: str
     out_dir : str or Path
         Gets masks/EXPERIMENT_masks/PosXXX/PreprocessedPhaseMasks/MASK_*.tif (uint16 labels, in the users' own layout),
         cells.csv (a row per cell and frame, with its track), tracks.csv (a row per track), frames.csv (a row per
-        segmented frame; not_seen: share of its pixels that are drawn over or not finite), scores.csv (a row per frame
-        with teacher labels) and skipped.csv (frames that cannot be read, with the reason).
+        segmented frame; not_seen: share of its pixels that are drawn over or not finite; scale: the factor that was
+        used; quality: 0 to 1, estimated without labels), scores.csv (a row per frame with teacher labels) and
+        skipped.csv (frames that cannot be read, with the reason).
     pixel_size_um : float or mapping, optional
         um per pixel, one for all or by experiment, for sizes in um and the TIFFs' resolution.
     scale, flips
-        See `segment`. A warning tells where the cells are not as wide as the training cells.
+        See `segment`; "auto" finds one factor for every position, see `estimate_scales`. A warning tells where the
+        cells are not as wide as the training cells.
     cluster : str
         Where to compute: "" is this process; see dask_backend.run_on_cluster.
 
@@ -106,18 +114,44 @@ def segment_dataset(model: UNet, frames: Dataset | Iterable[Frame], out_dir: str
     same image.
     """
     out_dir, frames = Path(out_dir), frames_of(frames)
-    # a sample of the frames shows how wide the cells are
-    width_of = frozenset(f.name for f in frames[::max(1, len(frames) // WIDTH_FRAMES)])
-    options = InferenceOptions(pixel_size_um, scale, flips, width_of)
+    width_of = frozenset(f.name for f in frames[::max(1, len(frames) // WIDTH_FRAMES)])  # a sample
     with locked(out_dir), logging_to(out_dir / "run.log"):
-        # every process of a cluster writes into the same folder
+        scales = estimate_scales(model, frames) if scale == "auto" else {f.unit: float(scale) for f in frames}
+        options = InferenceOptions(scales, pixel_size_um, flips, width_of)
         work = partial(segment_frames, out_dir=out_dir.resolve(), options=options)
         running = run_on_cluster(cluster, work, model, frames) if cluster else work(model, frames)
         results = _collect(running, frames, out_dir)
-        _report(model, results, scale)
+        _report(model, results)
         _write_tables(frames, results, out_dir)
         link_dataset([f for f, r in zip(frames, results, strict=True) if r.cells is not None], out_dir)
     return out_dir / "cells.csv"
+
+
+def estimate_scales(model: UNet, frames: Sequence[Frame]) -> dict[tuple[str, str], float]:
+    """The factor of every position (experiment, position) for SCALE=auto, from a few of its frames.
+
+    One position is one field of view through one objective. A position whose cells have the training's width at the
+    factor of the experiment's last position takes it over, so that those of one magnification have one factor.
+    """
+    scales: dict[tuple[str, str], float] = {}
+    unknown = []
+    positions = groupby(frames, key=lambda frame: frame.unit)
+    for unit, position in tqdm(positions, desc="finding the scale", unit="position", leave=False):
+        sample = list(position)
+        images = []
+        for frame in sample[::-(-len(sample) // SCALE_FRAMES)]:
+            with suppress(SegkitError, OSError):  # damaged frames are listed later
+                images.append(read_image(frame.image, frame.page))
+        guess = next((scale for (name, _), scale in reversed(scales.items()) if name == unit[0]), 1.0)
+        factor = estimate_scale(model, images, guess)
+        scales[unit] = factor or guess
+        unknown += ["/".join(unit)] if factor is None else []
+    if not model.info.cell_width:
+        log.info("SCALE=auto: how wide the student's training cells were is not known: 1 is used")
+    elif unknown:
+        log.info("SCALE=auto: too few cells to measure in %d position(s), the first %s: the factor of the position "
+                 "before, or 1, is used", len(unknown), unknown[0])
+    return scales
 
 
 def _collect(running: Generator[FrameResult, None, None], frames: Sequence[Frame], out_dir: Path) -> list[FrameResult]:
@@ -136,10 +170,11 @@ def segment_frames(model: UNet, frames: Sequence[Frame], out_dir: Path,
                    options: InferenceOptions) -> Generator[FrameResult, None, None]:
     """Segment frames in order and write their label files; yields the result of each."""
     batch = 1 if next(model.parameters()).device.type == "cpu" else GPU_BATCH
-    key = _fingerprint(model, options)
+    keys = {scale: _fingerprint(model, options, scale) for scale in set(options.scales.values())}
     # two threads read the next frames and finish the last ones while the network computes
     with ThreadPoolExecutor(2) as pool:
-        inputs = prefetch(pool, lambda frame: _read(frame, out_dir, key, options), frames, 2 * batch)
+        inputs = prefetch(pool, lambda frame: _read(frame, out_dir, keys[options.scales[frame.unit]], options), frames,
+                          2 * batch)
         predicted = _predict_batches(model, inputs, batch, options)
         yield from prefetch(pool, lambda pair: _finish(model, options, *pair), predicted, 4)
 
@@ -161,36 +196,42 @@ def _read(frame: Frame, out_dir: Path, key: str, options: InferenceOptions) -> _
     try:
         stat = frame.image.stat()
         provenance = f"segkit labels {key} of {stat.st_size} {stat.st_mtime_ns} {frame.page}"
-        labels, not_seen = _read_own_labels(path, provenance, um)
+        labels, not_seen, quality = _read_own_labels(path, provenance, um)
         image = read_image(frame.image, frame.page) if labels is None else None
     except (SegkitError, OSError) as error:
         return _Input(frame, path, error=str(error))
-    return _Input(frame, path, provenance, not_seen, image, labels)
+    return _Input(frame, path, provenance, not_seen, quality, image, labels)
 
 
 def _predict_batches(model: UNet, inputs: Iterable[_Input], batch: int,
                      options: InferenceOptions) -> Iterator[tuple[_Input, Maps | None]]:
-    """Run the network on the inputs that have an image, neighbours of one size together; order is kept."""
-    for shape, group in groupby(inputs, key=lambda given: None if given.image is None else given.image.shape):
+    """Run the network on the inputs that have an image, neighbours of one size and scale together; order is kept."""
+    def kind(given: _Input) -> tuple[tuple[int, ...], float] | None:
+        return None if given.image is None else (given.image.shape, options.scales[given.frame.unit])
+
+    for alike, group in groupby(inputs, key=kind):
         while together := list(islice(group, batch)):
-            if shape is None:  # labels from a file, or an error
+            if alike is None:  # labels from a file, or an error
                 yield from ((given, None) for given in together)
                 continue
             images = [given.image for given in together if given.image is not None]
-            yield from zip(together, predict(model, images, scale=options.scale, flips=options.flips), strict=True)
+            yield from zip(together, predict(model, images, scale=alike[1], flips=options.flips), strict=True)
 
 
 def _finish(model: UNet, options: InferenceOptions, given: _Input, maps: Maps | None) -> FrameResult:
     """Post-process the prediction, write the label file, measure and score the cells."""
     frame, labels, um = given.frame, given.labels, of_experiment(options.pixel_size_um, given.frame.experiment)
-    error, not_seen = given.error, given.not_seen
+    error, not_seen, quality = given.error, given.not_seen, given.quality
     # a lamp that was off is no frame without cells: its growth would count as death
     if maps is not None and np.all(maps.blank):
         error = f"{frame.image.name} is constant: it shows nothing"
     elif maps is not None:
-        labels, not_seen = label(model.info, maps).labels, float(np.mean(maps.blank))
+        found = find_cells(model.info, maps)
+        labels, not_seen = label(model.info, maps, found).labels, float(np.mean(maps.blank))
+        low, high = QUALITY_RANGE
+        quality = float(np.clip((agreement(maps, found)[0] - low) / (high - low), 0, 1))
         try:
-            write_labels(given.path, labels, um, given.provenance, not_seen)
+            write_labels(given.path, labels, um, given.provenance, not_seen, quality)
         except SegkitError as unwritten:  # one frame's own fault costs no other; a full disk would cost all
             if write_errno(unwritten) not in (0, errno.ENAMETOOLONG, errno.EISDIR):
                 raise
@@ -200,7 +241,8 @@ def _finish(model: UNet, options: InferenceOptions, given: _Input, maps: Maps | 
 
     assert labels is not None
     widths = distance_target(labels)[1] if frame.name in options.width_of else np.zeros(0)
-    result = FrameResult(cells_of_frame(labels, frame, um), widths=widths, not_seen=not_seen)
+    result = FrameResult(cells_of_frame(labels, frame, um), widths=widths, scale=options.scales[frame.unit],
+                         not_seen=not_seen, quality=quality)
     # a damaged masks file costs the score, not the cells
     try:
         # of labels from a file it is known how much is not seen, but not where
@@ -210,49 +252,51 @@ def _finish(model: UNet, options: InferenceOptions, given: _Input, maps: Maps | 
         return result._replace(skipped=(frame.name, str(frame.masks), str(no_score)))
 
 
-def _fingerprint(model: UNet, options: InferenceOptions) -> str:
+def _fingerprint(model: UNet, options: InferenceOptions, scale: float) -> str:
     """A hash of everything but the image that labels depend on."""
     # settings that change labels, then the weights
     info = model.info
     parts = (POSTPROCESSING, info.normalisation, info.upsampling, info.threshold, info.prominence, info.min_area,
-             options.scale, options.flips, model.precision)
+             scale, options.flips, model.precision)
     digest = hashlib.sha256(repr(parts).encode())
     for tensor in model.state_dict().values():
         digest.update(tensor.cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()[:16]
 
 
-def write_labels(path: Path, labels: np.ndarray, pixel_size_um: float | None, provenance: str, not_seen: float) -> None:
+def write_labels(path: Path, labels: np.ndarray, pixel_size_um: float | None, provenance: str, not_seen: float,
+                 quality: float) -> None:
     """Write labels (H, W) as TIFF, uint16, with the pixel size where it is known (Fiji and napari read it)."""
     if labels.max() > 65535:
         raise SegkitError(f"{path.name}: {labels.max()} cells in one frame, and 16-bit labels hold 65535")
     per_cm = 1e4 / pixel_size_um if pixel_size_um else None
     resolution: dict[str, Any] = {"resolution": (per_cm, per_cm), "resolutionunit": "CENTIMETER"} if per_cm else {}
+    text = f"{provenance}; {pixel_size_um} um; {not_seen:.6g} not seen; {quality:.4f} quality"
     with replacing(path) as temporary:
-        tifffile.imwrite(temporary, labels.astype(np.uint16), compression="zlib", metadata=None,
-                         description=f"{provenance}; {pixel_size_um} um; {not_seen:.6g} not seen", **resolution)
+        tifffile.imwrite(temporary, labels.astype(np.uint16), compression="zlib", metadata=None, description=text,
+                         **resolution)
 
 
-def _read_own_labels(path: Path, provenance: str, pixel_size_um: float | None) -> tuple[np.ndarray | None, float]:
-    """The labels in a file of this provenance, else None, and which share of the image is not seen.
+def _read_own_labels(path: Path, provenance: str, um: float | None) -> tuple[np.ndarray | None, float, float]:
+    """The labels in a file of this provenance, else None; which share of the image is not seen; their quality.
 
     Another pixel size in the file is replaced by this one.
     """
     try:
         with open_tiff(path) as tif:
-            found, size, share = tif.pages.first.description.split("; ")
-            not_seen = float(share.partition(" ")[0])
+            found, size, *numbers = tif.pages.first.description.split("; ")
+            not_seen, quality = (float(number.partition(" ")[0]) for number in numbers)
             if found != provenance:
-                return None, 0.0
+                return None, 0.0, 0.0
             labels = tif.asarray().astype(np.int32)
     except DAMAGE:
-        return None, 0.0
-    if size != f"{pixel_size_um} um":
-        write_labels(path, labels, pixel_size_um, provenance, not_seen)
-    return labels, not_seen
+        return None, 0.0, 0.0
+    if size != f"{um} um":
+        write_labels(path, labels, um, provenance, not_seen, quality)
+    return labels, not_seen, quality
 
 
-def _report(model: UNet, results: Sequence[FrameResult], scale: float) -> None:
+def _report(model: UNet, results: Sequence[FrameResult]) -> None:
     """Log how many frames were segmented, which were left out, and why the student may not suit them."""
     for name, _, reason in (result.skipped for result in results if result.skipped):
         log.info("left out %s: %s", name, reason)
@@ -261,7 +305,8 @@ def _report(model: UNet, results: Sequence[FrameResult], scale: float) -> None:
     log.info("%d of %d frames segmented with the student of run %s", segmented, len(results), run)
 
     # in the notebook, too: the user must see that this student is not the right one
-    widths = np.concatenate([np.zeros(0), *(result.widths for result in results)])
+    scale = float(np.median([result.scale for result in results] or [1.0]))  # positions may differ
+    widths = np.concatenate([np.zeros(0), *(result.widths * (result.scale / scale) for result in results)])
     scores = [result.scores for result in results if result.scores]
     for text in filter(None, (width_warning(model, widths, scale), dice_warning(scores))):
         log.info(text)
@@ -271,15 +316,17 @@ def _report(model: UNet, results: Sequence[FrameResult], scale: float) -> None:
 def _write_tables(frames: Sequence[Frame], results: Sequence[FrameResult], out_dir: Path) -> None:
     """Write cells.csv and frames.csv, and scores.csv and skipped.csv where they have rows."""
     skipped = pd.DataFrame([r.skipped for r in results if r.skipped], columns=["frame", "file", "reason"])
-    segmented = [(f, r.cells, r.not_seen) for f, r in zip(frames, results, strict=True) if r.cells is not None]
+    segmented = [(f, r, r.cells) for f, r in zip(frames, results, strict=True) if r.cells is not None]
     if frames and not segmented:
         raise SegkitError(f"none of {len(frames)} frames could be read; the first: {skipped['reason'][0]}")
-    cells = [table for _, table, _ in segmented] or [pd.DataFrame(columns=list(CELL_COLUMNS))]
+    cells = [found for _, _, found in segmented] or [pd.DataFrame(columns=list(CELL_COLUMNS))]
     write_table(out_dir / "cells.csv", pd.concat(cells, ignore_index=True))
     # frames without any cell are not in cells.csv, but count in growth
-    counts = [(f.experiment, f.position, f.frame, len(table), not_seen) for f, table, not_seen in segmented]
-    columns = ["experiment", "position", "frame", "cells", "not_seen"]
-    write_table(out_dir / "frames.csv", pd.DataFrame(counts, columns=columns))
+    rows = [(f.experiment, f.position, f.frame, len(found), r.not_seen, r.scale, r.quality)
+            for f, r, found in segmented]
+    table = pd.DataFrame(rows, columns=["experiment", "position", "frame", "cells", "not_seen", "scale", "quality"])
+    write_table(out_dir / "frames.csv", table)
+    log.info(scale_text(table))
 
     # a table of an earlier call that has no rows now would be wrong
     scores = pd.DataFrame([r.scores for r in results if r.scores])
@@ -288,6 +335,19 @@ def _write_tables(frames: Sequence[Frame], results: Sequence[FrameResult], out_d
             write_table(out_dir / name, table)
         else:
             (out_dir / name).unlink(missing_ok=True)
+
+
+def scale_text(frames: pd.DataFrame) -> str:
+    """The factors that brought the cells to the width of the training's, by experiment; frames: rows of frames.csv."""
+    ranges = frames.groupby("experiment")["scale"].agg(["min", "max"])
+    return "SCALE: " + ", ".join(f"{name} {low:.3g}" + (f" to {high:.3g}" if high > low else "")
+                                 for name, low, high in ranges.itertuples())
+
+
+def worst_frames(run_dir: str | Path, count: int = 10) -> pd.DataFrame:
+    """The frames with the lowest estimated quality, worst first: rows of frames.csv, and whether they are `flagged`."""
+    table = read_table(Path(run_dir) / "frames.csv")
+    return table.assign(flagged=table["quality"] < LOW_QUALITY).nsmallest(count, "quality")
 
 
 def segmented_frames(frames: Iterable[Frame], run_dir: str | Path) -> list[Frame]:

@@ -1,27 +1,35 @@
 """Inference on one image: tiles, scale, mirror images."""
 
 import math
-from collections.abc import Sequence
-from itertools import product
+from collections.abc import Iterable, Sequence
+from itertools import pairwise, product
 from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import ArrayLike
+from scipy import ndimage, stats
 from torch import Tensor
 
 from ..data.images import blank_pixels, has_contrast, normalise
 from ..devices import autocast, in_parts
 from ..errors import SegkitError
 from .baseline import BaselineUNet
-from .postprocess import label_cells, relabel
+from .postprocess import distance_target, label_cells, relabel
 from .unet import STRIDE, ModelInfo, UNet
 
 POSTPROCESSING = 3  # version; raise it with every change that gives other labels for the same image and weights
 TILE, MARGIN = 1024, 128  # pixels, multiples of STRIDE: tile size, and overlap on either side
 MIRRORS = ((), (-2,), (-1,), (-2, -1))  # axes to flip
 MIN_SCALE, MAX_SCALE = 0.02, 50
+LADDER = tuple(2 ** (step / 2) for step in range(-3, 4))  # 0.35 to 2.8: the scales that scale="auto" tries
+TRIED = 256  # pixels: side of the part of an image that is tried at every scale, as the network sees it
+MIN_CELLS = 5  # fewer cells do not show how wide cells are
+SAME_WIDTH = 1.15  # a factor of cell width that is not worth a change of scale
+FAINT = 0.1  # of a map; less is background
+COVERED = 1.4  # the training's augmentation zooms by up to this factor
+SURE, MIN_AGREEMENT, GAIN = 0.88, 0.85, 0.02  # of the maps: no other scale is tried; it needs so much; and more
 
 
 class Segmentation(NamedTuple):
@@ -41,7 +49,7 @@ class Maps(NamedTuple):
     blank: np.ndarray | bool = False  # bool (H, W), see blank_pixels; all of an image without contrast
 
 
-def segment(model: UNet, image: ArrayLike, *, scale: float = 1.0, flips: bool = False) -> Segmentation:
+def segment(model: UNet, image: ArrayLike, *, scale: float | str = 1.0, flips: bool = False) -> Segmentation:
     """Segment the cells of one image.
 
     Parameters
@@ -50,8 +58,8 @@ def segment(model: UNet, image: ArrayLike, *, scale: float = 1.0, flips: bool = 
         From `load_model`.
     image : array_like, (H, W)
         Raw intensities, any size, any dtype. An image of over 1024 pixels is predicted in overlapping tiles.
-    scale : float
-        Factor that brings the image's cells to the width of the training cells.
+    scale : float or "auto"
+        Factor that brings the image's cells to the width of the training cells; "auto" finds it, see `estimate_scale`.
     flips : bool
         Average the predictions for the image and its three mirror images (four times the work).
 
@@ -66,17 +74,19 @@ def segment(model: UNet, image: ArrayLike, *, scale: float = 1.0, flips: bool = 
     SegkitError
         If the image is not two-dimensional, or scale is not between 0.02 and 50.
     """
+    if scale == "auto":
+        scale = estimate_scale(model, [np.asarray(image)]) or 1.0
     return label(model.info, predict(model, [image], scale=scale, flips=flips)[0])
 
 
-def predict(model: UNet, images: Sequence[ArrayLike], *, scale: float = 1.0, flips: bool = False) -> list[Maps]:
+def predict(model: UNet, images: Sequence[ArrayLike], *, scale: float | str = 1.0, flips: bool = False) -> list[Maps]:
     """The network's maps for images (H, W) of one size, of any dtype; see `segment`.
 
     An image without contrast is blank: normalised, it is a constant, and the training data hold none.
     Raises SegkitError unless every image is 2-D, not empty and as large as the first.
     """
     # checked here, before torch gives an error that no user understands
-    if not MIN_SCALE <= scale <= MAX_SCALE:
+    if isinstance(scale, str) or not MIN_SCALE <= scale <= MAX_SCALE:
         raise SegkitError(f"scale is {scale}: a factor from {MIN_SCALE} to {MAX_SCALE} was needed")
     arrays = [np.asarray(image) for image in images]
     shape = arrays[0].shape
@@ -149,14 +159,17 @@ def _spans(size: int, align_corners: bool) -> list[tuple[int, int, int, int]]:
     return spans
 
 
-def label(info: ModelInfo, maps: Maps) -> Segmentation:
-    """Post-process the network's maps with this model's thresholds; the result has the image's size.
+def find_cells(info: ModelInfo, maps: Maps) -> np.ndarray:
+    """Labels int32 (h, w) by this model's thresholds, at its scale: that of its thresholds and areas."""
+    return label_cells(maps.probability, maps.distance, info.threshold, info.prominence, info.min_area)
 
-    Cells are found at the model's scale, the scale of its thresholds and areas. Then labels are resized by nearest
-    neighbour, probabilities bilinearly.
+
+def label(info: ModelInfo, maps: Maps, cells: np.ndarray | None = None) -> Segmentation:
+    """The cells of the maps (`find_cells`, where they are known) in the image's size.
+
+    Labels are resized by nearest neighbour, probabilities bilinearly.
     """
-    probability = maps.probability
-    labels = label_cells(probability, maps.distance, info.threshold, info.prominence, info.min_area)
+    probability, labels = maps.probability, find_cells(info, maps) if cells is None else cells
     if labels.shape != maps.shape:  # (h, w) -> (H, W)
         nearest = [((np.arange(n) + 0.5) * (m / n)).astype(int) for n, m in zip(maps.shape, labels.shape, strict=True)]
         labels = labels[np.ix_(*nearest)]
@@ -164,3 +177,77 @@ def label(info: ModelInfo, maps: Maps) -> Segmentation:
         probability = resized[0, 0].numpy()
     labels = relabel(np.where(maps.blank, 0, labels))
     return Segmentation(np.where(maps.blank, 0, probability), labels > 0, labels)
+
+
+def agreement(maps: Maps, cells: np.ndarray) -> tuple[float, np.ndarray]:
+    """How well the two maps agree, 0 to 1, from one prediction without labels; and the cells' widths (n,), pixels.
+
+    cells: int (h, w), those found in the maps. Their distances are compared with the distance map, wherever either map
+    or the cells show more than background. Cells that are missed, split or merged make them differ.
+    """
+    target, widths = distance_target(cells)
+    distance = np.zeros(cells.shape, np.float32) if maps.distance is None else np.clip(maps.distance, 0, 1)
+    seen = (target > 0) | (distance > FAINT) | (maps.probability > FAINT)
+    error = np.abs(target[seen] / np.float32(255) - distance[seen])
+    return 1 - float(error.mean()) if len(error) else 1.0, widths
+
+
+def estimate_scale(model: UNet, images: Iterable[np.ndarray], guess: float = 1.0) -> float | None:
+    """The factor that brings the cells of these images, (H, W) each, to the width of the model's training cells.
+
+    Returns the guess itself where cells are then within 15 % of that width, or no other scale suits them better; None
+    where too few cells are found, or the width is unknown.
+
+    Notes
+    -----
+    The network predicts the part of each image with most contrast at scales from 0.35 to 2.8. Where cells have the
+    width that it knows, its distance map agrees best with the distances of the cells that are found in it. Their width
+    at these scales gives the factor.
+    """
+    inputs = [normalise(image, model.info.normalisation) for image in images if image.ndim == 2 and image.size]
+    if not inputs or not model.info.cell_width:
+        return None
+    # most images are of the training's kind: they are not tried at other scales
+    usual, factor = _try_scale(model, inputs, guess)
+    if usual >= SURE and _alike(factor, guess):
+        return guess
+    # the factors that follow from two neighbouring scales are equal where real cells are found: noise, and the parts
+    # of cells that are split, look equally wide at any scale
+    tries = [_try_scale(model, inputs, scale) for scale in LADDER]
+    pairs = [((a + b) / 2, math.sqrt(f * g)) for (a, f), (b, g) in pairwise(tries) if a and b and _alike(f, g)]
+    if not pairs:
+        return guess if usual else None
+    # the training's zoom covers small factors: another scale must be better, not only as good
+    found = round(max(pairs)[1], 2)
+    factor = next((known for known in (guess, 1.0) if _alike(found, known)), found)
+    needed = max(usual + (GAIN if _alike(factor, guess, COVERED) else 0), MIN_AGREEMENT)
+    return factor if factor != guess and _try_scale(model, inputs, factor)[0] >= needed else guess
+
+
+def _try_scale(model: UNet, inputs: Sequence[np.ndarray], scale: float) -> tuple[float, float]:
+    """Agreement of the maps, and the factor that follows from the cells' width; 0, 0 where too few are found."""
+    values, widths = [], []
+    for image in inputs:
+        part = torch.from_numpy(image[_steepest(image, round(TRIED / scale))])[None, None]
+        x = F.interpolate(part, [_scaled(n, scale) for n in part.shape[-2:]], mode="bilinear", antialias=True)
+        probability, distance = _predict_tiles(model, x)[0].numpy()
+        maps = Maps(probability, distance, probability.shape)
+        value, found = agreement(maps, find_cells(model.info, maps))
+        values += [value] * len(found)
+        widths += found.tolist()
+    if len(widths) < MIN_CELLS:
+        return 0.0, 0.0
+    return float(np.mean(values)), scale * model.info.cell_width / float(stats.trim_mean(widths, 0.25))
+
+
+def _alike(factor: float, other: float, most: float = SAME_WIDTH) -> bool:
+    return 1 / most <= factor / other <= most
+
+
+def _steepest(image: np.ndarray, side: int) -> tuple[slice, ...]:
+    """The part of an image (H, W), up to side x side pixels, with the largest mean gradient: cells are likely there."""
+    size = [min(side, n) for n in image.shape]
+    mean = ndimage.uniform_filter(ndimage.gaussian_gradient_magnitude(image, 2.0), size)
+    inside = mean[tuple(slice(n // 2, m - n + n // 2 + 1) for n, m in zip(size, image.shape, strict=True))]
+    starts = np.unravel_index(inside.argmax(), inside.shape)
+    return tuple(slice(start, start + n) for start, n in zip(starts, size, strict=True))

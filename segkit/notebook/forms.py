@@ -82,6 +82,7 @@ class SettingsForm(QuietBox):
         kind = KINDS.get(spec.type, partial(w.Text, continuous_update=False))
         if name in CHOICES:
             kind = partial(w.Dropdown, options=sorted({*CHOICES[name], value}))
+        value = value if spec.type in KINDS else str(value)
         field = self.fields[name] = kind(value=value, description=name, tooltip=spec.metadata["help"], style=LABELS,
                                           layout=w.Layout(width="420px", flex="0 0 auto"))
         field.observe(lambda change: self._edited(name), "value")
