@@ -25,9 +25,8 @@ EIGHT = np.ones((3, 3), bool)  # 8-neighbourhood
 PERCENTILES = (0.5, 99.5)
 MIN_SEEN = 0.1  # share of the pixels; where fewer differ from black and white, these are the picture
 MAX_SLOPE = 0.12  # beside something drawn, as a share of its contrast (drawn: up to 0.08, saturated: mostly above 0.17)
-NO_RIGHTS = "may not be read: change its permissions"
 UNREACHABLE = {  # by what the system says
-    errno.EACCES: NO_RIGHTS, errno.EPERM: NO_RIGHTS, errno.EISDIR: "is a folder: an image file was needed",
+    errno.EACCES: "may not be read: change its permissions", errno.EISDIR: "is a folder: an image file was needed",
     errno.ENOENT: "is not there: it was moved or deleted, or its disk is not connected"}
 FULL_SCALE = (255, 1023, 4095, 8191, 16383, 65535)  # the largest values of common cameras and files
 BT601 = np.array([0.299, 0.587, 0.114], np.float32)  # luminance of red, green and blue

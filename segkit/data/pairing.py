@@ -312,7 +312,7 @@ def _pair_position(images: dict[Key, _Image], masks: Mapping[Key, Path], kinds: 
 
     # pair by name, or else by the number that tells the frame; masks of images that are left out are no problem
     other_names = masks.keys() - of_one_channel.keys()
-    same_number = {key: other for key, other in same_frames(starts, masks).items() if other in other_names}
+    same_number = same_frames(starts, other_names)
     used: set[Key | None] = {*images.keys() - starts.keys()}
     frames: list[Frame] = []
     unpaired, cropped = 0, 0
