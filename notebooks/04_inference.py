@@ -20,7 +20,8 @@
 from segkit import discover, export_onnx, load_model, segment_dataset
 from segkit.notebook import (
     browser, check_whose_run, display, frame_parts, load_settings, read_scores, read_table,
-    record_settings, show_best_and_worst, show_histograms, show_scores, show_segmentation,
+    record_settings, scale_text, show_best_and_worst, show_histograms, show_scores,
+    show_segmentation, worst_frames,
 )
 
 # %% tags=["parameters"]
@@ -56,8 +57,8 @@ show_segmentation(model, validation[len(validation) // 2:], settings)
 # ## 1. Segment everything
 #
 # Frames without masks are segmented, too. Files that cannot be read are listed, and the others are
-# processed. After an interruption, run the cell again: it continues. If a warning reports cells wider
-# or narrower than the training cells, set SCALE in `01_setup` as it suggests.
+# processed. After an interruption, run the cell again: it continues. SCALE=auto resizes the images of
+# a position where their cells are wider or narrower than the training cells.
 
 # %%
 record_settings(settings)
@@ -70,6 +71,7 @@ cells = read_table(cells_csv)
 written = list((settings.run_dir / "masks").rglob("MASK_*.tif"))
 print(f"{len(dataset.frames)} frames, {len(written)} label files")
 print("cells found:", len(cells) > 0)
+print(scale_text(read_table(settings.run_dir / "frames.csv")))
 
 # %%
 sizes = {name: group["area_um2"] for name, group in cells.groupby("experiment")}
@@ -78,6 +80,13 @@ show_histograms(sizes, "cell area (µm²)", bins=20)
 # %% [markdown]
 # One peak is usual, wider where cells grow before they divide. A second one at twice the usual area:
 # cells that were not separated. A bar far to the left: specks.
+#
+# *Quality* is estimated without labels, from how well the network's two maps agree (0 to 1; about the
+# panoptic quality below). The worst frames first: look at the flagged ones in the browser below
+# (section 4) before you trust their cells.
+
+# %% tags=["nbval-ignore-output"]
+worst_frames(settings.run_dir, 5)
 
 # %% [markdown]
 # ## 2. How well does it agree with the teacher?
