@@ -183,7 +183,7 @@ def demo(factor: float = 0.05, positions: int = 3, frames: int = 12, drug: int =
         rng = np.random.default_rng([seed, k])
         growth = np.full(frames, np.log(2) / 75 * rng.uniform(0.9, 1.1))
         growth[drug:] *= factor if experiment == "RIF" else 1
-        movie = [labels for _, labels in grow((128, 128), frames, 6, growth * minutes, rng)]
+        movie = [labels for _, labels, _ in grow((128, 128), frames, 6, growth * minutes, rng)]
         cells.append(true_tracks(movie).assign(experiment=experiment, position=f"Pos{p}"))
         true |= {(experiment, f"Pos{p}", after): 60 * growth[-1 if after else 0] for after in (False, True)}
     rates = single_cell_rates(pd.concat(cells), minutes)

@@ -2,23 +2,25 @@
 
 Films with a known lineage: the demo's mechanics from their true labels, crowded, fast, drifting (512 x 512 pixels, 3
 pixels a frame and jumps of 15), and with 5 % of the cells missed or merged with a neighbour. With DATA (a folder with
-tracks_Pos101.csv) also that film from its teacher's labels: whole, every second and every third frame, turned, with
-cells missed; with RUN (a run folder) from the student's labels. F1 is counted over successive appearances of those cells
-that the labels still hold (or that match a true cell at IoU 0.5), so a link across a closed gap counts as right; a track
-is complete if all its links, and those to its daughters, were found. Then time and memory.
+tracks_Pos101.csv) also that film from its teacher's labels: whole, one frame of two or three, turned, drifting, with
+cells missed or merged; with RUN (a run folder) from the student's labels. F1 is counted over successive appearances of
+those cells that the labels still hold (or that match a true cell at IoU 0.5), so a link across a closed gap counts as
+right; a track is complete if all its links, and those to its daughters, were found. First time and memory.
 """
 
 import resource
 import sys
 import time
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from scipy import ndimage
 
-from segkit import discover, link_cells, read_image, read_labels
+from segkit import Frame, discover, link_cells, read_image, read_labels
 from segkit.data.synthetic import grow
 
 Film = tuple[list[np.ndarray], pd.DataFrame]  # labels of each frame, lineage
@@ -29,7 +31,7 @@ def events(table: pd.DataFrame) -> tuple[set[tuple[Cell, Cell]], set[tuple[Cell,
     """Links, also those to daughters, and divisions; a mother's track may end or go on as one of its daughters."""
     cells = {track: list(zip(rows["frame"], rows["label"], strict=True))
              for track, rows in table.sort_values("frame").groupby("track")}
-    links = {link for line in cells.values() for link in zip(line, line[1:])}  # noqa: B905
+    links = {link for line in cells.values() for link in pairwise(line)}
     daughters: dict[Cell, set[Cell]] = {}
     for track, mother in table.drop_duplicates("track")[["track", "mother_track"]].itertuples(index=False):
         before = [cell for cell in cells.get(mother, []) if cell[0] < cells[track][0][0]]
@@ -46,7 +48,7 @@ def scores(found: pd.DataFrame, true: pd.DataFrame) -> tuple[float, float, float
     found = found[[cell in held for cell in zip(found["frame"], found["label"], strict=True)]]
     (links, divisions), (true_links, true_divisions) = events(found), events(true)
 
-    def f1(one: set, other: set) -> float:
+    def f1(one: set[Any], other: set[Any]) -> float:
         return 2 * len(one & other) / (len(one) + len(other)) if one or other else 1.0
 
     missed = {cell for link in true_links - links for cell in link[:1]}
@@ -54,7 +56,8 @@ def scores(found: pd.DataFrame, true: pd.DataFrame) -> tuple[float, float, float
     return f1(links, true_links), f1(divisions, true_divisions), 1 - broken / max(true["track"].nunique(), 1)
 
 
-def film(seed: int, shape: tuple[int, int] = (128, 128), frames: int = 12, cells: int = 6, step: float = 0.0924) -> Film:
+def film(seed: int, shape: tuple[int, int] = (128, 128), frames: int = 12, cells: int = 6, step: float = 0.0924) \
+        -> Film:
     """A film of the demo's mechanics; step: growth of log area per frame."""
     rng, labels, rows = np.random.default_rng(seed), [], []
     for frame, (_, picture, lineage) in enumerate(grow(shape, frames, cells, np.full(frames, step), rng)):
@@ -104,9 +107,11 @@ def report(name: str, films: Sequence[Film]) -> None:
 
 
 def demo_rows(seeds: int) -> None:
-    kinds = {"demo, 128 x 128, 12 frames": {}, "crowded: 24 frames": {"frames": 24},
-             "fast: 25 % growth a frame": {"frames": 7, "step": 0.25}, "fast: 40 % growth a frame": {"frames": 5, "step": 0.4},
-             "512 x 512": {"shape": (512, 512), "cells": 20, "frames": 16}}
+    kinds: dict[str, dict[str, Any]] = {
+        "demo, 128 x 128, 12 frames": {}, "crowded: 24 frames": {"frames": 24},
+        "fast: 25 % growth a frame": {"frames": 7, "step": 0.25},
+        "fast: 40 % growth a frame": {"frames": 5, "step": 0.4},
+        "512 x 512": {"shape": (512, 512), "cells": 20, "frames": 16}}
     for name, options in kinds.items():
         films = [film(seed, **options) for seed in range(seeds)]
         report(name, films)
@@ -123,19 +128,19 @@ def every(source: Film, step: int) -> Film:
     return labels[::step], rows.assign(frame=rows["frame"] // step)
 
 
-def delta_film(folder: Path) -> tuple[Film, list]:
+def delta_film(folder: Path) -> tuple[Film, list[Frame]]:
     """Pos101 of a folder in the layout of the users, with tracks_Pos101.csv, and its frames."""
     frames = [f for f in discover(folder).pairs if f.position == "Pos101"]
     rows = pd.read_csv(folder / "tracks_Pos101.csv")
     number = {key: k for k, key in enumerate(dict.fromkeys(zip(rows["chamber"], rows["track"], strict=True)), 1)}
     for column in ("mother_track", "track"):
         rows[column] = [number.get(key, 0) for key in zip(rows["chamber"], rows[column], strict=True)]
-    return ([read_labels(f.masks) for f in frames], rows), frames
+    return ([read_labels(f.masks) for f in frames if f.masks], rows), frames
 
 
 def matched(labels: Sequence[np.ndarray], true: Film) -> pd.DataFrame:
     """The true lineage of those cells that a label matches at IoU 0.5, with the labels' numbers."""
-    number = {}
+    number: dict[Cell, int] = {}
     for frame, (picture, teacher) in enumerate(zip(labels, true[0], strict=True)):
         both = np.bincount((teacher.astype(np.int64) * (picture.max() + 1) + picture).ravel(),
                            minlength=(teacher.max() + 1) * (picture.max() + 1)).reshape(teacher.max() + 1, -1)
@@ -167,8 +172,8 @@ def speed(cells: int, frames: int, images: bool) -> None:
 def main(arguments: Sequence[str]) -> None:
     options = dict(a.split("=", 1) for a in arguments)
     print("| time, and memory of the whole process | | |\n| --- | --- | --- |")
-    for cells, frames, images in ((40, 100, True), (300, 500, False), (2000, 5, False)):
-        speed(cells, frames, images)
+    for case in ((40, 100, True), (300, 500, False), (2000, 5, False)):
+        speed(*case)
     print("\n| film | link F1 | division F1 | complete tracks |\n| --- | --- | --- | --- |", flush=True)
     demo_rows(int(options.get("SEEDS", 5)))
     if "DATA" not in options:

@@ -731,7 +731,8 @@ def test_labels_of_a_palette_are_its_indices(tmp_path):
 def test_a_teachers_cells_that_are_not_seen_do_not_count(tmp_path, pairs):
     image, labels = read_image(pairs[3][0]).astype(np.uint16), pairs[3][1]
     over = np.zeros(labels.shape, bool)
-    over[:, :int(np.nonzero((labels == labels.max()).any(axis=0))[0].max()) + 2] = True
+    leftmost = labels[:, np.flatnonzero(labels.any(axis=0))[0]].max()
+    over[:, :int(np.flatnonzero((labels == leftmost).any(axis=0)).max()) + 2] = True
     tifffile.imwrite(position(tmp_path) / "img_0.tif", np.where(over, 0, image).astype(np.uint16))
     tifffile.imwrite(position(tmp_path, "A_masks/Pos101") / "MASK_img_0.tif", labels)
     frame = discover(tmp_path).pairs[0]

@@ -20,7 +20,7 @@ NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
 
 def test_the_report_shows_results_without_code(tmp_path):
     (tmp_path / "notebooks").mkdir()
-    for file in NOTEBOOKS.glob("0[45]*.ipynb"):
+    for file in NOTEBOOKS.glob("0[46]*.ipynb"):
         shutil.copy(file, tmp_path / "notebooks")
     path = f"/data/{'long/' * 20}a&b"
     write_json(tmp_path / "settings.json", {"DATASET_PATH": path, "EPOCHS": 7, "EXCLUDE": ""})
@@ -36,7 +36,7 @@ def test_the_report_shows_results_without_code(tmp_path):
     assert "segment_dataset(model" not in page
     assert "On your own" not in page
     assert "What you will do" not in page
-    assert "5. Effect of the student" not in page
+    assert "6. Effect of the student" not in page
     assert "Effect of the student's errors on the rates" in page
     assert "Choose a position and a frame" not in page
     assert "run the notebook to see it" not in page

@@ -41,7 +41,8 @@ def channel(*heights, top=10, x=20, shape=(120, 60)):
 
 
 def test_a_cell_keeps_its_track_when_its_label_changes():
-    table = link_cells([boxes((1, 10, 10, 10, 10), (2, 30, 40, 10, 10)), boxes((7, 11, 11, 10, 10), (3, 31, 40, 10, 10))])
+    first, second = boxes((1, 10, 10, 10, 10), (2, 30, 40, 10, 10)), boxes((7, 11, 11, 10, 10), (3, 31, 40, 10, 10))
+    table = link_cells([first, second])
     assert list(table.columns) == ["frame", "label", "track", "mother_track"]
     assert tracks(table) == {(0, 1): 1, (0, 2): 2, (1, 7): 1, (1, 3): 2}
     assert (table["mother_track"] == 0).all()
@@ -60,7 +61,8 @@ def test_two_halves_in_the_place_of_a_cell_are_its_daughters():
 
 def test_a_new_cell_beside_one_that_keeps_its_size_is_no_daughter():
     table = link_cells([boxes((1, 10, 10, 10, 20)), boxes((1, 10, 10, 10, 20), (2, 10, 31, 10, 20))])
-    assert tracks(table) == {(0, 1): 1, (1, 1): 1, (1, 2): 2} and (table["mother_track"] == 0).all()
+    assert tracks(table) == {(0, 1): 1, (1, 1): 1, (1, 2): 2}
+    assert (table["mother_track"] == 0).all()
 
 
 def test_leaving_over_the_border_entering_dying_and_being_lost_are_told_apart():
@@ -94,7 +96,8 @@ def test_two_cells_under_one_label_for_a_frame_are_no_division_afterwards():
 def test_the_view_may_jump_by_more_than_a_cell(by_images):
     rng = np.random.default_rng(0)
     scene = np.zeros((160, 200), np.int32)
-    for label, (y, x) in enumerate(rng.permutation([(y, x) for y in range(30, 120, 16) for x in range(30, 160, 16)])[:25], 1):
+    places = rng.permutation([(y, x) for y in range(30, 120, 16) for x in range(30, 160, 16)])[:25]
+    for label, (y, x) in enumerate(places, 1):
         scene[y:y + 9, x:x + 9] = label
     image, at = rng.normal(size=(160, 200)).cumsum(0).cumsum(1), [(0, 0), (3, 0), (-9, 12), (-8, 14)]
     series = [np.roll(scene, by, (0, 1)) for by in at]
@@ -107,14 +110,11 @@ def test_in_a_channel_order_and_area_count_after_the_outermost_cell_is_washed_ou
     # every cell grows by a sixth: the last one's place is taken by its neighbour, which moves by its own length
     before = np.hstack([channel(12, 18, 24, 12, 18), channel(24, 12, 18, 18), channel(18, 18, 12, 24)])
     after = np.hstack([channel(14, 21, 28, 14), channel(28, 14, 21), channel(21, 21, 14)])
-    for k, (first, second, counts) in enumerate(((before, after, (5, 4, 4)),)):
-        first, second = (np.hstack([part + 10 * n * (part > 0) for n, part in enumerate(np.hsplit(v, 3))])
-                         for v in (first, second))
-        for turn in range(4):
-            table = tracks(link_cells([np.rot90(first, turn), np.rot90(second, turn)]))
-            for lane, count in enumerate(counts):
-                for cell in range(1, count):
-                    assert table[1, 10 * lane + cell] == table[0, 10 * lane + cell], (k, turn, lane, cell)
+    before, after = (np.hstack([lane + 10 * k * (lane > 0) for k, lane in enumerate(np.hsplit(labels, 3))])
+                     for labels in (before, after))
+    for turn in range(4):
+        table = tracks(link_cells([np.rot90(before, turn), np.rot90(after, turn)]))
+        assert all(table[1, label] == table[0, label] for label in np.unique(after)[1:])
 
 
 def test_corrections_overrule():
@@ -137,15 +137,16 @@ def test_corrections_that_fit_no_cell_are_refused(corrections):
 
 
 def test_doubt_is_higher_where_two_cells_could_be_the_next():
-    others = (25, 5), (25, 20), (25, 35)
+    others = (25, 2), (29, 18), (21, 36)
     clear, between = squares(*others, (5, 10), (5, 30)), squares(*others, (5, 20))
     table = link_frames([clear, clear, between])
     assert (table["doubt"][table["frame"] == 0] == 0).all()
-    assert table["doubt"][table["frame"] == 1].max() < 0.05 < 0.5 < table["doubt"].iloc[-1] <= 1
+    assert table["doubt"][table["frame"] == 1].max() < 0.1 < 0.2 < table["doubt"].iloc[-1] <= 1
 
 
 @pytest.mark.parametrize(("labels", "options"), [
-    (squares((10, 10)), {}), ([squares((10, 10)).astype(float)], {}), (7, {}), ([[[1]]], {}), ([-squares((10, 10))], {}),
+    (squares((10, 10)), {}), ([squares((10, 10)).astype(float)], {}), (7, {}), ([[[1]]], {}),
+    ([-squares((10, 10))], {}),
     ([squares((10, 10))] * 2, {"frames": [0]}), ([squares((10, 10))] * 2, {"frames": [1, 1]}),
     ([squares((10, 10))] * 2, {"images": [np.zeros((40, 48))]})])
 def test_bad_input_is_a_sentence(labels, options):
@@ -155,7 +156,8 @@ def test_bad_input_is_a_sentence(labels, options):
 
 def test_odd_input_works():
     empty, large = np.zeros((40, 48), np.uint16), squares((10, 10), (10, 30)).astype(np.int64) * 10 ** 9
-    assert link_cells([]).empty and link_cells([empty, empty]).empty
+    assert link_cells([]).empty
+    assert link_cells([empty, empty]).empty
     assert link_cells([large, empty, large])["track"].tolist() == [1, 2, 1, 2]
     assert link_cells(iter([large]))["track"].tolist() == [1, 2]
     smaller = link_cells([large, large[:30, :40]])
@@ -167,7 +169,7 @@ def test_odd_input_works():
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory):
     """Labels, images and lineage of each position of a small demo."""
-    folder = make_demo_dataset(tmp_path_factory.mktemp("demo") / "demo", frames=12, positions={"REF": (101, 102)}, seed=3)
+    folder = make_demo_dataset(tmp_path_factory.mktemp("demo") / "demo", positions={"REF": (101, 102)}, seed=3)
     lineage, found = pd.read_csv(folder / "lineage.csv"), discover(folder)
     assert not found.problems
     films = []

@@ -173,8 +173,6 @@ def make_demo_dataset(path: str | Path, *, shape: tuple[int, int] = (128, 128), 
                       drug_factor: float = 0.05, seed: int = 0) -> Path:
     """Write a synthetic dataset in the users' layout: images, exact labels, experiments.csv, truth.json, lineage.csv.
 
-    Label numbers have a new order in every frame; lineage.csv says which cell each of them is.
-
     Parameters
     ----------
     path : str or Path
@@ -210,21 +208,23 @@ def make_demo_dataset(path: str | Path, *, shape: tuple[int, int] = (128, 128), 
         for order, (experiment, number) in enumerate(tqdm(jobs, desc="demo", unit="position", leave=False)):
             rng = np.random.default_rng([seed, order])
             rates = np.full(frames, np.log(2) / doubling_minutes * rng.uniform(0.9, 1.1))  # per minute
-            growth: dict[str, object] = {"growth_per_minute_before": rates[0]}
-            if experiment.startswith("RIF"):
-                rates[drug_frame:] *= drug_factor
-            growth["growth_per_minute_after"] = rates[-1]
+            before = rates[0]
+            rates[drug_frame:] *= drug_factor if experiment.startswith("RIF") else 1
+            growth = {"growth_per_minute_before": before, "growth_per_minute_after": rates[-1]}
             movie = grow(shape, frames, cells, rates * minutes_per_frame, rng)
             grown[f"{experiment}/Pos{number}"] = growth | _write_position(root, experiment, number, order, movie,
-                                                                                lineage)
-        truth = {"minutes_per_frame": minutes_per_frame, "drug_frame": drug_frame, "reference": "REF"}
-        _write_truth(root, positions, truth | {"positions": grown})
-        (root / "lineage.csv").write_text("".join(lineage), "utf-8")
+                                                                          lineage)
+        _write_truth(root, positions, {"minutes_per_frame": minutes_per_frame, "drug_frame": drug_frame,
+                                       "reference": "REF", "positions": grown}, lineage)
     return root
 
 
-def _write_truth(root: Path, experiments: Iterable[str], truth: Mapping[str, object]) -> None:
-    """Write the timing as users do (experiments.csv), and what was put in, for the tests to measure (truth.json)."""
+def _write_truth(root: Path, experiments: Iterable[str], truth: Mapping[str, object], lineage: Iterable[str]) -> None:
+    """Write the timing as users do (experiments.csv), and what was put in, for the tests to measure (truth.json).
+
+    Label numbers have a new order in every frame: lineage.csv says which cell each is.
+    """
+    (root / "lineage.csv").write_text("".join(lineage), "utf-8")
     timing = [f"{experiment},{truth['minutes_per_frame']:g},{truth['drug_frame']}\n" for experiment in experiments]
     (root / "experiments.csv").write_text("experiment,minutes_per_frame,drug_frame\n" + "".join(timing), "utf-8")
     (root / "truth.json").write_text(json.dumps(truth, indent=1) + "\n", "utf-8")
@@ -284,12 +284,12 @@ def grow(shape: tuple[int, int], frames: int, cells: int, growth: np.ndarray,
     for k in range(frames):
         tracks = draw_labels(rods, shape)
         seen = np.isin(rods.label, tracks)
-        cells = np.stack([numbering.permutation(seen.sum()) + 1, rods.label[seen], rods.mother[seen]], 1)
+        lineage = np.stack([numbering.permutation(seen.sum()) + 1, rods.label[seen], rods.mother[seen]], 1)
         numbers = np.zeros(rods.label.max() + 1, np.int32)
-        numbers[cells[:, 1]] = cells[:, 0]
+        numbers[lineage[:, 1]] = lineage[:, 0]
         labels = numbers[tracks]
         image = EXPOSURE * render(draw_thickness(rods, shape, rim), obstacles, light, microscope, rng)
-        yield image, labels, cells[np.argsort(cells[:, 0])]
+        yield image, labels, lineage[np.argsort(lineage[:, 0])]
         rods.area = rods.area * np.exp(growth[k])
         rods.centre = rods.centre + rng.normal(0, 0.25, rods.centre.shape)
         rods.angle = rods.angle + rng.normal(0, 0.02, len(rods.angle))

@@ -5,22 +5,14 @@ from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
 import pandas as pd
-from scipy import fft, optimize, sparse
+from scipy import fft
 
 from ..errors import SegkitError
+from .links import ALONE, AT_EXIT, CELL, LOST, solve
 
 TRACKS_COLUMNS = ("track", "first_frame", "last_frame", "mother_track", "daughters", "began", "ended")
 GAP = 2  # frames in which a cell may be missing
-NEIGHBOURS = 6  # nearest cells that may be the next one, beside those that overlap
-ALONE, AT_EXIT, LOST = 2.5, 1.0, 0.0  # cost of a cell without a partner: inside, where cells leave, missing before
-DIVIDES, MERGES = 0.5, 1.0  # cost of a division, and of two cells under one label
-SIGMA = 0.18  # standard deviation of a step of log area about the frame's growth
 GROWTH = (0.05, 0.15, 0.3, 0.5)  # log area per frame, before any is measured
-# a cell that can be linked; places are complex, x + iy. axis: unit vector along it; alone: cost of having no partner;
-# seen: frame in which it was measured; channel: -1 none; rank: order in the channel; slack: pixels it may be off
-CELL = np.dtype([("label", int), ("area", float), ("centre", complex), ("axis", complex), ("length", float),
-                 ("width", float), ("alone", float), ("seen", int), ("track", int), ("channel", int), ("rank", int),
-                 ("slack", float)])
 
 
 def _measure(labels: np.ndarray, frame: int) -> tuple[np.recarray, np.ndarray]:
@@ -77,7 +69,7 @@ def _thumb(picture: np.ndarray) -> np.ndarray:
 
 
 def _drift(before: np.ndarray, after: np.ndarray, whiten: bool) -> complex:
-    """How far the view moved, x + iy pixels, by the correlation of two `_thumb`s; of phases only: Kuglin and Hines 1975."""
+    """How far the view moved, x + iy pixels, by the correlation of two `_thumb`s; whiten: of phases (Kuglin 1975)."""
     shape = [fft.next_fast_len(max(1, *sides), real=True) for sides in zip(before.shape, after.shape, strict=True)]
     cross = fft.rfft2(after, shape) * fft.rfft2(before, shape).conj()
     match = fft.irfft2(cross / (np.abs(cross) + 1e-9) if whiten else cross, shape)
@@ -111,197 +103,8 @@ def _shared(a: np.recarray, pixels: np.ndarray, b: np.recarray, others: np.ndarr
     return pairs.reshape(len(a), len(b) + 1)[:, :-1], shift
 
 
-def _couples(one: np.recarray, two: np.recarray, i: np.ndarray, j: np.ndarray) -> np.ndarray:
-    """(3, h): every cell i of `one` with two of its candidates j in `two`; in a channel these are neighbours."""
-    order = np.lexsort((two.rank[j], i))
-    i, j = i[order], j[order]
-    steps = range(1, np.bincount(i, minlength=1).max())
-    found = np.concatenate([np.zeros((3, 0), int), *(
-        np.stack([i[:-step], j[:-step], j[step:]])[:, i[:-step] == i[step:]] for step in steps)], axis=1)
-    return found[:, (one.channel[found[0]] < 0) | (two.rank[found[2]] - two.rank[found[1]] == 1)]
-
-
-def _hypotheses(a: np.recarray, b: np.recarray, shared: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """What may have become of the cells a in b: a link, a division, or two cells drawn as one.
-
-    Returns members (h, 4): two of a, two of b, -1 where there is none; gain (h,): cost saved against no link at all.
-    """
-    # candidates overlap or are near; in a channel all are
-    near = np.argsort(np.abs(a.centre[:, None] - b.centre), axis=1)[:, :NEIGHBOURS]
-    pairs = (shared > 0) | (a.channel >= 0)[:, None]
-    np.put_along_axis(pairs, near, True, axis=1)
-    i, j = np.nonzero(pairs & (a.channel[:, None] == b.channel))
-    (m, d, e), (w, p, q) = _couples(a, b, i, j), _couples(b, a, j, i)
-    p, q = np.where(a.area[p] >= a.area[q], [p, q], [q, p])
-    members = np.full((len(i) + len(m) + len(w), 4), -1)
-    members[:len(i), [0, 2]] = np.stack([i, j], 1)
-    members[len(i):len(i) + len(m), [0, 2, 3]] = np.stack([m, d, e], 1)
-    members[len(i) + len(m):, :3] = np.stack([p, q, w], 1)
-
-    # conserved area; parts that lie together and are alike; -1 takes the last item, of no area
-    sides, cost, gain = [], np.zeros(len(members)), np.zeros(len(members))
-    for cells, parts, price in ((a, members[:, :2].T, MERGES), (b, members[:, 2:].T, DIVIDES)):
-        area, alone, place = (np.append(v, 0)[parts] for v in (cells.area, cells.alone, cells.centre * cells.area))
-        sides.append((area.sum(0), place.sum(0) / area.sum(0)))
-        gain += alone.sum(0)
-        two = parts[1] >= 0
-        first, second = cells[parts[:, two]]
-        far = np.abs(first.centre - second.centre) - 0.6 * (first.length + second.length)
-        unlike = np.maximum(np.abs(np.log(first.area / second.area)) - 0.4, 0)
-        cost[two] += price + 3 * unlike ** 2 + 2 * np.maximum(far, 0) / np.sqrt(area.sum(0)[two])
-    (area, place), (to_area, to_place) = sides
-    first = a[members[:, 0]]
-    cost += np.minimum((np.log(to_area / area) / SIGMA) ** 2 / 2, np.where(first.alone == AT_EXIT, 1.5, 4.5))
-
-    # place: overlap and distance, in units of the root of the area; channels let cells slide
-    off = np.maximum(np.abs(to_place - place) - first.slack, 0) / np.sqrt(to_area)
-    pixels = sum(np.pad(shared, (0, 1))[members[:, k], members[:, m]] for k in (0, 1) for m in (2, 3))
-    cost += np.where(first.channel >= 0, 0.5 * np.minimum(off, 3), 2 - 2 * pixels / np.minimum(area, to_area) + off)
-    gain -= cost
-    return members[gain > 0], gain[gain > 0]
-
-
-def _pack(nodes: np.ndarray, gain: np.ndarray, size: int) -> np.ndarray:
-    """Which rows of nodes (h, 4; size: none) have the largest sum of gain, with each node in at most one of them."""
-    rows, columns = np.nonzero(nodes < size)
-    table = sparse.csr_array((np.ones(len(rows)), (rows, nodes[rows, columns])), (len(nodes), size))
-    taken, chosen = np.zeros(size + 1, bool), np.zeros(len(nodes), bool)
-    for h in np.argsort(-gain, kind="stable"):
-        if not taken[nodes[h]].any():
-            taken[nodes[h]] = chosen[h] = True
-            taken[size] = False
-    # greedy is exact for groups of cells in which every cell has got its best
-    best, share = np.zeros(size + 1), gain / (nodes[:, :2] < size).sum(1)
-    np.maximum.at(best, nodes[:, :2], share[:, None])
-    groups, group = sparse.csgraph.connected_components(table.T @ table, directed=False)
-    got = np.bincount(group[nodes[:, 0]], gain * chosen, groups)
-    hard = (np.bincount(group, best[:-1], groups) > got + 1e-9)[group[nodes[:, 0]]]
-    if hard.any():
-        limit = optimize.LinearConstraint(table[hard].T, -np.inf, 1)
-        chosen[hard] = optimize.milp(-gain[hard], integrality=1, bounds=(0, 1), constraints=limit).x > 0.5
-    return chosen
-
-
-def _channels(a: np.recarray, b: np.recarray, memory: dict[str, np.ndarray]) -> None:
-    """Find dead-end channels, cells in single file beside other files, and set channel, rank, centre and slack.
-
-    None unless most cells are in such files, in this frame and in most of those before. Cells of a may move along their
-    channel as far as those nearer to the closed end have grown.
-    """
-    n, both = len(a), np.concatenate([a, b]).view(np.recarray)
-    along = np.exp(0.5j * np.angle((both.axis ** 2 * (both.length - both.width)).sum()))
-    along *= np.sign(max(along.real, along.imag, key=abs))
-    s, u, turned = (both.centre / along).real, (both.centre / along).imag, both.axis / along
-    extent = (both.length * np.abs(turned.real) + both.width * np.abs(turned.imag)) / 2
-    # files are apart sideways; the second round corrects the angle by the files themselves
-    for _ in range(2):
-        order, file = np.argsort(u, kind="stable"), np.zeros(len(u), int)
-        file[order] = np.cumsum(np.diff(u[order], prepend=u.min()) > 0.75 * np.median(both.width))
-        ds, du = (v - (np.bincount(file, v) / np.bincount(file))[file] for v in (s, u))
-        u = u - np.clip(ds @ du / max(ds @ ds, 1e-9), -0.1, 0.1) * s
-
-    # cells of a file stand one after the other in both frames
-    files: list[tuple[int, list[np.ndarray]]] = []
-    seen = (both.alone > LOST) * (1 + (np.arange(len(u)) >= n))
-    for number in range(file.max() + 1):
-        parts = [np.flatnonzero((file == number) & (seen == k)) for k in (1, 2)]
-        parts = [part[np.argsort(s[part], kind="stable")] for part in parts]
-        gaps = [np.diff(s[p]) / (extent[p][1:] + extent[p][:-1]) for p in parts]
-        narrow = np.ptp(du[file == number]) < 1.2 * np.median(both.width)
-        if narrow and min(map(len, parts)) > 0 and min(v.min(initial=1) for v in gaps) > 0.5:
-            files.append((number, parts))
-    share = sum(len(i) + len(j) for _, (i, j) in files if len(i) + len(j) > 4) / len(u)
-    memory["files"] = valid = np.append(memory["files"], share >= 0.6)
-    if not valid[-1] or valid[-20:].mean() < 0.7:
-        return
-
-    # growth looks like drift to labels; at the closed end the cells of all channels begin, and stay
-    blind = (memory["blind"] / along).real
-    s[:n] -= blind
-    low, high = s - extent, s + extent
-    ends = np.array([[low[i[0]], high[i[-1]], low[j[0]], high[j[-1]]] for _, (i, j) in files])
-    moved = np.median(ends[:, 2:] - ends[:, :2], axis=0)
-    memory["open"] = memory["open"] + ends.std(0)[2:] + np.abs(moved)
-    side = int(memory["open"][0] > memory["open"][1])
-    shift = moved[side] * (len(files) > 2 or abs(moved[side]) < np.median(both.length) / 2)
-    s[:n] += shift
-    ends[:, side] += shift
-    for (number, (i, _)), end in zip(files, ends[:, side::2], strict=True):
-        cells, way = file == number, 1 - 2 * side
-        for part in (np.flatnonzero(cells[:n]), n + np.flatnonzero(cells[n:])):
-            both.rank[part[np.argsort(way * s[part], kind="stable")]] = np.arange(len(part))
-        both.channel[cells], both.alone[i[::way][-1]] = number, AT_EXIT
-        further = (s[cells] - way * (way * end).min()) * (np.exp(memory["growth"][0]) - 1) / 2
-        both.centre[cells] += (shift - blind + further) * along
-        both.slack[cells] = np.abs(further)
-    a[:] = both[:n]
-    b.channel, b.rank = both.channel[n:], both.rank[n:]
-
-
-def _align(nodes: np.ndarray, gain: np.ndarray, spare: np.ndarray, count: int) -> tuple[list[int], int, int]:
-    """The hypotheses of a channel that keep its order, by dynamic programming over the order in both frames.
-
-    nodes (h, 4): ranks, as `_hypotheses`; spare: cost saved for each cell of the first frame beyond the outermost link;
-    count: cells in the second frame. Returns rows of nodes, and how many cells of either frame are not beyond it.
-    """
-    into: dict[tuple[int, int], list[tuple[int, int, int]]] = {}
-    for h, (i, i2, j, j2) in enumerate(nodes.tolist()):
-        into.setdefault((max(i, i2) + 1, max(j, j2) + 1), []).append((h, 1 + (i2 >= 0), 1 + (j2 >= 0)))
-    # best[p, q]: gain of the p and q innermost cells, and the last step to it
-    best: dict[tuple[int, int], tuple[float, int, int, int]] = {(0, 0): (0.0, -1, 0, 0)}
-    for p, q in list(np.ndindex(len(spare) + 1, count + 1))[1:]:
-        steps = [(best[p - take, q - give][0] + gain[h], h, take, give) for h, take, give in into.get((p, q), [])]
-        best[p, q] = max(steps + [(best[p - take, q - give][0], -1, take, give)
-                                  for take, give in ((1, 0), (0, 1)) if p >= take and q >= give])
-    out = np.append(np.cumsum(spare[::-1])[::-1], 0)
-    p, q = end = max(best, key=lambda at: best[at][0] + out[at[0]])
-    chosen: list[int] = []
-    while p or q:
-        _, h, take, give = best[p, q]
-        p, q, chosen = p - take, q - give, chosen + [h] * (h >= 0)
-    return chosen, *end
-
-
-def _solve(a: np.recarray, b: np.recarray, shared: np.ndarray, forced: np.ndarray, memory: dict[str, np.ndarray]) \
-        -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
-    """Links from a to b: members (h, 4) as `_hypotheses`, doubt (h,), who is at a channel's exit (n + m,), the gain.
-
-    forced: members that the user chose. Sets the channels of a and b.
-    """
-    total, offset = len(a) + len(b), np.array([0, 0, len(a), len(a)])
-    _channels(a, b, memory)
-    members, gain = _hypotheses(a, b, shared)
-    # what the user chose leaves no choice to these cells
-    blocked = np.zeros(total + 1, bool)
-    blocked[np.where(forced < 0, total, forced + offset)] = True
-    blocked[total] = False
-    nodes = np.where(members < 0, total, members + offset)
-    keep = ~blocked[nodes].any(1)
-    members, gain, nodes = members[keep], gain[keep], nodes[keep]
-    channel, chosen, leaves = a.channel[members[:, 0]], np.zeros(len(gain), bool), np.zeros(total, bool)
-
-    # each channel by its order, all other cells at once
-    chosen[channel < 0] = _pack(nodes[channel < 0], gain[channel < 0], total)
-    rank = np.concatenate([a.rank, b.rank, [-1]])
-    for number in np.unique(a.channel[a.channel >= 0]):
-        rows, i, j = (np.flatnonzero(v == number) for v in (channel, a.channel, b.channel))
-        i, j = i[np.argsort(a.rank[i])], j[np.argsort(b.rank[j])]
-        found, p, q = _align(rank[nodes[rows]], gain[rows], np.maximum(a.alone[i] - AT_EXIT, 0), len(j))
-        chosen[rows[found]] = leaves[i[p:]] = leaves[len(a) + j[q:]] = True
-
-    # doubt: what is lost if another hypothesis takes the place of all that it excludes
-    which, margin = np.full(total + 1, len(gain)), np.append(gain, 0)
-    which[nodes[chosen]] = np.flatnonzero(chosen)[:, None]
-    which[total] = len(gain)
-    rivals = np.sort(which[nodes[~chosen]], axis=1)
-    rivals[:, 1:][rivals[:, 1:] == rivals[:, :-1]] = len(gain)
-    np.minimum.at(margin, rivals, (margin[rivals].sum(1) - gain[~chosen])[:, None])
-    doubt = np.minimum(2 / (1 + np.exp(margin[:-1][chosen])), 1)
-    return np.concatenate([forced, members[chosen]]), np.append(np.zeros(len(forced)), doubt), leaves, gain[chosen].sum()
-
-
 def _forced(a: np.recarray, b: np.recarray, todo: dict[tuple[int, int], tuple[int, ...]], frame: int) -> np.ndarray:
-    """The user's corrections of cells a of this frame: members (h, 4) as `_hypotheses`; they are taken out of todo."""
+    """The user's corrections of cells a of this frame: members (h, 4) as in `solve`; they are taken out of todo."""
     rows: list[list[int]] = []
     for i in np.flatnonzero(a.alone > LOST):
         following = todo.pop((frame, int(a.label[i])), None)
@@ -314,26 +117,27 @@ def _forced(a: np.recarray, b: np.recarray, todo: dict[tuple[int, int], tuple[in
     return np.maximum(np.array(rows, int).reshape(-1, 4), -1)
 
 
-def _carry(a: np.recarray, pixels: np.ndarray, b: np.recarray, members: np.ndarray, frame: int, longest: int) \
-        -> tuple[np.recarray, np.ndarray, np.ndarray]:
-    """Cells of a to look for again, moved as their neighbours were, with pixels; and which of b are not to be linked.
+def _carry(a: np.recarray, pixels: np.ndarray, b: np.recarray, others: np.ndarray, members: np.ndarray, frame: int,
+           longest: int) -> tuple[np.recarray, np.ndarray]:
+    """Cells to link to the next frame, with pixels: b, and those of a to look for again, moved as their neighbours.
 
     longest: for how many frames a cell is looked for.
     """
     i, i2, j, j2 = members.T
-    keep, hidden, by = np.ones(len(a), bool), np.zeros(len(b), bool), np.zeros(len(a), complex)
+    keep, shown, by = np.ones(len(a), bool), np.ones(len(b), bool), np.zeros(len(a), complex)
     one = (i2 < 0) & (j2 < 0) & (j >= 0)
     if one.any():
         near = np.argsort(np.abs(a.centre[:, None] - a.centre[i[one]]), axis=1)[:, :2]
         by = (b.centre[j[one]] - a.centre[i[one]])[near].mean(1)
     # cells drawn as one are looked for as they were; the first stands for both
     merged = (i2 >= 0) & (frame - np.minimum(a.seen[i], a.seen[i2]) < longest)
-    keep[i] = keep[i2[i2 >= 0]] = False
-    a.alone = np.full(len(a), LOST)
-    keep[i[merged]] = keep[i2[merged]] = hidden[j[merged]] = True
+    keep[i] = keep[i2[i2 >= 0]] = shown[j[merged]] = False
+    keep[i[merged]] = keep[i2[merged]] = True
+    a.alone, a.label[i[merged]] = np.full(len(a), LOST), b.label[j[merged]]
     a.alone[i[merged]] = ALONE
-    a.label[i[merged]] = b.label[j[merged]]
-    return *_kept(*_moved(a, pixels, by), keep), hidden
+    (a, pixels), (b, others) = _kept(*_moved(a, pixels, by), keep), _kept(b, others, shown)
+    pixels[0] += len(b)
+    return np.concatenate([b, a]).view(np.recarray), np.concatenate([others, pixels], axis=1)
 
 
 def link_cells(labels: Iterable[np.ndarray], frames: Iterable[int] | None = None,
@@ -378,8 +182,6 @@ def link_frames(labels: Iterable[np.ndarray], frames: Iterable[int] | None = Non
 
     Parameters
     ----------
-    labels, frames, images
-        As in `link_cells`.
     corrections : mapping of (frame, label) to tuple of int
         Labels of the next frame: one continues the cell, two are its daughters, none ends its track.
 
@@ -393,11 +195,11 @@ def link_frames(labels: Iterable[np.ndarray], frames: Iterable[int] | None = Non
     step = int(min(np.diff(numbers), default=1)) if numbers else 1
     if step < 1:
         raise SegkitError(f"frames are {numbers}: each number must be larger than the one before")
+    # growth of log area per frame, and for how many links it stands; what tells of channels so far
+    memory = {"growth": np.zeros(2), "files": np.zeros(0), "open": np.zeros(2), "blind": np.zeros(())}
     todo, mothers, last = dict(corrections or {}), np.zeros(1, int), 0
     rows: list[tuple[np.ndarray, ...]] = []
     (known, pixels), thumb = _measure(np.zeros((1, 1), int), 0), np.zeros((0, 0), np.float32)
-    # growth of log area per frame, and for how many links it stands; what tells of channels so far
-    memory = {"growth": np.zeros(2), "files": np.zeros(0), "open": np.zeros(2)}
 
     for number, picture, image in _together(labels, numbers, images):
         cells, others = _measure(picture, number)
@@ -406,43 +208,43 @@ def link_frames(labels: Iterable[np.ndarray], frames: Iterable[int] | None = Non
         known, pixels = _kept(known, pixels, number - known.seen <= (GAP + 1) * step)
         shared, shift = _shared(known, pixels, cells, others, picture.shape, _drift(before, thumb, image is not None))
         known, pixels = _moved(known, pixels, np.full(len(known), shift))
-        memory["blind"] = shift * (image is None)
-        members, doubt, out = _follow(known, cells, shared, _forced(known, cells, todo, last), memory,
-                                      (number - known.seen) / step)
-        i, _, j, j2 = members.T
-        link, split = (j >= 0) & (j2 < 0), j2 >= 0
-
-        # a link carries the track on; a division begins two, and every cell without a link one
-        cells.track[j[link]] = known.track[i[link]]
-        mother, doubts, new = np.zeros(len(cells), int), np.zeros(len(cells)), cells.track == 0
-        for daughter in (j, j2):
-            mother[daughter[split]] = known.track[i[split]]
-            doubts[daughter[daughter >= 0]] = doubt[daughter >= 0]
-        cells.track[new] = len(mothers) + np.arange(new.sum())
-        mothers = np.append(mothers, mother[new])
+        memory["blind"] = np.array(shift * (image is None))
+        forced, age = _forced(known, cells, todo, last), (number - known.seen) / step
+        members, doubt, out = _follow(known, cells, shared, forced, memory, age)
+        mothers, doubts = _name(known, cells, members, doubt, mothers)
         if rows:
             rows[-1][-1][np.isin(rows[-1][1], known.label[out[:len(known)] & (known.alone > LOST)])] = True
         rows.append((np.full(len(cells), number), cells.label, cells.track, doubts,
                      (cells.alone == AT_EXIT) | out[len(known):]))
 
         # this frame's cells, and those still to be found
-        missing, their_pixels, hidden = _carry(known, pixels, cells, members, number, GAP * step)
-        known, pixels = _kept(cells, others, ~hidden)
-        their_pixels[0] += len(known)
-        known = np.concatenate([known, missing]).view(np.recarray)
-        pixels, last = np.concatenate([pixels, their_pixels], axis=1), number
+        (known, pixels), last = _carry(known, pixels, cells, others, members, number, GAP * step), number
     if todo:
         raise SegkitError(f"corrections name cells that are not there, or not before another frame: {sorted(todo)}")
-    names = ("frame", "label", "track", "doubt", "leaves")
-    empty = (np.zeros(0, int),) * 3 + (np.zeros(0), np.zeros(0, bool))
-    table = pd.DataFrame({name: np.concatenate(v) for name, *v in zip(names, empty, *rows, strict=True)})
+    start = {"frame": int, "label": int, "track": int, "doubt": float, "leaves": bool}
+    table = pd.DataFrame({k: np.concatenate([np.zeros(0, start[k]), *v]) for k, *v in zip(start, *rows, strict=True)})
     table.insert(3, "mother_track", mothers[table["track"]])
     return table
 
 
+def _name(a: np.recarray, b: np.recarray, members: np.ndarray, doubt: np.ndarray, mothers: np.ndarray) \
+        -> tuple[np.ndarray, np.ndarray]:
+    """Set the tracks of b; returns the mothers of all tracks so far, and the doubt (m,) about the link to each of b."""
+    i, _, j, j2 = members.T
+    link, split = (j >= 0) & (j2 < 0), j2 >= 0
+    # a link carries the track on; a division begins two, and every cell without a link one
+    b.track[j[link]] = a.track[i[link]]
+    mother, doubts, new = np.zeros(len(b), int), np.zeros(len(b)), b.track == 0
+    for daughter in (j, j2):
+        mother[daughter[split]] = a.track[i[split]]
+        doubts[daughter[daughter >= 0]] = doubt[daughter >= 0]
+    b.track[new] = len(mothers) + np.arange(new.sum())
+    return np.append(mothers, mother[new]), doubts
+
+
 def _follow(a: np.recarray, b: np.recarray, shared: np.ndarray, forced: np.ndarray, memory: dict[str, np.ndarray],
             age: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """`_solve` for cells grown since they were seen, age frames ago; measures the growth."""
+    """`solve` for cells grown since they were seen, age frames ago; measures the growth."""
     if not len(a) or not len(b):
         return forced, np.zeros(len(forced)), np.zeros(len(a) + len(b), bool)
     # before any growth is measured, that which explains most
@@ -452,7 +254,7 @@ def _follow(a: np.recarray, b: np.recarray, shared: np.ndarray, forced: np.ndarr
         trial = memory | {"growth": np.array([growth, 0.0])}
         grown = a.copy()
         grown.area *= np.exp(growth * age)
-        *found, gain = _solve(grown, b, shared, forced, trial)
+        *found, gain = solve(grown, b, shared, forced, trial)
         gain -= 4 * growth  # one cell is no evidence of fast growth
         if gain > best:
             best, (members, doubt, leaves), kept = gain, found, trial
@@ -485,10 +287,8 @@ def tracks_table(cells: pd.DataFrame, first_frame: int, last_frame: int) -> pd.D
     Parameters
     ----------
     cells : DataFrame
-        One row per cell and frame: frame, label, track, mother_track, touches_border, area_px, centroid_y, centroid_x
-        and, where known, leaves (`link_frames`).
-    first_frame, last_frame : int
-        The position's.
+        One row per cell and frame of the position from first_frame to last_frame: frame, label, track, mother_track,
+        touches_border, area_px, centroid_y, centroid_x and, where known, leaves (`link_frames`).
 
     Returns
     -------
@@ -505,9 +305,8 @@ def tracks_table(cells: pd.DataFrame, first_frame: int, last_frame: int) -> pd.D
     leaves = cells["touches_border"] | cells.get("leaves", False)
     rows = cells.assign(leaves=leaves.astype(bool)).groupby("track")
     start, end = rows.head(1).set_index("track"), rows.tail(1).set_index("track")
-    daughters = start[start["mother_track"] > 0].reset_index().groupby("mother_track")["track"]
-    text = pd.Series("", start.index, dtype=object)
-    text.update(daughters.agg(lambda tracks: " ".join(map(str, tracks))))
+    daughters = start[start["mother_track"] > 0].groupby("mother_track").groups
+    text = pd.Series({track: " ".join(map(str, daughters.get(track, []))) for track in start.index}, dtype=object)
     by_frame = dict(list(cells.set_index("track").groupby("frame")))
     frames = sorted(by_frame)
 
@@ -515,15 +314,13 @@ def tracks_table(cells: pd.DataFrame, first_frame: int, last_frame: int) -> pd.D
         """Whether nothing is seen where the cell was."""
         cell = end.loc[track]
         later = frames[bisect_right(frames, cell["frame"]):][:GAP + 1]
-        if len(later) <= GAP:
-            return "lost"
         for frame in later:
             others, before = by_frame[frame][["centroid_y", "centroid_x"]], by_frame[cell["frame"]]
             motion = (others - before[["centroid_y", "centroid_x"]]).median().fillna(0)
             away = others - cell[["centroid_y", "centroid_x"]].astype(float) - motion
             if (np.hypot(away["centroid_y"], away["centroid_x"]) < np.sqrt(cell["area_px"] / np.pi)).any():
                 return "lost"
-        return "death"
+        return "death" if len(later) > GAP else "lost"
 
     began = np.select([start["mother_track"] > 0, start["frame"] == first_frame, start["leaves"]],
                       ["division", "first frame", "border"], "appeared")
