@@ -155,26 +155,6 @@ def wrong_links(founders: int = 4000) -> None:
               f"{100 * (found[1] > 0.5).mean():.2f} |", flush=True)
 
 
-def true_tracks(movie: list[np.ndarray]) -> pd.DataFrame:
-    """Cells and tracks of a position of the demo from its labels: a new number lies where its mother was."""
-    track: dict[int, tuple[int, int]] = {}  # track and mother by label
-    last, rows = 0, []
-    for frame, labels in enumerate(movie):
-        table = measure_cells(labels)
-        before = track
-        mothers = {new: np.bincount(movie[frame - 1][labels == new])[1:].argmax() + 1
-                   for new in table["label"] if frame and new not in before}
-        track = {}
-        for label in table["label"]:
-            known = label in before and label not in mothers.values()
-            mother = before[mothers.get(label, label)][0] if frame else 0
-            last += not known
-            track[label] = before[label] if known else (last, mother)
-        rows.append(table.assign(frame=frame, track=[track[k][0] for k in table["label"]],
-                                 mother_track=[track[k][1] for k in table["label"]]))
-    return pd.concat(rows, ignore_index=True)
-
-
 def demo(factor: float = 0.05, positions: int = 3, frames: int = 12, drug: int = 6, minutes: float = 10.0,
          seed: int = 0) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Single-cell rates of the demo's labels, and for each track and phase the median's error over the reference."""
@@ -183,8 +163,10 @@ def demo(factor: float = 0.05, positions: int = 3, frames: int = 12, drug: int =
         rng = np.random.default_rng([seed, k])
         growth = np.full(frames, np.log(2) / 75 * rng.uniform(0.9, 1.1))
         growth[drug:] *= factor if experiment == "RIF" else 1
-        movie = [labels for _, labels, _ in grow((128, 128), frames, 6, growth * minutes, rng)]
-        cells.append(true_tracks(movie).assign(experiment=experiment, position=f"Pos{p}"))
+        for frame, (_, labels, lineage) in enumerate(grow((128, 128), frames, 6, growth * minutes, rng)):
+            truth = pd.DataFrame(lineage, columns=["label", "track", "mother_track"])
+            table = measure_cells(labels).merge(truth, on="label")
+            cells.append(table.assign(frame=frame, experiment=experiment, position=f"Pos{p}"))
         true |= {(experiment, f"Pos{p}", after): 60 * growth[-1 if after else 0] for after in (False, True)}
     rates = single_cell_rates(pd.concat(cells), minutes)
 

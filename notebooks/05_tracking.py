@@ -19,9 +19,9 @@
 # %%
 from segkit import SegkitError, discover
 from segkit.notebook import (
-    by_position, check_dataset, conditions_table, display, doubtful_links, link_dataset, link_editor,
-    load_settings, segmented_frames, show_cell_curves, show_kymograph, show_lineages, show_links,
-    show_tracks, write_ctc,
+    by_position, check_dataset, conditions_table, display, doubtful_links, link_dataset,
+    link_editor, load_settings, segmented_frames, show_cell_curves, show_kymograph,
+    show_lineages, show_links, show_tracks, write_ctc,
 )
 
 # %% tags=["parameters"]

@@ -15,7 +15,7 @@ from segkit.data.tiff import read_metadata
 from segkit.measure import segment_dataset as inference_module
 from segkit.measure.segment_dataset import (
     dice_warning,
-    estimate_scales,
+    find_scales,
     scale_text,
     segmented_frames,
     width_warning,
@@ -128,7 +128,7 @@ def test_auto_scale_is_one_factor_for_every_position(tmp_path, monkeypatch, capl
     write(tmp_path / "B_raw_data" / "Pos1" / "img_0.tif", rows_of_squares(20, count=1).astype(np.uint8))
     frames, model = discover(tmp_path).frames, untrained_student()
     with caplog.at_level("INFO", "segkit"):
-        assert set(estimate_scales(model, frames).values()) == {1.0}  # its training cells' width is not known
+        assert set(find_scales(model, frames, "auto").values()) == {1.0}  # its training cells' width is not known
     assert caplog.text.count("is not known: 1 is used") == 1
     monkeypatch.setattr(predict_module, "_predict_tiles", knows_squares)
     model.info = ModelInfo(cell_width=9.0)

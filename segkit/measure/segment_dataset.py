@@ -92,15 +92,14 @@ def segment_dataset(model: UNet, frames: Dataset | Iterable[Frame], out_dir: str
     pixel_size_um : float or mapping, optional
         um per pixel, one for all or by experiment, for sizes in um and the TIFFs' resolution.
     scale, flips
-        See `segment`; "auto" finds one factor for every position, see `estimate_scales`. A warning tells where the
-        cells are not as wide as the training cells.
+        See `segment`; "auto" finds one factor for every position. Cells of another width than the training's are a
+        warning.
     cluster : str
         Where to compute: "" is this process; see dask_backend.run_on_cluster.
 
     Returns
     -------
-    Path
-        Of cells.csv.
+    Path of cells.csv
 
     Raises
     ------
@@ -116,8 +115,7 @@ def segment_dataset(model: UNet, frames: Dataset | Iterable[Frame], out_dir: str
     out_dir, frames = Path(out_dir), frames_of(frames)
     width_of = frozenset(f.name for f in frames[::max(1, len(frames) // WIDTH_FRAMES)])  # a sample
     with locked(out_dir), logging_to(out_dir / "run.log"):
-        scales = estimate_scales(model, frames) if scale == "auto" else {f.unit: float(scale) for f in frames}
-        options = InferenceOptions(scales, pixel_size_um, flips, width_of)
+        options = InferenceOptions(find_scales(model, frames, scale), pixel_size_um, flips, width_of)
         work = partial(segment_frames, out_dir=out_dir.resolve(), options=options)
         running = run_on_cluster(cluster, work, model, frames) if cluster else work(model, frames)
         results = _collect(running, frames, out_dir)
@@ -127,12 +125,16 @@ def segment_dataset(model: UNet, frames: Dataset | Iterable[Frame], out_dir: str
     return out_dir / "cells.csv"
 
 
-def estimate_scales(model: UNet, frames: Sequence[Frame]) -> dict[tuple[str, str], float]:
-    """The factor of every position (experiment, position) for SCALE=auto, from a few of its frames.
+def find_scales(model: UNet, frames: Sequence[Frame], scale: float | str) -> dict[tuple[str, str], float]:
+    """The factor of every position (experiment, position): scale, or with "auto" one from a few of its frames.
 
     One position is one field of view through one objective. A position whose cells have the training's width at the
     factor of the experiment's last position takes it over, so that those of one magnification have one factor.
     """
+    if not isinstance(scale, str):
+        return {frame.unit: float(scale) for frame in frames}
+    if scale != "auto":
+        raise SegkitError(f'scale is {scale!r}: a number, or "auto", was needed')
     scales: dict[tuple[str, str], float] = {}
     unknown = []
     positions = groupby(frames, key=lambda frame: frame.unit)

@@ -41,10 +41,8 @@ def link_dataset(frames: Iterable[Frame], out_dir: str | Path) -> tuple[pd.DataF
 
     Returns
     -------
-    cells, tracks : DataFrame
-        As written.
-    problems : list of Problem
-        Rows of links.csv that do not fit the labels, and are not used.
+    cells, tracks : DataFrame, as written
+    problems : list of Problem, the rows of links.csv that do not fit the labels, and are not used
 
     Raises
     ------

@@ -176,7 +176,7 @@ def link_cells(labels: Iterable[np.ndarray], frames: Iterable[int] | None = None
 
 
 def link_frames(labels: Iterable[np.ndarray], frames: Iterable[int] | None = None,
-                images: Iterable[np.ndarray] | None = None,
+                images: Iterable[np.ndarray | None] | None = None,
                 corrections: Mapping[tuple[int, int], tuple[int, ...]] | None = None) -> pd.DataFrame:
     """`link_cells` with the user's corrections, and the columns doubt and leaves.
 
@@ -269,7 +269,7 @@ def _follow(a: np.recarray, b: np.recarray, shared: np.ndarray, forced: np.ndarr
     return members, doubt, leaves
 
 
-def _together(labels: Iterable[np.ndarray], numbers: list[int] | None, images: Iterable[np.ndarray] | None) \
+def _together(labels: Iterable[np.ndarray], numbers: list[int] | None, images: Iterable[np.ndarray | None] | None) \
         -> Iterator[tuple[int, np.ndarray, np.ndarray | None]]:
     """Number, labels and image of each frame; a SegkitError where there are not as many of each."""
     series = [labels, *([] if numbers is None else [numbers]), *([] if images is None else [images])]

@@ -52,10 +52,10 @@ def show_tracks(frames: Sequence[Frame], cells: pd.DataFrame, settings: Settings
 
 def founders(tracks: pd.DataFrame) -> pd.Series:
     """By track: the track, without a mother, that its lineage begins with; tracks of one position."""
-    mothers = dict(zip(tracks["track"], tracks["mother_track"], strict=True))
     found: dict[int, int] = {}
-    for track, mother in sorted(mothers.items(), key=lambda pair: pair[0]):
-        found[track] = found.get(mother, track)  # a mother has a smaller number than her daughters
+    # a mother has a smaller number than her daughters
+    for track, mother in sorted(zip(tracks["track"].tolist(), tracks["mother_track"].tolist(), strict=True)):
+        found[track] = found.get(mother, track)
     return pd.Series(found, dtype=int)
 
 
