@@ -68,11 +68,11 @@ def _pack(nodes: np.ndarray, gain: np.ndarray, size: int) -> np.ndarray:
     """Which rows of nodes (h, 4; size: none) have the largest sum of gain, with each node in at most one of them."""
     rows, columns = np.nonzero(nodes < size)
     table = sparse.csr_array((np.ones(len(rows)), (rows, nodes[rows, columns])), (len(nodes), size))
-    taken, chosen = np.zeros(size + 1, bool), np.zeros(len(nodes), bool)
-    for h in np.argsort(-gain, kind="stable"):
-        if not taken[nodes[h]].any():
-            taken[nodes[h]] = chosen[h] = True
-            taken[size] = False
+    chosen, taken, members = np.zeros(len(nodes), bool), set[int](), nodes.tolist()
+    for h in np.argsort(-gain, kind="stable").tolist():
+        if taken.isdisjoint(members[h]):
+            chosen[h] = True
+            taken.update(k for k in members[h] if k < size)
     # greedy is exact for groups of cells in which every cell has got its best
     best, share = np.zeros(size + 1), gain / (nodes[:, :2] < size).sum(1)
     np.maximum.at(best, nodes[:, :2], share[:, None])
