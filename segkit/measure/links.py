@@ -76,11 +76,14 @@ def _pack(nodes: np.ndarray, gain: np.ndarray, size: int) -> np.ndarray:
     # greedy is exact for groups of cells in which every cell has got its best
     best, share = np.zeros(size + 1), gain / (nodes[:, :2] < size).sum(1)
     np.maximum.at(best, nodes[:, :2], share[:, None])
-    groups, group = sparse.csgraph.connected_components(table.T @ table, directed=False)
-    got = np.bincount(group[nodes[:, 0]], gain * chosen, groups)
-    hard = (np.bincount(group, best[:-1], groups) > got + 1e-9)[group[nodes[:, 0]]]
+    groups, owner = sparse.csgraph.connected_components(table.T @ table, directed=False)
+    best[size], group = 0, owner[nodes[:, 0]]
+    gap = (np.bincount(owner, best[:-1], groups) - np.bincount(group, gain * chosen, groups))[group]
+    # what lies further below its cells' best than all of the greedy choice is in no better one
+    hard = (gap > 1e-9) & (best[nodes[:, :2]].sum(1) - gain <= gap + 1e-9)
     if hard.any():
         limit = optimize.LinearConstraint(table[hard].T, -np.inf, 1)
+        chosen[gap > 1e-9] = False
         chosen[hard] = optimize.milp(-gain[hard], integrality=1, bounds=(0, 1), constraints=limit).x > 0.5
     return chosen
 
