@@ -68,19 +68,22 @@ def _pack(nodes: np.ndarray, gain: np.ndarray, size: int) -> np.ndarray:
     """Which rows of nodes (h, 4; size: none) have the largest sum of gain, with each node in at most one of them."""
     rows, columns = np.nonzero(nodes < size)
     table = sparse.csr_array((np.ones(len(rows)), (rows, nodes[rows, columns])), (len(nodes), size))
-    taken, chosen = np.zeros(size + 1, bool), np.zeros(len(nodes), bool)
-    for h in np.argsort(-gain, kind="stable"):
-        if not taken[nodes[h]].any():
-            taken[nodes[h]] = chosen[h] = True
-            taken[size] = False
+    chosen, taken, members = np.zeros(len(nodes), bool), set[int](), nodes.tolist()
+    for h in np.argsort(-gain, kind="stable").tolist():
+        if taken.isdisjoint(members[h]):
+            chosen[h] = True
+            taken.update(k for k in members[h] if k < size)
     # greedy is exact for groups of cells in which every cell has got its best
     best, share = np.zeros(size + 1), gain / (nodes[:, :2] < size).sum(1)
     np.maximum.at(best, nodes[:, :2], share[:, None])
-    groups, group = sparse.csgraph.connected_components(table.T @ table, directed=False)
-    got = np.bincount(group[nodes[:, 0]], gain * chosen, groups)
-    hard = (np.bincount(group, best[:-1], groups) > got + 1e-9)[group[nodes[:, 0]]]
+    groups, owner = sparse.csgraph.connected_components(table.T @ table, directed=False)
+    best[size], group = 0, owner[nodes[:, 0]]
+    gap = (np.bincount(owner, best[:-1], groups) - np.bincount(group, gain * chosen, groups))[group]
+    # what lies further below its cells' best than all of the greedy choice is in no better one
+    hard = (gap > 1e-9) & (best[nodes[:, :2]].sum(1) - gain <= gap + 1e-9)
     if hard.any():
         limit = optimize.LinearConstraint(table[hard].T, -np.inf, 1)
+        chosen[gap > 1e-9] = False
         chosen[hard] = optimize.milp(-gain[hard], integrality=1, bounds=(0, 1), constraints=limit).x > 0.5
     return chosen
 
