@@ -69,7 +69,7 @@ def write_frames(folder: Path, count: int, seed: int, shape: tuple[int, int] = (
 
 def real_sets(data: Path, names: Sequence[str]) -> dict[str, tuple[Frame, ...]]:
     """Pairs of every set in the folder that has masks, or of the named ones."""
-    folders = {path.name: path for path in sorted(data.iterdir()) if path.is_dir()}
+    folders = {path.parent.name: path.parent for path in sorted(data.glob("*/*_masks*"))}
     found = {name: discover(folders[name]).pairs for name in names or folders}
     return {name: tuple(pairs) for name, pairs in found.items() if pairs}
 
