@@ -15,7 +15,7 @@ GAP = 2  # frames in which a cell may be missing
 GROWTH = (0.05, 0.15, 0.3, 0.5)  # log area per frame, before any is measured
 
 
-def _measure(labels: np.ndarray, frame: int) -> tuple[np.recarray, np.ndarray]:
+def _measure(labels: np.ndarray, frame: int) -> tuple[np.ndarray, np.ndarray]:
     """The cells (n,) of a frame (H, W), in the order of their labels, and its pixels (3, p): cell, y, x."""
     if not isinstance(labels, np.ndarray) or labels.ndim != 2 or labels.dtype.kind not in "iu" or (labels < 0).any():
         raise SegkitError(f"the labels of frame {frame} are {type(labels).__name__} {getattr(labels, 'dtype', '')} "
@@ -27,35 +27,35 @@ def _measure(labels: np.ndarray, frame: int) -> tuple[np.recarray, np.ndarray]:
     there = np.bincount(values) > 0
     owner = (np.cumsum(there) - 1)[values]
     y, x = np.divmod(where, labels.shape[1])
-    cells = np.zeros(there.sum(), CELL).view(np.recarray)
-    cells.label[owner], cells.area = labels.reshape(-1)[where], np.bincount(owner, minlength=len(cells))
+    cells = np.zeros(there.sum(), CELL)
+    cells["label"][owner], cells["area"] = labels.reshape(-1)[where], np.bincount(owner, minlength=len(cells))
 
     def mean(v: np.ndarray) -> np.ndarray:
-        return (np.bincount(owner, v.real, len(cells)) + 1j * np.bincount(owner, v.imag, len(cells))) / cells.area
+        return (np.bincount(owner, v.real, len(cells)) + 1j * np.bincount(owner, v.imag, len(cells))) / cells["area"]
 
     # the ellipse with the cell's second moments gives axis, length and width
-    cells.centre = mean(x + 1j * y)
-    around = x + 1j * y - cells.centre[owner]
+    cells["centre"] = mean(x + 1j * y)
+    around = x + 1j * y - cells["centre"][owner]
     long, both = mean(around ** 2), mean(np.abs(around) ** 2).real + 1 / 6
-    cells.axis = np.exp(0.5j * np.angle(long))
-    cells.length, cells.width = 4 * np.sqrt((both + np.abs(long)) / 2), 4 * np.sqrt((both - np.abs(long)) / 2)
+    cells["axis"] = np.exp(0.5j * np.angle(long))
+    cells["length"], cells["width"] = 4 * np.sqrt((both + np.abs(long)) / 2), 4 * np.sqrt((both - np.abs(long)) / 2)
     edge = (y == 0) | (x == 0) | (y == labels.shape[0] - 1) | (x == labels.shape[1] - 1)
-    cells.alone = np.where(np.bincount(owner, edge, len(cells)) > 0, AT_EXIT, ALONE)
-    cells.seen, cells.channel = frame, -1
+    cells["alone"] = np.where(np.bincount(owner, edge, len(cells)) > 0, AT_EXIT, ALONE)
+    cells["seen"], cells["channel"] = frame, -1
     return cells, np.stack([owner, y, x])
 
 
-def _kept(cells: np.recarray, pixels: np.ndarray, keep: np.ndarray) -> tuple[np.recarray, np.ndarray]:
+def _kept(cells: np.ndarray, pixels: np.ndarray, keep: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Cells and pixels of those where keep (n,) is True."""
     pixels = pixels[:, keep[pixels[0]]]
     pixels[0] = (np.cumsum(keep) - 1)[pixels[0]]
     return cells[keep], pixels
 
 
-def _moved(cells: np.recarray, pixels: np.ndarray, by: np.ndarray) -> tuple[np.recarray, np.ndarray]:
+def _moved(cells: np.ndarray, pixels: np.ndarray, by: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Cells and pixels moved by (n,), x + iy."""
     cells = cells.copy()
-    cells.centre += by
+    cells["centre"] += by
     return cells, np.stack([pixels[0], *(pixels[1:] + np.round([by.imag, by.real]).astype(int)[:, pixels[0]])])
 
 
@@ -85,7 +85,7 @@ def _drift(before: np.ndarray, after: np.ndarray, whiten: bool) -> complex:
     return 4 * complex(*top[::-1])
 
 
-def _shared(a: np.recarray, pixels: np.ndarray, b: np.recarray, others: np.ndarray, shape: tuple[int, ...],
+def _shared(a: np.ndarray, pixels: np.ndarray, b: np.ndarray, others: np.ndarray, shape: tuple[int, ...],
             shift: complex) -> tuple[np.ndarray, complex]:
     """Pixels that each of a, moved by the shift, shares with each of b (n, m); the shift, or 0 where that fits as well.
 
@@ -103,22 +103,22 @@ def _shared(a: np.recarray, pixels: np.ndarray, b: np.recarray, others: np.ndarr
     return pairs.reshape(len(a), len(b) + 1)[:, :-1], shift
 
 
-def _forced(a: np.recarray, b: np.recarray, todo: dict[tuple[int, int], tuple[int, ...]], frame: int) -> np.ndarray:
+def _forced(a: np.ndarray, b: np.ndarray, todo: dict[tuple[int, int], tuple[int, ...]], frame: int) -> np.ndarray:
     """The user's corrections of cells a of this frame: members (h, 4) as in `solve`; they are taken out of todo."""
     rows: list[list[int]] = []
-    for i in np.flatnonzero(a.alone > LOST):
-        following = todo.pop((frame, int(a.label[i])), None)
+    for i in np.flatnonzero(a["alone"] > LOST):
+        following = todo.pop((frame, int(a["label"][i])), None)
         if following is not None:
-            to = [int(k) for label in following for k in np.flatnonzero(b.label == label)]
+            to = [int(k) for label in following for k in np.flatnonzero(b["label"] == label)]
             if len(following) > 2 or len(to) < len(following) or {*to} & {k for row in rows for k in row[2:]}:
-                raise SegkitError(f"the correction of cell {a.label[i]} in frame {frame} names {list(following)}: no "
-                                  "label, or one or two of the next frame that no other correction names, were needed")
+                raise SegkitError(f"the correction of a cell in frame {frame} names {list(following)}: no label, or "
+                                  "one or two of the next frame that no other correction names, were needed")
             rows.append([int(i), -1, *to, -2, -2][:4])
     return np.maximum(np.array(rows, int).reshape(-1, 4), -1)
 
 
-def _carry(a: np.recarray, pixels: np.ndarray, b: np.recarray, others: np.ndarray, members: np.ndarray, frame: int,
-           longest: int) -> tuple[np.recarray, np.ndarray]:
+def _carry(a: np.ndarray, pixels: np.ndarray, b: np.ndarray, others: np.ndarray, members: np.ndarray, frame: int,
+           longest: int) -> tuple[np.ndarray, np.ndarray]:
     """Cells to link to the next frame, with pixels: b, and those of a to look for again, moved as their neighbours.
 
     longest: for how many frames a cell is looked for.
@@ -127,17 +127,17 @@ def _carry(a: np.recarray, pixels: np.ndarray, b: np.recarray, others: np.ndarra
     keep, shown, by = np.ones(len(a), bool), np.ones(len(b), bool), np.zeros(len(a), complex)
     one = (i2 < 0) & (j2 < 0) & (j >= 0)
     if one.any():
-        near = np.argsort(np.abs(a.centre[:, None] - a.centre[i[one]]), axis=1)[:, :2]
-        by = (b.centre[j[one]] - a.centre[i[one]])[near].mean(1)
+        near = np.argsort(np.abs(a["centre"][:, None] - a["centre"][i[one]]), axis=1)[:, :2]
+        by = (b["centre"][j[one]] - a["centre"][i[one]])[near].mean(1)
     # cells drawn as one are looked for as they were; the first stands for both
-    merged = (i2 >= 0) & (frame - np.minimum(a.seen[i], a.seen[i2]) < longest)
+    merged = (i2 >= 0) & (frame - np.minimum(a["seen"][i], a["seen"][i2]) < longest)
     keep[i] = keep[i2[i2 >= 0]] = shown[j[merged]] = False
     keep[i[merged]] = keep[i2[merged]] = True
-    a.alone, a.label[i[merged]] = np.full(len(a), LOST), b.label[j[merged]]
-    a.alone[i[merged]] = ALONE
+    a["alone"], a["label"][i[merged]] = np.full(len(a), LOST), b["label"][j[merged]]
+    a["alone"][i[merged]] = ALONE
     (a, pixels), (b, others) = _kept(*_moved(a, pixels, by), keep), _kept(b, others, shown)
     pixels[0] += len(b)
-    return np.concatenate([b, a]).view(np.recarray), np.concatenate([others, pixels], axis=1)
+    return np.concatenate([b, a]), np.concatenate([others, pixels], axis=1)
 
 
 def link_cells(labels: Iterable[np.ndarray], frames: Iterable[int] | None = None,
@@ -205,17 +205,17 @@ def link_frames(labels: Iterable[np.ndarray], frames: Iterable[int] | None = Non
         cells, others = _measure(picture, number)
         before, thumb = thumb, _thumb(picture > 0 if image is None else image)
         # links from the frame before, and from cells that were missing there
-        known, pixels = _kept(known, pixels, number - known.seen <= (GAP + 1) * step)
+        known, pixels = _kept(known, pixels, number - known["seen"] <= (GAP + 1) * step)
         shared, shift = _shared(known, pixels, cells, others, picture.shape, _drift(before, thumb, image is not None))
         known, pixels = _moved(known, pixels, np.full(len(known), shift))
         memory["blind"] = np.array(shift * (image is None))
-        forced, age = _forced(known, cells, todo, last), (number - known.seen) / step
+        forced, age = _forced(known, cells, todo, last), (number - known["seen"]) / step
         members, doubt, out = _follow(known, cells, shared, forced, memory, age)
         mothers, doubts = _name(known, cells, members, doubt, mothers)
         if rows:
-            rows[-1][-1][np.isin(rows[-1][1], known.label[out[:len(known)] & (known.alone > LOST)])] = True
-        rows.append((np.full(len(cells), number), cells.label, cells.track, doubts,
-                     (cells.alone == AT_EXIT) | out[len(known):]))
+            rows[-1][-1][np.isin(rows[-1][1], known["label"][out[:len(known)] & (known["alone"] > LOST)])] = True
+        rows.append((np.full(len(cells), number), cells["label"], cells["track"], doubts,
+                     (cells["alone"] == AT_EXIT) | out[len(known):]))
 
         # this frame's cells, and those still to be found
         (known, pixels), last = _carry(known, pixels, cells, others, members, number, GAP * step), number
@@ -227,41 +227,47 @@ def link_frames(labels: Iterable[np.ndarray], frames: Iterable[int] | None = Non
     return table
 
 
-def _name(a: np.recarray, b: np.recarray, members: np.ndarray, doubt: np.ndarray, mothers: np.ndarray) \
+def _name(a: np.ndarray, b: np.ndarray, members: np.ndarray, doubt: np.ndarray, mothers: np.ndarray) \
         -> tuple[np.ndarray, np.ndarray]:
     """Set the tracks of b; returns the mothers of all tracks so far, and the doubt (m,) about the link to each of b."""
     i, _, j, j2 = members.T
     link, split = (j >= 0) & (j2 < 0), j2 >= 0
     # a link carries the track on; a division begins two, and every cell without a link one
-    b.track[j[link]] = a.track[i[link]]
-    mother, doubts, new = np.zeros(len(b), int), np.zeros(len(b)), b.track == 0
+    b["track"][j[link]] = a["track"][i[link]]
+    mother, doubts, new = np.zeros(len(b), int), np.zeros(len(b)), b["track"] == 0
     for daughter in (j, j2):
-        mother[daughter[split]] = a.track[i[split]]
+        mother[daughter[split]] = a["track"][i[split]]
         doubts[daughter[daughter >= 0]] = doubt[daughter >= 0]
-    b.track[new] = len(mothers) + np.arange(new.sum())
+    b["track"][new] = len(mothers) + np.arange(new.sum())
     return np.append(mothers, mother[new]), doubts
 
 
-def _follow(a: np.recarray, b: np.recarray, shared: np.ndarray, forced: np.ndarray, memory: dict[str, np.ndarray],
+def _grown(a: np.ndarray, growth: float, age: np.ndarray) -> np.ndarray:
+    """The cells as large as they are to be, age frames after they were seen."""
+    grown = a.copy()
+    grown["area"] *= np.exp(growth * age)
+    return grown
+
+
+def _follow(a: np.ndarray, b: np.ndarray, shared: np.ndarray, forced: np.ndarray, memory: dict[str, np.ndarray],
             age: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """`solve` for cells grown since they were seen, age frames ago; measures the growth."""
     if not len(a) or not len(b):
         return forced, np.zeros(len(forced)), np.zeros(len(a) + len(b), bool)
     # before any growth is measured, that which explains most
-    guesses = [memory["growth"][0]] if memory["growth"][1] else GROWTH
-    best = -np.inf
-    for growth in guesses:
-        trial = memory | {"growth": np.array([growth, 0.0])}
-        grown = a.copy()
-        grown.area *= np.exp(growth * age)
-        *found, gain = solve(grown, b, shared, forced, trial)
-        gain -= 4 * growth  # one cell is no evidence of fast growth
-        if gain > best:
-            best, (members, doubt, leaves), kept = gain, found, trial
-    memory |= kept | {"growth": np.array([kept["growth"][0], memory["growth"][1]])}
+    growth, gains = memory["growth"][0], []
+    for guess in GROWTH if not memory["growth"][1] else ():
+        trial = memory | {"growth": np.array([guess, 0])}
+        *_, gain = solve(_grown(a, guess, age), b.copy(), shared, forced, trial, exact=False)
+        gains.append(gain - 4 * guess)  # one cell is no evidence of fast growth
+    if gains:
+        growth = GROWTH[int(np.argmax(gains))]
+    memory["growth"][0] = growth
+    grown = _grown(a, growth, age)
+    members, doubt, leaves, _ = solve(grown, b, shared, forced, memory)
     i, i2, j, j2 = members.T
-    step = np.log(np.append(b.area, 0)[[j, j2]].sum(0)[j >= 0] / a.area[i[j >= 0]]) / age[i[j >= 0]]
-    step = step[((i2 < 0) & (grown.alone[i] == ALONE) & (b.alone[j] == ALONE))[j >= 0]]
+    step = np.log(np.append(b["area"], 0)[[j, j2]].sum(0)[j >= 0] / a["area"][i[j >= 0]]) / age[i[j >= 0]]
+    step = step[((i2 < 0) & (grown["alone"][i] == ALONE) & (b["alone"][j] == ALONE))[j >= 0]]
     growth, weight = memory["growth"]
     if len(step):
         weight += len(step)
