@@ -82,8 +82,7 @@ class Settings:
     resume: bool = _setting(False, "resume an interrupted run, or a finished one with more EPOCHS")
     start_from: str = _setting("", "run or model file whose weights the training starts from")
     model: str = _setting("", "run or model file to segment with; empty: this run's")
-    scale: float | str = _setting("auto", "factor that brings the cells to the width of the model's training cells; "
-                                          "auto: found for every position", 0.02, 50)
+    scale: float | str = _setting("auto", "zoom to the width of the model's training cells; auto: found", 0.02, 50)
     flips: bool = _setting(False, "average the predictions for four mirror images: slower, a little better")
     cluster: str = _setting("", "where to segment: empty: this process; local:4: 4 processes of this machine; else the "
                                 "address of a Dask scheduler (needs segkit[cluster])")

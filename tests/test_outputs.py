@@ -23,7 +23,7 @@ from segkit.measure.segment_dataset import (
 )
 from segkit.model import predict as predict_module
 from segkit.model.postprocess import distance_target
-from segkit.model.predict import Maps, _spans, agreement, estimate_scale, label, predict
+from segkit.model.predict import Maps, _spans, agreement, estimate_quality, estimate_scale, label, predict
 from segkit.model.unet import ModelInfo, copy_on_cpu
 from tests.helpers import FIXTURE, squares, untrained_student, write
 
@@ -108,7 +108,7 @@ def test_auto_scale_brings_cells_to_the_width_of_the_training(monkeypatch, side,
     monkeypatch.setattr(predict_module, "_predict_tiles", knows_squares)
     model = UNet(ModelInfo(cell_width=9.0))
     found = estimate_scale(model, [rows_of_squares(side)])
-    assert found == (1.0 if factor == 1 else pytest.approx(factor, rel=0.1))
+    assert found == (1.0 if factor == 1 else pytest.approx(factor, rel=0.15))
     assert np.array_equal(segment(model, rows_of_squares(side), scale="auto").labels,
                           segment(model, rows_of_squares(side), scale=found).labels)
 
@@ -136,9 +136,9 @@ def test_auto_scale_is_one_factor_for_every_position(tmp_path, monkeypatch, capl
     table = pd.read_csv(tmp_path / "out" / "frames.csv")
     factor = table["scale"][0]
     assert factor == pytest.approx(0.5, rel=0.1)
-    assert table["scale"].tolist() == [factor] * 4 + [1.0] * 3  # 22 is within 15 % of 20
+    assert table["scale"].tolist() == [factor] * 4 + [1.0] * 3  # 22 is near 20
     assert scale_text(table) == f"SCALE: A {factor:.3g} to 1, B 1"
-    assert "too few cells to measure in 1 position(s), the first B/Pos1" in (tmp_path / "out" / "run.log").read_text()
+    assert "too few cells to measure in B/Pos1:" in (tmp_path / "out" / "run.log").read_text()
     monkeypatch.setattr(inference_module, "predict", None)  # nothing is segmented again
     segment_dataset(model, frames[:2], tmp_path / "out", scale=factor)
     segment_dataset(model, frames[4:6], tmp_path / "out", scale=1)
@@ -155,6 +155,16 @@ def test_maps_agree_less_where_cells_are_merged_missed_or_imagined():
     for wrong in (np.minimum(cells, 1), np.where(cells == 3, 0, cells), cells + squares((30, 0)) * 4):
         assert agreement(maps, wrong)[0] < 0.95
     assert agreement(Maps(np.zeros((9, 9)), np.zeros((9, 9)), (9, 9)), np.zeros((9, 9), int))[0] == 1
+
+
+def test_quality_is_lower_where_borders_are_blurred_or_maps_differ():
+    cells = squares((5, 5), (5, 20), (25, 20))
+    maps = Maps((cells > 0).astype(np.float32), distance_target(cells)[0] / np.float32(255), cells.shape)
+    blurred = maps._replace(probability=ndimage.gaussian_filter(maps.probability, 2.0))
+    assert estimate_quality(maps, cells) == 1
+    assert estimate_quality(blurred, cells) < 0.9
+    assert estimate_quality(maps, np.where(cells == 3, 0, cells)) < 0.8
+    assert estimate_quality(maps, 0 * cells) == 0.5  # empty, or not seen
 
 
 def test_the_worst_frames_come_first_and_are_flagged(tmp_path):

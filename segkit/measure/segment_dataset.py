@@ -23,7 +23,7 @@ from ..data.tiff import DAMAGE, open_tiff
 from ..errors import SegkitError
 from ..files import locked, log, logging_to, read_table, replacing, write_errno, write_table
 from ..model.postprocess import distance_target
-from ..model.predict import POSTPROCESSING, Maps, agreement, estimate_scale, find_cells, label, predict
+from ..model.predict import POSTPROCESSING, Maps, estimate_quality, estimate_scale, find_cells, label, predict
 from ..model.unet import UNet
 from .cells import CELL_COLUMNS, cells_of_frame
 from .dask_backend import run_on_cluster
@@ -33,8 +33,7 @@ from .track_dataset import link_dataset
 GPU_BATCH = 8  # frames that go through the network together
 SCALE_FRAMES = 3  # frames of a position from which scale="auto" is estimated
 WIDTH_FRAMES = 20  # frames, about, whose cells' width is compared with the training cells'
-QUALITY_RANGE = 0.75, 0.97  # agreement of the maps that is quality 0 and 1, about the panoptic quality
-LOW_QUALITY = 0.6  # frames of a lower quality are flagged
+LOW_QUALITY = 0.5  # frames below are flagged: six of seven with a panoptic quality below 0.5, none with one above 0.75
 MIN_DICE = 0.5  # a lower mean Dice gives a warning
 MAX_WIDTH_RATIO = 1.4  # a larger factor between the cells' width and the training cells' gives a warning
 
@@ -70,7 +69,7 @@ class FrameResult(NamedTuple):
     widths: np.ndarray = np.zeros(0)  # pixels
     scale: float = 1.0
     not_seen: float = 0.0  # share of the image's pixels that hold no picture
-    quality: float = 0.0  # 0 to 1, from predict.agreement
+    quality: float = 0.0  # 0 to 1, see predict.estimate_quality
 
 
 def segment_dataset(model: UNet, frames: Dataset | Iterable[Frame], out_dir: str | Path, *,
@@ -137,22 +136,24 @@ def find_scales(model: UNet, frames: Sequence[Frame], scale: float | str) -> dic
         raise SegkitError(f'scale is {scale!r}: a number, or "auto", was needed')
     scales: dict[tuple[str, str], float] = {}
     unknown = []
-    positions = groupby(frames, key=lambda frame: frame.unit)
-    for unit, position in tqdm(positions, desc="finding the scale", unit="position", leave=False):
-        sample = list(position)
-        images = []
-        for frame in sample[::-(-len(sample) // SCALE_FRAMES)]:
-            with suppress(SegkitError, OSError):  # damaged frames are listed later
-                images.append(read_image(frame.image, frame.page))
-        guess = next((scale for (name, _), scale in reversed(scales.items()) if name == unit[0]), 1.0)
-        factor = estimate_scale(model, images, guess)
-        scales[unit] = factor or guess
-        unknown += ["/".join(unit)] if factor is None else []
+    try:
+        for unit, position in tqdm(groupby(frames, key=lambda f: f.unit), desc="finding the scale", leave=False):
+            sample = list(position)
+            images = []
+            for frame in sample[::-(-len(sample) // SCALE_FRAMES)]:
+                with suppress(SegkitError, OSError):  # damaged frames are listed later
+                    images.append(read_image(frame.image, frame.page))
+            guess = next((scale for (name, _), scale in reversed(scales.items()) if name == unit[0]), 1.0)
+            factor = estimate_scale(model, images, guess)
+            scales[unit] = factor or guess
+            unknown += ["/".join(unit)] if factor is None else []
+    except KeyboardInterrupt:
+        raise SegkitError("interrupted while the scale was measured; run this again") from None
     if not model.info.cell_width:
         log.info("SCALE=auto: how wide the student's training cells were is not known: 1 is used")
     elif unknown:
-        log.info("SCALE=auto: too few cells to measure in %d position(s), the first %s: the factor of the position "
-                 "before, or 1, is used", len(unknown), unknown[0])
+        log.info("SCALE=auto: too few cells to measure in %s: the last position's factor, or 1, is used",
+                 ", ".join(unknown[:9]))
     return scales
 
 
@@ -208,16 +209,15 @@ def _read(frame: Frame, out_dir: Path, key: str, options: InferenceOptions) -> _
 def _predict_batches(model: UNet, inputs: Iterable[_Input], batch: int,
                      options: InferenceOptions) -> Iterator[tuple[_Input, Maps | None]]:
     """Run the network on the inputs that have an image, neighbours of one size and scale together; order is kept."""
-    def kind(given: _Input) -> tuple[tuple[int, ...], float] | None:
-        return None if given.image is None else (given.image.shape, options.scales[given.frame.unit])
-
-    for alike, group in groupby(inputs, key=kind):
+    for alike, group in groupby(inputs, key=lambda given: given.image is not None and (
+            given.image.shape, options.scales[given.frame.unit])):
         while together := list(islice(group, batch)):
-            if alike is None:  # labels from a file, or an error
+            if not alike:  # labels from a file, or an error
                 yield from ((given, None) for given in together)
                 continue
             images = [given.image for given in together if given.image is not None]
-            yield from zip(together, predict(model, images, scale=alike[1], flips=options.flips), strict=True)
+            scale = options.scales[together[0].frame.unit]
+            yield from zip(together, predict(model, images, scale=scale, flips=options.flips), strict=True)
 
 
 def _finish(model: UNet, options: InferenceOptions, given: _Input, maps: Maps | None) -> FrameResult:
@@ -230,8 +230,7 @@ def _finish(model: UNet, options: InferenceOptions, given: _Input, maps: Maps | 
     elif maps is not None:
         found = find_cells(model.info, maps)
         labels, not_seen = label(model.info, maps, found).labels, float(np.mean(maps.blank))
-        low, high = QUALITY_RANGE
-        quality = float(np.clip((agreement(maps, found)[0] - low) / (high - low), 0, 1))
+        quality = estimate_quality(maps, found)
         try:
             write_labels(given.path, labels, um, given.provenance, not_seen, quality)
         except SegkitError as unwritten:  # one frame's own fault costs no other; a full disk would cost all

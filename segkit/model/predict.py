@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable, Sequence
-from itertools import pairwise, product
+from itertools import product
 from typing import NamedTuple
 
 import numpy as np
@@ -23,13 +23,14 @@ POSTPROCESSING = 3  # version; raise it with every change that gives other label
 TILE, MARGIN = 1024, 128  # pixels, multiples of STRIDE: tile size, and overlap on either side
 MIRRORS = ((), (-2,), (-1,), (-2, -1))  # axes to flip
 MIN_SCALE, MAX_SCALE = 0.02, 50
-LADDER = tuple(2 ** (step / 2) for step in range(-3, 4))  # 0.35 to 2.8: the scales that scale="auto" tries
+LADDER = tuple(2 ** (step / 2) for step in range(-4, 4))  # 0.25 to 2.8: the scales that scale="auto" tries
 TRIED = 256  # pixels: side of the part of an image that is tried at every scale, as the network sees it
 MIN_CELLS = 5  # fewer cells do not show how wide cells are
-SAME_WIDTH = 1.15  # a factor of cell width that is not worth a change of scale
+SAME_WIDTH = 2 ** 0.25  # a smaller factor, up to half a step of the ladder, is not worth a change of scale
 FAINT = 0.1  # of a map; less is background
-COVERED = 1.4  # the training's augmentation zooms by up to this factor
-SURE, MIN_AGREEMENT, GAIN = 0.88, 0.85, 0.02  # of the maps: no other scale is tried; it needs so much; and more
+STEP = 0.44  # gradient, smoothed by 0.7 pixels, beside a step from 0 to 1
+QUALITY_RANGE = 0.65, 0.95  # where estimated quality is 0 and 1, so that it is about the panoptic quality
+MIN_AGREEMENT, GAIN = 0.85, 0.01  # of the maps: what a scale needs, and how much more than at the first guess
 
 
 class Segmentation(NamedTuple):
@@ -192,36 +193,52 @@ def agreement(maps: Maps, cells: np.ndarray) -> tuple[float, np.ndarray]:
     return 1 - float(error.mean()) if len(error) else 1.0, widths
 
 
+def estimate_quality(maps: Maps, cells: np.ndarray) -> float:
+    """The quality of a frame, 0 to 1, without labels: agreement of the maps, and sharpness of the cells' borders.
+
+    It ranks frames about as panoptic quality does (figures in benchmarks/README.md). 0.5 without any cell: the frame is
+    empty, or its cells are not seen.
+    """
+    border = (cells > 0) & ~ndimage.binary_erosion(cells > 0)
+    if not border.any():
+        return 0.5
+    sharpness = ndimage.gaussian_gradient_magnitude(maps.probability, 0.7)[border].mean() / STEP
+    return float(np.interp(agreement(maps, cells)[0] * min(1, sharpness) ** 0.3, QUALITY_RANGE, (0, 1)))
+
+
 def estimate_scale(model: UNet, images: Iterable[np.ndarray], guess: float = 1.0) -> float | None:
     """The factor that brings the cells of these images, (H, W) each, to the width of the model's training cells.
 
-    Returns the guess itself where cells are then within 15 % of that width, or no other scale suits them better; None
-    where too few cells are found, or the width is unknown.
+    Returns the guess, or 1, where the factor is within 19 % of it, and the guess where no other scale suits the cells
+    better; None where too few cells are found, or the width is unknown.
 
     Notes
     -----
-    The network predicts the part of each image with most contrast at scales from 0.35 to 2.8. Where cells have the
-    width that it knows, its distance map agrees best with the distances of the cells that are found in it. Their width
-    at these scales gives the factor.
+    The network predicts the part of each image with most contrast at scales from 0.25 to 2.8. Where cells look as those
+    of the training do, its maps agree best (figures in benchmarks/README.md).
     """
     inputs = [normalise(image, model.info.normalisation) for image in images if image.ndim == 2 and image.size]
     if not inputs or not model.info.cell_width:
         return None
-    # most images are of the training's kind: they are not tried at other scales
-    usual, factor = _try_scale(model, inputs, guess)
-    if usual >= SURE and _alike(factor, guess):
+    # most images are of the training's kind: a smaller and a larger scale suffice to tell
+    smaller, usual, larger = (_try_scale(model, inputs, guess * step)[0] for step in (LADDER[3], 1, LADDER[5]))
+    if usual >= max(smaller, larger, MIN_AGREEMENT):
         return guess
-    # the factors that follow from two neighbouring scales are equal where real cells are found: noise, and the parts
-    # of cells that are split, look equally wide at any scale
+    # the scale at which the maps agree best; noise, and cells that are split, look equally wide at every scale, so that
+    # the factors that follow from neighbouring scales differ
     tries = [_try_scale(model, inputs, scale) for scale in LADDER]
-    pairs = [((a + b) / 2, math.sqrt(f * g)) for (a, f), (b, g) in pairwise(tries) if a and b and _alike(f, g)]
-    if not pairs:
+    best = tries.index(max(tries))
+    value, factor = tries[best]
+    confirmed = sum(_alike(other, factor) for _, other in tries[max(best - 1, 0):best + 2] if other) >= 2
+    if value < max(usual + GAIN, MIN_AGREEMENT) or not confirmed:
         return guess if usual else None
-    # the training's zoom covers small factors: another scale must be better, not only as good
-    found = round(max(pairs)[1], 2)
-    factor = next((known for known in (guess, 1.0) if _alike(found, known)), found)
-    needed = max(usual + (GAIN if _alike(factor, guess, COVERED) else 0), MIN_AGREEMENT)
-    return factor if factor != guess and _try_scale(model, inputs, factor)[0] >= needed else guess
+    # the top of a parabola through it and its neighbours; the last scale is its own neighbour
+    below, above = (tries[min(max(k, 0), len(tries) - 1)][0] for k in (best - 1, best + 1))
+    found = LADDER[best] * 2 ** ((below - above) / (below + above - 2 * value - 1e-9) / 4)
+    # a height that needs no padding: a resized image of a camera often comes back to its original pixels
+    height = len(inputs[0])
+    found = max(8, round(height * found / STRIDE)) * STRIDE / height if height * found > 7 * STRIDE else found
+    return next((known for known in (guess, 1.0) if _alike(found, known)), round(found, 4))
 
 
 def _try_scale(model: UNet, inputs: Sequence[np.ndarray], scale: float) -> tuple[float, float]:
@@ -240,8 +257,8 @@ def _try_scale(model: UNet, inputs: Sequence[np.ndarray], scale: float) -> tuple
     return float(np.mean(values)), scale * model.info.cell_width / float(stats.trim_mean(widths, 0.25))
 
 
-def _alike(factor: float, other: float, most: float = SAME_WIDTH) -> bool:
-    return 1 / most <= factor / other <= most
+def _alike(factor: float, other: float) -> bool:
+    return 1 / SAME_WIDTH <= factor / other <= SAME_WIDTH
 
 
 def _steepest(image: np.ndarray, side: int) -> tuple[slice, ...]:
@@ -249,5 +266,4 @@ def _steepest(image: np.ndarray, side: int) -> tuple[slice, ...]:
     size = [min(side, n) for n in image.shape]
     mean = ndimage.uniform_filter(ndimage.gaussian_gradient_magnitude(image, 2.0), size)
     inside = mean[tuple(slice(n // 2, m - n + n // 2 + 1) for n, m in zip(size, image.shape, strict=True))]
-    starts = np.unravel_index(inside.argmax(), inside.shape)
-    return tuple(slice(start, start + n) for start, n in zip(starts, size, strict=True))
+    return tuple(slice(k, k + n) for k, n in zip(np.unravel_index(inside.argmax(), inside.shape), size, strict=True))
