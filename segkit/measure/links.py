@@ -114,16 +114,8 @@ def _channels(a: np.ndarray, b: np.ndarray, memory: dict[str, np.ndarray]) -> No
         ds, du = (v - (np.bincount(file, v) / np.bincount(file))[file] for v in (s, u))
         u = u - np.clip(ds @ du / max(ds @ ds, 1e-9), -0.1, 0.1) * s
 
-    # cells of a file stand one after the other in both frames
-    files: list[tuple[int, list[np.ndarray]]] = []
-    seen = (both["alone"] > LOST) * (1 + (np.arange(len(u)) >= n))
-    for number in range(file.max() + 1):
-        parts = [np.flatnonzero((file == number) & (seen == k)) for k in (1, 2)]
-        parts = [part[np.argsort(s[part], kind="stable")] for part in parts]
-        gaps = [np.diff(s[p]) / (extent[p][1:] + extent[p][:-1]) for p in parts]
-        narrow = np.ptp(du[file == number]) < 1.2 * np.median(both["width"])
-        if narrow and min(map(len, parts)) > 0 and min(v.min(initial=1) for v in gaps) > 0.5:
-            files.append((number, parts))
+    files = _files(file, (both["alone"] > LOST) * (1 + (np.arange(len(u)) >= n)), s, extent)
+    files = [one for one in files if np.ptp(du[file == one[0]]) < 1.2 * np.median(both["width"])]
     share = sum(len(i) + len(j) for _, (i, j) in files if len(i) + len(j) > 4) / len(u)
     memory["files"] = valid = np.append(memory["files"], share >= 0.6)
     if not valid[-1] or valid[-20:].mean() < 0.7:
@@ -147,6 +139,22 @@ def _channels(a: np.ndarray, b: np.ndarray, memory: dict[str, np.ndarray]) -> No
         both["centre"][cells] += (shift - blind + further) * along
         both["slack"][cells] = np.abs(further)
     a[:], b["channel"], b["rank"] = both[:n], both["channel"][n:], both["rank"][n:]
+
+
+def _files(file: np.ndarray, frame: np.ndarray, s: np.ndarray, extent: np.ndarray) \
+        -> list[tuple[int, list[np.ndarray]]]:
+    """The files whose cells stand one after the other in both frames: number, and its cells (indices) in each frame.
+
+    For each cell (n,): its file, its frame (1 or 2; 0: not seen there), place along the files, half its extent there.
+    """
+    found = []
+    for number in range(file.max() + 1):
+        parts = [np.flatnonzero((file == number) & (frame == k)) for k in (1, 2)]
+        parts = [part[np.argsort(s[part], kind="stable")] for part in parts]
+        gaps = [np.diff(s[p]) / (extent[p][1:] + extent[p][:-1]) for p in parts]
+        if min(map(len, parts)) > 0 and min(v.min(initial=1) for v in gaps) > 0.5:
+            found.append((number, parts))
+    return found
 
 
 def _align(nodes: np.ndarray, gain: np.ndarray, spare: np.ndarray, count: int) -> tuple[list[int], int, int]:
