@@ -31,12 +31,13 @@ def _measure(labels: np.ndarray, frame: int) -> tuple[np.ndarray, np.ndarray]:
     cells["label"][owner], cells["area"] = labels.reshape(-1)[where], np.bincount(owner, minlength=len(cells))
 
     def mean(v: np.ndarray) -> np.ndarray:
-        return (np.bincount(owner, v.real, len(cells)) + 1j * np.bincount(owner, v.imag, len(cells))) / cells["area"]
+        return np.bincount(owner, v, len(cells)) / cells["area"]
 
     # the ellipse with the cell's second moments gives axis, length and width
-    cells["centre"] = mean(x + 1j * y)
-    around = x + 1j * y - cells["centre"][owner]
-    long, both = mean(around ** 2), mean(np.abs(around) ** 2).real + 1 / 6
+    cells["centre"] = mean(x) + 1j * mean(y)
+    dx, dy = x - cells["centre"].real[owner], y - cells["centre"].imag[owner]
+    xx, yy, xy = mean(dx * dx), mean(dy * dy), mean(dx * dy)
+    long, both = xx - yy + 2j * xy, xx + yy + 1 / 6
     cells["axis"] = np.exp(0.5j * np.angle(long))
     cells["length"], cells["width"] = 4 * np.sqrt((both + np.abs(long)) / 2), 4 * np.sqrt((both - np.abs(long)) / 2)
     edge = (y == 0) | (x == 0) | (y == labels.shape[0] - 1) | (x == labels.shape[1] - 1)
@@ -47,6 +48,8 @@ def _measure(labels: np.ndarray, frame: int) -> tuple[np.ndarray, np.ndarray]:
 
 def _kept(cells: np.ndarray, pixels: np.ndarray, keep: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Cells and pixels of those where keep (n,) is True."""
+    if keep.all():
+        return cells, pixels
     pixels = pixels[:, keep[pixels[0]]]
     pixels[0] = (np.cumsum(keep) - 1)[pixels[0]]
     return cells[keep], pixels
@@ -54,6 +57,8 @@ def _kept(cells: np.ndarray, pixels: np.ndarray, keep: np.ndarray) -> tuple[np.n
 
 def _moved(cells: np.ndarray, pixels: np.ndarray, by: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Cells and pixels moved by (n,), x + iy."""
+    if not by.any():
+        return cells, pixels
     cells = cells.copy()
     cells["centre"] += by
     return cells, np.stack([pixels[0], *(pixels[1:] + np.round([by.imag, by.real]).astype(int)[:, pixels[0]])])
@@ -135,7 +140,7 @@ def _carry(a: np.ndarray, pixels: np.ndarray, b: np.ndarray, others: np.ndarray,
     keep[i[merged]] = keep[i2[merged]] = True
     a["alone"], a["label"][i[merged]] = np.full(len(a), LOST), b["label"][j[merged]]
     a["alone"][i[merged]] = ALONE
-    (a, pixels), (b, others) = _kept(*_moved(a, pixels, by), keep), _kept(b, others, shown)
+    (a, pixels), (b, others) = _moved(*_kept(a, pixels, keep), by[keep]), _kept(b, others, shown)
     pixels[0] += len(b)
     return np.concatenate([b, a]), np.concatenate([others, pixels], axis=1)
 
