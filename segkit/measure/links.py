@@ -73,13 +73,13 @@ def _pack(nodes: np.ndarray, gain: np.ndarray, size: int, exact: bool) -> np.nda
         if taken.isdisjoint(members[h]):
             chosen[h] = True
             taken.update(k for k in members[h] if k < size)
-    if not exact:
-        return chosen
     # greedy is exact for groups of cells in which every cell has got its best
-    rows, columns = np.nonzero(nodes < size)
-    table = sparse.csr_array((np.ones(len(rows)), (rows, nodes[rows, columns])), (len(nodes), size))
     best, share = np.zeros(size + 1), gain / (nodes[:, :2] < size).sum(1)
     np.maximum.at(best, nodes[:, :2], share[:, None])
+    if not exact or best[:size].sum() - gain[chosen].sum() < 1e-9:
+        return chosen
+    rows, columns = np.nonzero(nodes < size)
+    table = sparse.csr_array((np.ones(len(rows)), (rows, nodes[rows, columns])), (len(nodes), size))
     groups, owner = sparse.csgraph.connected_components(table.T @ table, directed=False)
     best[size], group = 0, owner[nodes[:, 0]]
     gap = (np.bincount(owner, best[:-1], groups) - np.bincount(group, gain * chosen, groups))[group]
