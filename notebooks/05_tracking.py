@@ -127,6 +127,11 @@ if followed:
 # %%
 doubtful = doubtful_links(cells, tracks)
 print("doubtful links per 100 cells below 5:", bool(100 * len(doubtful) < 5 * max(len(cells), 1)))
+
+# %% tags=["nbval-ignore-output"]
+doubtful.head(10)
+
+# %%
 if len(doubtful):
     display(show_links(doubtful[:3], frames, cells, settings))
 
