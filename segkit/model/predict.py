@@ -30,7 +30,7 @@ SAME_WIDTH = 2 ** 0.25  # a smaller factor, up to half a step of the ladder, is 
 FAINT = 0.1  # of a map; less is background
 STEP = 0.44  # gradient, smoothed by 0.7 pixels, beside a step from 0 to 1
 QUALITY_RANGE = 0.65, 0.95  # where estimated quality is 0 and 1, so that it is about the panoptic quality
-MIN_AGREEMENT, GAIN = 0.85, 0.01  # of the maps: what a scale needs, and how much more than at the first guess
+MIN_AGREEMENT, LOSS = 0.85, 0.02  # of the maps: what a scale needs, and how much less than at the first guess it may be
 
 
 class Segmentation(NamedTuple):
@@ -221,24 +221,27 @@ def estimate_scale(model: UNet, images: Iterable[np.ndarray], guess: float = 1.0
     if not inputs or not model.info.cell_width:
         return None
     # most images are of the training's kind: a smaller and a larger scale suffice to tell
-    smaller, usual, larger = (_try_scale(model, inputs, guess * step)[0] for step in (LADDER[3], 1, LADDER[5]))
-    if usual >= max(smaller, larger, MIN_AGREEMENT):
+    smaller, usual, larger = (_try_scale(model, inputs, guess * step) for step in (LADDER[3], 1, LADDER[5]))
+    if usual[0] >= max(smaller[0], larger[0], MIN_AGREEMENT) and _alike(usual[1], guess):
         return guess
     # the scale at which the maps agree best; noise, and cells that are split, look equally wide at every scale, so that
     # the factors that follow from neighbouring scales differ
     tries = [_try_scale(model, inputs, scale) for scale in LADDER]
     best = tries.index(max(tries))
     value, factor = tries[best]
-    confirmed = sum(_alike(other, factor) for _, other in tries[max(best - 1, 0):best + 2] if other) >= 2
-    if value < max(usual + GAIN, MIN_AGREEMENT) or not confirmed:
-        return guess if usual else None
-    # the top of a parabola through it and its neighbours; the last scale is its own neighbour
+    if sum(other > 0 and _alike(other, factor) for _, other in tries[max(best - 1, 0):best + 2]) < 2:
+        return guess if usual[0] else None
+    # the top of a parabola through it and its neighbours (the last scale is its own neighbour) lies a little too high,
+    # the factor that follows from the width of the cells too low where they have other widths than the training's
     below, above = (tries[min(max(k, 0), len(tries) - 1)][0] for k in (best - 1, best + 1))
-    found = LADDER[best] * 2 ** ((below - above) / (below + above - 2 * value - 1e-9) / 4)
+    top = LADDER[best] * 2 ** ((below - above) / (below + above - 2 * value - 1e-9) / 4)
+    found = math.sqrt(top * factor)
     # a height that needs no padding: a resized image of a camera often comes back to its original pixels
     height = len(inputs[0])
     found = max(8, round(height * found / STRIDE)) * STRIDE / height if height * found > 7 * STRIDE else found
-    return next((known for known in (guess, 1.0) if _alike(found, known)), round(found, 4))
+    found = next((known for known in (guess, 1.0) if _alike(found, known)), round(found, 4))
+    suits = found == guess or _try_scale(model, inputs, found)[0] >= max(usual[0] - LOSS, MIN_AGREEMENT)
+    return found if suits else guess
 
 
 def _try_scale(model: UNet, inputs: Sequence[np.ndarray], scale: float) -> tuple[float, float]:
