@@ -3,6 +3,7 @@
 import io
 import textwrap
 from collections.abc import Mapping, Sequence
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -387,14 +388,14 @@ def show_population(population: pd.DataFrame, drug_frame: Mapping[str, int]) -> 
         if len(values):
             reach = max(values.max(), 0) - min(values.min(), 0)
             axes.set_ylim(min(values.min(), 0) - 0.3 * reach, max(values.max(), 0) + 0.3 * reach)
-    # the time of the drug, one line for all experiments that have it at the same time
-    steps = whole[whole["since_start"] > 0].groupby("experiment").apply(
-        lambda line: (line["hours"] / line["since_start"]).iloc[0], include_groups=False)
-    for hours in {round(steps[name] * frame, 6) for name, frame in drug_frame.items() if frame >= 0 and name in steps}:
-        for axes in panels:
-            axes.axvline(hours, color=GREY, ls="--", lw=1)
+    # the time of the drug, where the time-lapse holds it; one line for all experiments that have it at the same time
+    drug = whole[whole["since_start"] == whole["experiment"].map(dict(drug_frame))]
+    for axes, hours in product(panels, drug["hours"].unique()):
+        axes.axvline(hours, color=GREY, ls="--", lw=1)
     for ratio, style in ((STOPPED_BELOW, ":"), (1, "-")):
         panels[1].axhline(ratio, color=GREY, lw=1, ls=style)
+    if whole["ratio"].isna().all():
+        panels[1].set_visible(False)  # there is no reference
     panels[0].set_ylabel("growth rate of a cell (per hour)")
     panels[1].set_ylabel("growth / growth of the reference")
     for axes in panels:
