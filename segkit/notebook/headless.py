@@ -77,7 +77,11 @@ def train(values: dict[str, str]) -> None:
         signal.signal(signal.SIGTERM, signal.default_int_handler)
     log.addHandler(logging.StreamHandler(sys.stdout))
     settings = _settings_from(values)
-    fit(UNet(), discover_split(settings), settings)
+    try:
+        fit(UNet(), discover_split(settings), settings)
+    finally:
+        if os.environ.get("RANK") == "0":  # of torchrun, which ends it now: not before its reason is printed
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def _settings_from(values: dict[str, str]) -> Settings:
