@@ -17,10 +17,10 @@
 # Cells of consecutive frames are linked to tracks: who is who, who divided, who left, who died.
 
 # %%
-from segkit import SegkitError, discover
+from segkit import discover
 from segkit.notebook import (
     by_position, check_dataset, conditions_table, display, doubtful_links, link_dataset,
-    link_editor, load_settings, segmented_frames, show_cell_curves, show_kymograph,
+    link_editor, load_settings, run_frames, show_cell_curves, show_kymograph,
     show_lineages, show_links, show_tracks, write_ctc,
 )
 
@@ -33,10 +33,7 @@ MODEL = None  # not used here: 04_inference has segmented with it
 settings = load_settings(globals())
 check_dataset(settings)
 dataset = discover(settings.dataset_path, settings.masks_path)
-frames = segmented_frames(dataset.frames, settings.run_dir)
-if not frames:
-    raise SegkitError(f"no frame of this dataset is segmented in runs/{settings.run}: "
-                      "run 04_inference first")
+frames = run_frames(dataset, settings)
 cells, tracks, problems = link_dataset(frames, settings.run_dir)
 positions = by_position(frames)
 name = max(positions, key=lambda name: len(positions[name]))  # the first of the longest

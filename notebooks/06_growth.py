@@ -20,11 +20,11 @@
 # %%
 import pandas as pd
 
-from segkit import SegkitError, discover, growth_rates
+from segkit import discover, growth_rates
 from segkit.notebook import (
     STUDENT, areas_over_time, assumed_conditions, by_position, check_conditions, check_dataset,
     conditions_table, display, film_strip, load_settings, measure_growth, measure_single_cells,
-    read_scores, read_table, segmented_frames, show_growth, show_histograms, show_over_time,
+    read_scores, read_table, run_frames, show_growth, show_histograms, show_over_time,
     show_population, show_rates, show_ratios, student_pairs, which_estimate,
 )
 
@@ -38,10 +38,7 @@ settings = load_settings(globals())
 check_dataset(settings)
 dataset = discover(settings.dataset_path, settings.masks_path)
 check_conditions(settings, dataset)
-frames = segmented_frames(dataset.frames, settings.run_dir)
-if not frames:
-    raise SegkitError(f"no frame of this dataset is segmented in runs/{settings.run}: "
-                      "run 04_inference first")
+frames = run_frames(dataset, settings)
 cells, tracks = (read_table(settings.run_dir / name) for name in ("cells.csv", "tracks.csv"))
 
 # %%
@@ -243,8 +240,9 @@ else:
 # experiment: the ratio to its reference, its interval, the verdict and its reason.
 #
 # The interval of one position includes only the scatter between frames (and its correlation from
-# frame to frame); the spread between positions is more reliable. Cells are not tracked: this is growth
-# of all the cells in view together.
+# frame to frame); the spread between positions is more reliable. The verdicts are those of the total
+# area of all cells in view; section 5 says which of the two estimates suits these data.
+# `single_cell_rates.csv` and `population_rates.csv` have the rates of single cells.
 #
 # **On your own**
 # - In the table of experiments in `01_setup`, set DRUG_FRAME to 4 instead of 6 in both rows, and save.

@@ -100,9 +100,10 @@ def _channels(a: np.ndarray, b: np.ndarray, memory: dict[str, np.ndarray]) -> No
     """
     n, both = len(a), np.concatenate([a, b])
     weight = both["length"] - both["width"]
-    along = np.exp(0.5j * np.angle((both["axis"] ** 2 * weight).sum()))
+    direction = (both["axis"] ** 2 * weight).sum()
+    along = np.exp(0.5j * np.angle(direction))
     along *= np.sign(max(along.real, along.imag, key=abs))
-    if np.abs((both["axis"] ** 2 * weight).sum()) < ALIGNED * weight.sum():  # cells in channels lie in one direction
+    if np.abs(direction) < ALIGNED * weight.sum():  # cells in channels lie in one direction
         memory["files"] = np.append(memory["files"], False)
         return
     s, u, turned = (both["centre"] / along).real, (both["centre"] / along).imag, both["axis"] / along

@@ -205,11 +205,11 @@ def doubtful_links(cells: pd.DataFrame, tracks: pd.DataFrame) -> pd.DataFrame:
     return rows.sort_values(order, ascending=[False, *[True] * 4], ignore_index=True)
 
 
-def tracks_of_frame(frame: Frame, cells: pd.DataFrame, out_dir: Path) -> np.ndarray:
-    """A frame's labels (H, W) with each cell's track in place of its number."""
+def tracks_of_frame(frame: Frame, cells: pd.DataFrame, out_dir: Path, column: str = "track") -> np.ndarray:
+    """A frame's labels (H, W) with each cell's track, or another column of cells, in place of its number."""
     mine, labels = rows_of(cells, *frame.unit, frame.frame), labels_of(frame, out_dir)
     numbers = np.zeros(int(labels.max()) + 1, np.int32)
-    numbers[mine["label"]] = mine["track"]
+    numbers[mine["label"]] = mine[column]
     return numbers[labels]
 
 
@@ -242,10 +242,7 @@ def write_ctc(frames: Iterable[Frame], cells: pd.DataFrame, tracks: pd.DataFrame
             place.mkdir(parents=True)
             pieces[["first", "last", "mother"]].to_csv(place / "man_track.txt", sep=" ", header=False)
             for time, frame in enumerate(film):
-                labels = labels_of(frame, out_dir)
-                of_frame = table[table["time"] == time]
-                numbers = np.zeros(int(labels.max()) + 1, np.uint16)
-                numbers[of_frame["label"]] = of_frame["number"]
-                tifffile.imwrite(place / f"man_track{time:04d}.tif", numbers[labels], compression="zlib")
+                numbers = tracks_of_frame(frame, table, out_dir, "number").astype(np.uint16)
+                tifffile.imwrite(place / f"man_track{time:04d}.tif", numbers, compression="zlib")
         shutil.rmtree(out_dir / "ctc", ignore_errors=True)
     return out_dir / "ctc"

@@ -10,7 +10,7 @@ from ..files import read_table, write_table
 from ..measure.cells import cells_of_frame
 from ..measure.growth import areas_over_time, measure_growth
 from ..measure.metrics import frame_parts
-from ..measure.segment_dataset import scale_text, segmented_frames, worst_frames
+from ..measure.segment_dataset import scale_text, worst_frames
 from ..measure.single_cell import measure_single_cells, which_estimate
 from ..measure.track_dataset import doubtful_links, link_dataset, write_ctc
 from ..settings import check_dataset, check_whose_run, load_settings, record_settings

@@ -64,12 +64,10 @@ def show_lineages(tracks: pd.DataFrame) -> Picture:
 
     A tree is drawn with plain lines: the graph libraries at hand place nodes, and here time places them.
     """
-    root = founders(tracks)
+    root, rows = founders(tracks), tracks.set_index("track")
     daughters = {track: sorted(group["track"]) for track, group in tracks.groupby("mother_track")}
-    rows = tracks.set_index("track")
     # heights: a leaf takes the next row, a mother stands in the middle of her daughters
-    height: dict[int, float] = {}
-    leaves = 0
+    height, leaves = dict[int, float](), 0
     for founder in root.value_counts().sort_index().sort_values(ascending=False, kind="stable").index:
         if leaves >= MAX_LINES:
             break
@@ -113,10 +111,9 @@ def show_kymograph(frames: Sequence[Frame], cells: pd.DataFrame, tracks: pd.Data
     turned = high[1] - low[1] > high[0] - low[0]
     width = max(STRIP, int((box[0] if turned else box[1]).stop - (box[0] if turned else box[1]).start))
     shown = frames[::-(-len(frames) * width // KYMOGRAPH_WIDTH)]
-    strips = []
-    for frame in shown:
-        strip = coloured(frame, cells, settings)[box]
-        strips.append(np.pad(strip.swapaxes(0, 1) if turned else strip, ((0, 0), (0, 2), (0, 0)), constant_values=255))
+    crops = [coloured(frame, cells, settings)[box] for frame in shown]
+    upright = [crop.swapaxes(0, 1) if turned else crop for crop in crops]
+    strips = [np.pad(crop, ((0, 0), (0, 2), (0, 0)), constant_values=255) for crop in upright]
     picture = np.concatenate(strips, 1)
     figure, ((axes,),) = new_figure(picture.shape[1] / 72 + 0.6, picture.shape[0] / 72 + 0.6)
     axes.imshow(picture, interpolation="nearest")

@@ -15,6 +15,7 @@ from ..data.discovery import discover
 from ..data.images import read_image
 from ..devices import pick_device
 from ..errors import SegkitError
+from ..measure.segment_dataset import segmented_frames
 from ..model.predict import segment
 from ..model.unet import UNet
 from ..settings import DEMO, Settings
@@ -58,6 +59,13 @@ def example_crops(split: Split, settings: Settings, count: int = 6) -> tuple[np.
     plan = sample_crops(store, count, crop, torch.Generator().manual_seed(settings.seed))
     images, targets = gather_crops(store, plan, crop)  # (count, 1, h, w)
     return images[:, 0].numpy(), targets[:, 0].numpy()
+
+
+def run_frames(dataset: Dataset, settings: Settings) -> list[Frame]:
+    """The frames of a dataset that this run has segmented. Raises SegkitError where there are none."""
+    if not (frames := segmented_frames(dataset.frames, settings.run_dir)):
+        raise SegkitError(f"no frame of this dataset is segmented in runs/{settings.run}: run 04_inference first")
+    return frames
 
 
 def student_pairs(frames: Iterable[Frame], settings: Settings) -> list[Frame]:
