@@ -22,7 +22,8 @@ def draw_scene(shape: tuple[int, int], rng: np.random.Generator) -> tuple[str, R
     kind = str(rng.choice(list(SCENES), p=list(SCENES.values())))
     radius, walls = float(np.exp(rng.uniform(*np.log(HALF_WIDTHS)))), np.zeros(shape)
     if kind == "channels":
-        return kind, *_channels(shape, radius, rng)
+        rods, walls = _channels(shape, radius, rng)
+        return kind, _constrict(rods, rng.uniform(0, 0.8), rng), walls
     if kind == "colony":
         rods = _colony(shape, radius, rng)
     else:
@@ -42,6 +43,7 @@ def draw_scene(shape: tuple[int, int], rng: np.random.Generator) -> tuple[str, R
         if rng.random() < 1 / 3:
             rods.angle = rng.uniform(0, np.pi) + rng.normal(0, 0.1, len(rods.area))
         relax(rods, np.array([low - radius, high + radius]) if kind == "crowded" else OPEN, 60)
+    rods = _constrict(rods, rng.uniform(0, 0.6), rng)
     rods.radius = rods.radius * rng.uniform(1, 1.2)  # neighbours press on each other
     if rng.random() < 0.2:  # posts, in a grid; cells are not drawn where they are
         side = rng.uniform(3, 8) * radius
@@ -55,6 +57,25 @@ def _rods(count: int, radius: float, area: float, rng: np.random.Generator) -> R
     areas = area * rng.uniform(0.65, 1.35, count)
     return Rods(np.zeros((count, 2)), rng.uniform(0, np.pi, count), areas, radius * rng.uniform(0.93, 1.07, count),
                 np.full(count, np.inf), np.arange(1, count + 1), np.zeros(count, int))
+
+
+def _constrict(rods: Rods, share: float, rng: np.random.Generator) -> Rods:
+    """Some of the cells have just divided: two daughters whose caps overlap, so that the waist between is shallow."""
+    chosen = (rods.half_length() > 1.2 * rods.radius) & (rng.random(len(rods.area)) < share)
+    mothers = rods.only(chosen)
+    half, overlap = mothers.half_length(), mothers.radius * rng.uniform(0.2, 0.9, len(mothers.area))
+    middle = half * rng.uniform(-0.15, 0.15, len(half))  # of the waist, from the mother's middle
+    along = np.stack([np.sin(mothers.angle), np.cos(mothers.angle)], 1)
+    cells = [rods.only(~chosen)]
+    for side in (-1, 1):
+        length = (half + mothers.radius - side * middle + overlap) / 2 - mothers.radius  # half of the axis
+        daughter = mothers.only(np.ones(len(half), bool))
+        daughter.centre = mothers.centre + side * along * (half - length)[:, None]
+        daughter.area = np.pi * mothers.radius ** 2 + 4 * mothers.radius * np.maximum(length, 0.5)
+        cells.append(daughter)
+    both = Rods(*(np.concatenate(values) for values in zip(*(vars(part).values() for part in cells), strict=True)))
+    both.label = np.arange(1, len(both.area) + 1)
+    return both
 
 
 def _colony(shape: tuple[int, int], radius: float, rng: np.random.Generator) -> Rods:
@@ -80,7 +101,9 @@ def _channels(shape: tuple[int, int], radius: float, rng: np.random.Generator) -
     middles = np.arange(rng.uniform(0, pitch), shape[1], pitch)
     y, x = np.ogrid[:shape[0], :shape[1]]
     inside = (np.abs(x - middles[:, None, None]) < half).any(0) & (y > top)
-    walls = 1.0 * ~(inside | (y > bottom))
+    trench = y + 0 * x > bottom + rng.uniform(0, 2) * smooth_noise((1, shape[1]), rng.uniform(2, 30), rng)
+    floor = bottom + radius * rng.uniform(6, 40)  # the trench's far wall, often outside the frame
+    walls = 1.0 * (~(inside | trench) | (y > floor))
     # cells from the closed end on, as many as a random share of the channel holds
     places = []
     for middle in middles:
@@ -94,6 +117,22 @@ def _channels(shape: tuple[int, int], radius: float, rng: np.random.Generator) -
     rods.area = np.pi * rods.radius ** 2 + 2 * rods.radius * (lengths - 2 * rods.radius)
     rods.angle = np.pi / 2 + rng.normal(0, 0.02, len(places))
     return rods, walls
+
+
+def _debris(shape: tuple[int, int], radius: float, rng: np.random.Generator) -> np.ndarray:
+    """What is not a cell (H, W), 1 as thick as a cell: ragged clumps, some of them in rows as on a scratch."""
+    y, x = np.mgrid[:shape[0], :shape[1]]
+    rough = ndimage.gaussian_filter(rng.normal(size=shape), radius * rng.uniform(0.15, 0.4))
+    debris, slope = np.zeros(shape), rng.uniform(-1, 1, 2)
+    in_rows = rng.random() < 0.3
+    for _ in range(rng.integers(8, 40) if in_rows else rng.integers(1, 7)):
+        middle = rng.uniform(0, 1, 2) * shape
+        if in_rows:
+            middle = np.array(shape) * (0.5 + slope * rng.uniform(-1, 1)) + rng.normal(0, radius, 2)
+        size = radius * rng.uniform(0.3, 1.5, 2)
+        blob = np.exp(-((y - middle[0]) / size[0]) ** 2 - ((x - middle[1]) / size[1]) ** 2)
+        debris += rng.uniform(-0.4, 1) * blob
+    return debris * np.clip(1 + rough / rough.std(), 0, 2)
 
 
 def draw_frame(rng: np.random.Generator, shape: tuple[int, int] = (256, 256)) -> tuple[np.ndarray, np.ndarray]:
@@ -133,6 +172,8 @@ def draw_frame(rng: np.random.Generator, shape: tuple[int, int] = (256, 256)) ->
     thickness = texture * draw_thickness(rods, shape, -outline_shift(microscope, radius), warp,
                                          rng.uniform(0.85, 1.15, len(rods.area)))
     obstacles, light = field(shape, microscope, rng)
+    if rng.random() < 0.25:
+        obstacles += microscope.phase * _debris(shape, radius, rng)
     depth = rng.uniform(0.2, 1.2) if rng.random() < 0.8 else rng.uniform(-0.6, -0.2)  # radians
     obstacles += depth * ndimage.gaussian_filter(walls, rng.uniform(0.5, 3))
     image = render(thickness, obstacles, light, microscope, rng)

@@ -1,8 +1,6 @@
 """Metrics against teacher labels: Dice, matched instances, scores of frames."""
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from itertools import groupby, islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,13 +15,9 @@ from ..data.dataset import Frame, common_area, exclude, read_masks, read_pair
 from ..data.discovery import discover
 from ..data.images import blank_pixels, hash_pixels, read_image
 from ..errors import SegkitError
-from ..model.predict import label, predict, segment
+from ..model.predict import segment
 from ..model.unet import ModelInfo, UNet
 from ..settings import Settings
-
-PROMINENCES = (0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6)
-ALIKE = 0.001  # a panoptic quality this close to the best one counts as equal
-MAX_TUNING_FRAMES = 20
 
 
 def dice(mask: ArrayLike, target: ArrayLike) -> float:
@@ -226,21 +220,6 @@ def _image_hash(frame: Frame) -> str:
         return hash_pixels(read_image(frame.image, frame.page))
     except SegkitError:
         return ""  # a Problem of the dataset
-
-
-def tune_prominence(model: UNet, frames: Sequence[Frame]) -> ModelInfo:
-    """The model's info with the prominence (`label_cells`) in the middle of those with the best panoptic quality."""
-    frames = frames[::max(1, math.ceil(len(frames) / MAX_TUNING_FRAMES))]
-    quality = np.zeros(len(PROMINENCES))
-    for frame in frames:
-        image, teacher = read_pair(frame)
-        teacher = np.where(blank_pixels(image), 0, teacher)
-        maps = predict(model, [image])[0]
-        for k, prominence in enumerate(PROMINENCES):
-            labels = label(replace(model.info, prominence=prominence), maps).labels
-            quality[k] += match_instances(labels, teacher).panoptic_quality
-    best = np.flatnonzero(quality >= quality.max() - ALIKE * len(frames))
-    return replace(model.info, prominence=PROMINENCES[best[len(best) // 2]])
 
 
 def score_frame(frame: Frame, labels: np.ndarray, blank: np.ndarray | None = None) -> dict[str, Any]:

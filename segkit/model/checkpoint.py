@@ -99,7 +99,7 @@ class _WithProbability(nn.Sequential):
 
     def forward(self, image: Tensor) -> Tensor:
         output = super().forward(image)
-        return torch.cat([output[:, :1].sigmoid(), output[:, 1:]], dim=1)
+        return torch.cat([output[:, :1].sigmoid(), output[:, 1:2], output[:, 2:].sigmoid()], dim=1)
 
 
 def export_onnx(model: UNet, path: str | Path) -> Path:

@@ -2,12 +2,15 @@
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 from scipy import ndimage
+from skimage.graph import RAG, merge_hierarchical
 from skimage.segmentation import watershed
 
 from ..data.images import EIGHT, SPECK
+from .unet import PAIRS
 
 LEVELS = np.arange(0.35, 1.0, 0.05)  # of the distance, at which peaks are separated; a lower one is no peak
 SMOOTHING = 1.2  # pixels
@@ -63,13 +66,22 @@ def smallest_area(areas: Sequence[int] | np.ndarray, width: float) -> int:
     return max(SPECK, round(min(half, 0.75 * width ** 2)))
 
 
+def pair_ends(values: Any, half: tuple[int, int]) -> tuple[Any, Any, Any]:
+    """Of an array or tensor (..., H, W): the values at p - half, at p and at p + half, for every p that has both."""
+    (height, width), (y, x) = values.shape[-2:], half
+    ends = [values[..., row:height - 2 * y + row, column:width - 2 * abs(x) + column]
+            for row, column in ((0, abs(x) - x), (y, abs(x)), (2 * y, abs(x) + x))]
+    return ends[0], ends[1], ends[2]
+
+
 def label_cells(probability: np.ndarray, distance: np.ndarray | None, threshold: float = 0.5, prominence: float = 0.2,
-                min_area: int = SPECK) -> np.ndarray:
-    """Instance segmentation: watershed of the foreground from the prominent peaks of the distance, one for each cell.
+                min_area: int = SPECK, affinity: np.ndarray | None = None) -> np.ndarray:
+    """Instance segmentation: watershed of the foreground from the peaks of the distance, then joining by affinity.
 
     probability, distance: float (H, W); distance None: connected components (8-neighbourhood). prominence: how far the
-    distance must fall between two peaks for them to be two cells. Cells smaller than min_area (pixels) are removed,
-    smaller holes inside one cell filled; gaps between cells stay.
+    distance must fall between two peaks for them to be two fragments. affinity: (pairs, H, W), see `join_fragments`;
+    without it each fragment is a cell. Cells smaller than min_area (pixels) are removed, smaller holes inside one cell
+    filled; gaps between cells stay.
     Returns int32 (H, W), 0 = background, numbered from 1 without gaps.
     """
     foreground = probability > threshold
@@ -81,12 +93,45 @@ def label_cells(probability: np.ndarray, distance: np.ndarray | None, threshold:
         peakless = foreground & ~np.isin(labels, np.unique(labels[peaks > 0]))
         markers = np.where(peakless, labels + peak_count, peaks)
         labels = watershed(-smooth, markers, mask=foreground)
+        if affinity is not None:
+            labels = join_fragments(relabel(labels), affinity)
 
     # a cell's own pixels decide whether it is large enough, not its holes
     areas = np.bincount(labels.ravel())
     filled = _fill_holes(labels, min_area)
     filled[areas[filled] < min_area] = 0
     return relabel(filled)
+
+
+def join_fragments(fragments: np.ndarray, affinity: np.ndarray) -> np.ndarray:
+    """Join fragments (H, W), numbered without gaps, whose pairs of pixels belong to one cell rather than to two.
+
+    affinity: (pairs, H, W), probability that the pixels of each of PAIRS, on either side of a pixel, are of one cell.
+    The two fragments with the highest mean over all pairs that reach from one to the other are joined first, until no
+    mean is above a half (average linkage, Bailoni et al. 2022, doi 10.1109/CVPR52688.2022.01137).
+    """
+    numbers, values = [], []
+    for half, same in zip(PAIRS, affinity, strict=True):
+        (a, _, b), (_, middle, _) = pair_ends(fragments, half), pair_ends(same, half)
+        meet = (a != b) & (a > 0) & (b > 0)
+        numbers.append(np.sort([a[meet], b[meet]], axis=0))
+        values.append(middle[meet])
+    pairs, pair, counts = np.unique(np.concatenate(numbers, 1), axis=1, return_inverse=True, return_counts=True)
+    means = np.bincount(pair.ravel(), np.concatenate(values), len(counts)) / counts
+
+    graph = RAG()
+    graph.add_nodes_from((n, {"labels": [n]}) for n in range(fragments.max() + 1))  # background stays 0
+    graph.add_edges_from((a, b, {"weight": 1 - mean, "count": count}) for (a, b), mean, count in zip(
+        pairs.T.tolist(), means.tolist(), counts.tolist(), strict=True))
+    return merge_hierarchical(fragments, graph, 0.5, rag_copy=False, in_place_merge=True,
+                              merge_func=lambda graph, source, target: None, weight_func=_mean_of_both)
+
+
+def _mean_of_both(graph: RAG, source: int, target: int, other: int) -> dict[str, float]:
+    """The edge from two joined fragments to a third: the mean over the pairs of both."""
+    edges = [graph[node][other] for node in (source, target) if graph.has_edge(node, other)]
+    count = sum(edge["count"] for edge in edges)
+    return {"count": count, "weight": sum(edge["count"] * edge["weight"] for edge in edges) / count}
 
 
 def relabel(labels: np.ndarray) -> np.ndarray:

@@ -17,7 +17,7 @@ from ..devices import autocast, in_parts
 from ..errors import SegkitError
 from .baseline import BaselineUNet
 from .postprocess import distance_target, label_cells, relabel
-from .unet import STRIDE, ModelInfo, UNet
+from .unet import PAIRS, STRIDE, ModelInfo, UNet
 
 POSTPROCESSING = 3  # version; raise it with every change that gives other labels for the same image and weights
 TILE, MARGIN = 1024, 128  # pixels, multiples of STRIDE: tile size, and overlap on either side
@@ -48,6 +48,7 @@ class Maps(NamedTuple):
     distance: np.ndarray | None  # float32 (h, w), 1 at a cell's core, 0 at its edge; the baseline has none
     shape: tuple[int, ...]  # (H, W) of the image
     blank: np.ndarray | bool = False  # bool (H, W), see blank_pixels; all of an image without contrast
+    affinity: np.ndarray | None = None  # float32 (pairs, h, w), see postprocess.join_fragments; version 1.1 has none
 
 
 def segment(model: UNet, image: ArrayLike, *, scale: float | str = 1.0, flips: bool = False) -> Segmentation:
@@ -104,10 +105,23 @@ def predict(model: UNet, images: Sequence[ArrayLike], *, scale: float | str = 1.
 
     # a flipped image is predicted, and its maps are flipped back
     mirrors = MIRRORS if flips else MIRRORS[:1]
-    maps = torch.stack([_predict_tiles(model, x.flip(axes)).flip(axes) for axes in mirrors]).mean(0)
+    maps = torch.stack([_predict_mirrored(model, x, axes) for axes in mirrors]).mean(0)
     blank = [unseen | (not has_contrast(array, unseen)) for array, unseen in zip(arrays, blank, strict=True)]
-    return [Maps(of_image[0], of_image[1] if len(of_image) > 1 else None, shape, unseen)
-            for of_image, unseen in zip(maps.numpy(), blank, strict=True)]  # (1 or 2, h, w) each
+    return [_as_maps(of_image, shape, unseen) for of_image, unseen in zip(maps.numpy(), blank, strict=True)]
+
+
+def _as_maps(outputs: np.ndarray, shape: tuple[int, ...], blank: np.ndarray | bool = False) -> Maps:
+    """Name the network's outputs (1 or more, h, w)."""
+    probability, *others = outputs
+    return Maps(probability, others[0] if others else None, shape, blank, outputs[2:] if len(outputs) > 2 else None)
+
+
+def _predict_mirrored(model: UNet, x: Tensor, axes: tuple[int, ...]) -> Tensor:
+    """`_predict_tiles` of a mirror image, mirrored back; in one of these, the pairs along both diagonals change places."""
+    maps = _predict_tiles(model, x.flip(axes)).flip(axes)
+    if len(axes) == 1 and maps.shape[1] > 2:
+        maps[:, 2:] = maps[:, [2 + PAIRS.index((y, -x) if x * y else (y, x)) for y, x in PAIRS]]
+    return maps
 
 
 def _scaled(size: int, scale: float) -> int:
@@ -121,7 +135,7 @@ def _scaled(size: int, scale: float) -> int:
 
 
 def _predict_tiles(model: UNet, x: Tensor) -> Tensor:
-    """Probability and distance (B, 1 or 2, H, W), float32 on the CPU, for normalised images (B, 1, H, W)."""
+    """The network's outputs (B, outputs, H, W), logits as probabilities, float32 on the CPU, for images (B, 1, H, W)."""
     device = next(model.parameters()).device
     maps = torch.empty(len(x), model.info.outputs, *x.shape[-2:])
     rows, columns = (_spans(size, isinstance(model, BaselineUNet)) for size in x.shape[-2:])
@@ -135,6 +149,7 @@ def _predict_tiles(model: UNet, x: Tensor) -> Tensor:
             # only the inner part: near the tile's edge the network sees too little of the image
             inner = output[..., first_row - top:last_row - top, first_column - left:last_column - left].float()
             inner[:, 0].sigmoid_()
+            inner[:, 2:].sigmoid_()
         maps[..., first_row:last_row, first_column:last_column] = inner.cpu()
     return maps
 
@@ -162,7 +177,8 @@ def _spans(size: int, align_corners: bool) -> list[tuple[int, int, int, int]]:
 
 def find_cells(info: ModelInfo, maps: Maps) -> np.ndarray:
     """Labels int32 (h, w) by this model's thresholds, at its scale: that of its thresholds and areas."""
-    return label_cells(maps.probability, maps.distance, info.threshold, info.prominence, info.min_area)
+    return label_cells(maps.probability, maps.distance, info.threshold, info.prominence, info.min_area,
+                       maps.affinity)
 
 
 def label(info: ModelInfo, maps: Maps, cells: np.ndarray | None = None) -> Segmentation:
@@ -250,8 +266,7 @@ def _try_scale(model: UNet, inputs: Sequence[np.ndarray], scale: float) -> tuple
     for image in inputs:
         part = torch.from_numpy(image[_steepest(image, round(TRIED / scale))])[None, None]
         x = F.interpolate(part, [_scaled(n, scale) for n in part.shape[-2:]], mode="bilinear", antialias=True)
-        probability, distance = _predict_tiles(model, x)[0].numpy()
-        maps = Maps(probability, distance, probability.shape)
+        maps = _as_maps(_predict_tiles(model, x)[0].numpy(), x.shape[-2:])
         value, found = agreement(maps, find_cells(model.info, maps))
         values += [value] * len(found)
         widths += found.tolist()

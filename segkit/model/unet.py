@@ -12,6 +12,7 @@ from ..data.images import SPECK
 
 WIDTHS = (24, 48, 96, 192, 384)  # channels per level (Visuna et al. 2025, doi 10.1016/j.engappai.2025.112503)
 STRIDE = 2 ** (len(WIDTHS) - 1)  # height and width of the input must be multiples of this
+PAIRS = ((0, 1), (1, 0), (1, 1), (1, -1), (0, 2), (2, 0), (2, 2), (2, -2))  # (y, x) to either pixel of a pair, pixels
 FIELD_OF_VIEW = 200  # pixels, about: what one output pixel can depend on (five levels of two 3 x 3 convolutions)
 
 
@@ -19,11 +20,11 @@ FIELD_OF_VIEW = 200  # pixels, about: what one output pixel can depend on (five 
 class ModelInfo:
     """What a model file holds besides the weights: how to build the network and how to use it."""
 
-    outputs: int = 2  # foreground logits, and the normalised distance to the cell's edge
+    outputs: int = 2 + len(PAIRS)  # foreground logits, distance to the cell's edge, logits of pairs; 2 in version 1.1
     upsampling: str = "smoothed"  # of UpConv; the baseline's is "corners aligned"
     normalisation: str = "percentile"  # see segkit.data.images.normalise
     threshold: float = 0.5  # a pixel with a higher foreground probability belongs to a cell
-    prominence: float = 0.2  # how far the distance falls between two cells that touch
+    prominence: float = 0.05  # how far the distance falls between two fragments; in version 1.1 between two cells
     min_area: int = SPECK  # pixels; smaller cells are specks
     cell_width: float = 0.0  # median of the training cells, pixels; 0: unknown
     scores: dict[str, Any] = field(default_factory=dict)
@@ -128,7 +129,7 @@ class UNet(nn.Module):
         skips.pop()
         for block in self.up:
             x = block(x, skips.pop())
-        return self.out(x)  # (B, 2, H, W)
+        return self.out(x)  # (B, outputs, H, W)
 
     def count_parameters(self) -> int:
         return sum(p.numel() for p in self.parameters())

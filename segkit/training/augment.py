@@ -9,18 +9,19 @@ from torch import Tensor
 from .frames import Store
 
 BLUR_RADIUS = 3  # pixels
+TURNED, ZOOM = 0.5, (0.65, 1.55)  # share of the crops that are rotated by any angle, and the range of their zoom
 LIGHT = {  # share of the crops that are changed, and the range of the change; of its logarithm for contrast and gamma
-    "contrast": (0.5, -0.25, 0.25), "offset": (0.5, -0.1, 0.1), "gamma": (0.5, -0.2, 0.2), "slope_y": (0.3, -0.2, 0.2),
-    "slope_x": (0.3, -0.2, 0.2), "blur": (0.3, 0.15, 0.6), "noise": (0.5, 0.0, 0.04)}
+    "contrast": (0.5, -0.5, 0.5), "offset": (0.5, -0.15, 0.15), "gamma": (0.5, -0.5, 0.5), "slope_y": (0.3, -0.3, 0.3),
+    "slope_x": (0.3, -0.3, 0.3), "blur": (0.4, 0.15, 1.2), "noise": (0.5, 0.0, 0.08)}
 
 
 def sample_crops(store: Store, count: int, size: tuple[int, int], generator: torch.Generator) -> dict[str, Tensor]:
     """Place `count` crops of size (height, width) and draw their augmentation: small tensors on the CPU.
 
     Where cells are rare, up to half of the crops are centred near one, so that nearly empty frames are of use; where
-    cells cover a tenth of the frames or more, crops lie anywhere. All are mirrored and rotated by quarter turns (half
-    turns where they are not square); three quarters are also shifted by parts of a pixel and zoomed by 0.84 to 1.18,
-    and of these a quarter is rotated by any angle and zoomed by 0.7 to 1.4 (measured: benchmarks/README.md).
+    cells cover a tenth of the frames or more, crops lie anywhere. All are brought to the median width of the cells,
+    then mirrored and zoomed; a half is rotated by any angle, the others by quarter turns (half turns where they are not
+    square; measured: benchmarks/README.md).
     """
     def uniform(low: float, high: float) -> Tensor:
         return torch.rand(count, generator=generator) * (high - low) + low
@@ -39,12 +40,10 @@ def sample_crops(store: Store, count: int, size: tuple[int, int], generator: tor
     centre = torch.where(seek[:, None], near, anywhere)
     centre = torch.minimum(torch.maximum(centre, half), (extent - half).clamp(min=0)).floor()
     # Rotation, zoom and mirroring
-    zoomed = sometimes(0.75)
-    turned = zoomed & sometimes(0.25)
     quarter = torch.randint(4, (count,), generator=generator) * (math.pi / 2)
-    angle = torch.where(turned, uniform(0, 2 * math.pi), quarter if size[0] == size[1] else 2 * quarter)
-    zoom = torch.exp(uniform(math.log(0.7), math.log(1.4)) * torch.where(turned, 1.0, 0.5) * zoomed)
-    centre = centre + torch.rand(count, 2, generator=generator) * zoomed[:, None]
+    angle = torch.where(sometimes(TURNED), uniform(0, 2 * math.pi), quarter if size[0] == size[1] else 2 * quarter)
+    zoom = store.scale[frame] * uniform(math.log(ZOOM[0]), math.log(ZOOM[1])).exp()
+    centre = centre + torch.rand(count, 2, generator=generator)
     mirror = torch.where(sometimes(0.5), -1.0, 1.0)
     plan = {"frame": frame, "centre": centre, "angle": angle, "zoom": zoom, "mirror": mirror}
     # Brightness, blur and noise: each for some of the crops only
@@ -57,7 +56,7 @@ def sample_crops(store: Store, count: int, size: tuple[int, int], generator: tor
 def gather_crops(store: Store, plan: dict[str, Tensor], size: tuple[int, int]) -> tuple[Tensor, Tensor]:
     """The crops that `sample_crops` chose, augmented.
 
-    Returns images (B, 1, h, w) float32 and targets (B, 1, h, w) float32: 0 = background, else distance in (0, 1].
+    Returns images (B, 1, h, w) and targets (B, 2, h, w), float32; see `losses.student_loss`.
     """
     # From (row, column) about the crop's centre to (row, column) about the same point of the frame: (B, 2, 2)
     cos, sin = plan["angle"].cos() / plan["zoom"], plan["angle"].sin() / plan["zoom"]
@@ -68,7 +67,7 @@ def gather_crops(store: Store, plan: dict[str, Tensor], size: tuple[int, int]) -
     centre = plan["centre"] - torch.tensor([0.5 if n % 2 == 0 else 0.0 for n in size])  # even: between two pixels
     nearest = centre.round()
     rows, columns = (nearest[:, k, None].long() + torch.arange(-reach[k], reach[k] + 1) for k in (0, 1))
-    window, target_window = store.window(plan["frame"], rows, columns)  # (B, 1, 2 * reach + 1) each
+    window, target_window = store.window(plan["frame"], rows, columns)  # (B, 1 and 2, 2 * reach + 1, ...)
     # The same map in the coordinates of grid_sample: (x, y), -1 to 1 over the window and over the crop
     scaled = torch.cat([matrix * half, (centre - nearest)[:, :, None]], 2) / torch.tensor(reach)[:, None]  # (B, 2, 3)
     theta = scaled[:, [1, 0]][:, :, [1, 0, 2]].to(window.device, non_blocking=True)

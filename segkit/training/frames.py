@@ -7,6 +7,7 @@ import shutil
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -34,12 +35,13 @@ POINTS = 128  # foreground pixels remembered per frame, for crops that contain c
 BYTES_PER_PIXEL = {True: 1100, False: 1900}  # of GPU memory that a training step takes in bf16, in float32
 GPU_CROP, CPU_CROP = (768, 448), (128, 128)  # CROP=auto, (height, width) pixels
 MIN_CROP = 2 * STRIDE  # pixels; the deepest level needs more than one value per channel
+FILES = {"pixels.f32": np.float32, "targets.u8": np.uint8, "labels.i16": np.int16}  # of a store
 MIN_STEPS = 200  # with fewer steps, touching cells are seldom separated (benchmarks/README.md)
 
 
 @dataclass(frozen=True)
 class Store:
-    """Decoded frames of any size, one after the other in two flat arrays.
+    """Decoded frames of any size, one after the other in flat arrays.
 
     The values per frame lie on the CPU, where crops are sampled, so that nothing waits for a GPU.
     """
@@ -47,29 +49,31 @@ class Store:
     frames: tuple[Frame, ...]
     pixels: Tensor  # (P,) float32, normalised; on the GPU where they fit
     targets: Tensor  # (P,) uint8; on the same device
+    labels: Tensor  # (P,) int16; likewise
     start: Tensor  # (N,) int64, where each frame begins
     height: Tensor  # (N,) int64, pixels
     width: Tensor  # (N,) int64, pixels
     points: Tensor  # (N, POINTS, 2) int64 (y, x)
+    scale: Tensor  # (N,) float32: factor that brings the cells of each frame's position to the median width
     cell_width: float  # median, pixels
     areas: np.ndarray  # (cells that do not touch the border,) int32, pixels
     foreground: float  # share of pixels inside cells
     hashes: tuple[str, ...]  # of the images, see images.hash_pixels
 
     def window(self, index: Tensor, rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
-        """Normalised images and targets (0 = background, else (0, 1]) of rectangles, mirrored beyond the edge.
+        """Normalised images, and targets (see `student_loss`), of rectangles, mirrored beyond the edge.
 
         index: (B,) frames; rows: (B, H) and columns: (B, W) int64 pixels; all on the CPU.
-        Returns (B, 1, H, W) float32 twice.
+        Returns (B, 1, H, W) and (B, 2, H, W) float32.
         """
         height, width = self.height[index, None], self.width[index, None]
         row_start = self.start[index, None] + _mirror(rows, height) * width  # (B, H)
         row_start, columns = (t.to(self.pixels.device, non_blocking=True) for t in (row_start, _mirror(columns, width)))
         at = (row_start[:, :, None] + columns[:, None, :])[:, None]  # (B, 1, H, W)
-        return self.pixels[at], self.targets[at].float() / 255
+        return self.pixels[at], torch.cat([self.targets[at].float() / 255, self.labels[at].float()], 1)
 
     def whole(self, index: list[int], stride: int) -> tuple[Tensor, Tensor]:
-        """Frames of one size, padded to a multiple of stride: (n, 1, H', W') float32 twice."""
+        """Frames of one size, padded to a multiple of stride; see `window`."""
         height, width = (-(-int(size[index[0]]) // stride) * stride for size in (self.height, self.width))
         rows, columns = (torch.arange(size).expand(len(index), size) for size in (height, width))
         return self.window(torch.tensor(index), rows, columns)
@@ -86,7 +90,8 @@ class Decoded(NamedTuple):
     """One frame as the store keeps it."""
 
     image: np.ndarray  # (H, W) float32, normalised
-    target: np.ndarray  # (H, W) uint8, see targets.distance_target
+    target: np.ndarray  # (H, W) uint8, see postprocess.distance_target
+    labels: np.ndarray  # (H, W) int16, over 32767 from 1 again
     points: np.ndarray  # (POINTS, 2) int32 (y, x); -1 without foreground
     widths: np.ndarray  # (cells,) float32, pixels
     areas: np.ndarray  # (cells that do not touch the border,) int32, pixels
@@ -105,7 +110,8 @@ def decode(frame: Frame) -> Decoded:
     points = np.full((POINTS, 2), -1, np.int32)
     if len(inside):
         points[:] = inside[np.linspace(0, len(inside) - 1, POINTS).astype(np.int64)]
-    return Decoded(normalise(image, blank=blank), target, points, widths, whole_areas(labels), hash_pixels(whole))
+    stored = np.where(labels, (labels - 1) % np.iinfo(np.int16).max + 1, 0).astype(np.int16)
+    return Decoded(normalise(image, blank=blank), target, stored, points, widths, whole_areas(labels), hash_pixels(whole))
 
 
 def build_store(frames: Sequence[Frame], device: torch.device, cache_dir: Path) -> tuple[Store, dict[Frame, str]]:
@@ -133,24 +139,27 @@ def build_store(frames: Sequence[Frame], device: torch.device, cache_dir: Path) 
     if reasons:  # a file that could not be read now, on a network drive say, is tried again by the next training
         (folder / "index.npz").unlink(missing_ok=True)
     # The arrays stay in the file; a GPU that has room for them takes them whole
-    pixels, targets = (torch.from_numpy(np.memmap(folder / name, kind, mode="c"))
-                       for name, kind in (("pixels.f32", np.float32), ("targets.u8", np.uint8)))
-    if device.type == "cuda" and 5 * len(pixels) <= torch.cuda.mem_get_info(device)[0] / 4:
-        pixels, targets = pixels.to(device), targets.to(device)
+    arrays = [torch.from_numpy(np.memmap(folder / name, kind, mode="c")) for name, kind in FILES.items()]
+    if device.type == "cuda" and sum(array.nbytes for array in arrays) <= torch.cuda.mem_get_info(device)[0] / 4:
+        arrays = [array.to(device) for array in arrays]
+    pixels, targets, labels = arrays
     # Values of each frame, and of all cells
     height, width = (torch.from_numpy(index["shapes"][:, k]) for k in (0, 1))
-    size = height * width
+    size, decoded = height * width, tuple(frame for frame in frames if frame not in reasons)
+    cell_width = float(np.median(index["widths"])) if len(index["widths"]) else 0.0
+    units = [str(frame.unit) for frame in decoded]
+    scale = cell_width / pd.Series(index["widths"]).groupby(np.repeat(units, index["cells"])).median()
     store = Store(
-        tuple(frame for frame in frames if frame not in reasons), pixels, targets,
-        torch.cumsum(size, 0) - size, height, width, torch.from_numpy(index["points"]).long(),
-        float(np.median(index["widths"])) if len(index["widths"]) else 0.0, index["areas"],
-        float(index["foreground"].sum() / len(pixels)), tuple(index["hashes"].tolist()))
+        decoded, pixels, targets, labels, torch.cumsum(size, 0) - size, height, width,
+        torch.from_numpy(index["points"]).long(),
+        torch.tensor(scale.reindex(units).fillna(1).to_numpy(), dtype=torch.float32), cell_width, index["areas"],
+        float(index["foreground"].sum() / size.sum()), tuple(index["hashes"].tolist()))
     return store, reasons
 
 
 def _fingerprint(frames: Sequence[Frame]) -> str:
     """A name that changes with any image or masks file: paths, sizes and times of change."""
-    digest = hashlib.sha256(b"segkit store 7")
+    digest = hashlib.sha256(b"segkit store 8")
     for frame in frames:
         for path in (frame.image, frame.masks or frame.image):
             there = f"{path.stat().st_size}|{path.stat().st_mtime_ns}" if path.exists() else "missing"
@@ -159,7 +168,7 @@ def _fingerprint(frames: Sequence[Frame]) -> str:
 
 
 def _decode_into(folder: Path, frames: Sequence[Frame]) -> dict[Frame, str]:
-    """Write pixels.f32, targets.u8 and index.npz; returns the frames that cannot be decoded with the reason."""
+    """Write FILES and index.npz; returns the frames that cannot be decoded with the reason."""
     def attempt(frame: Frame) -> Decoded | str:
         try:
             return decode(frame)
@@ -170,23 +179,24 @@ def _decode_into(folder: Path, frames: Sequence[Frame]) -> dict[Frame, str]:
     reasons: dict[Frame, str] = {}
     kept: list[tuple] = []  # rows of the index: all but the large arrays
     workers = min(16, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
-    with (ThreadPoolExecutor(workers) as pool, open(folder / "pixels.f32", "wb") as pixels,
-          open(folder / "targets.u8", "wb") as targets):
+    with ExitStack() as stack:
+        pool = stack.enter_context(ThreadPoolExecutor(workers))
+        files = [stack.enter_context(open(folder / name, "wb")) for name in FILES]
         results = prefetch(pool, attempt, frames, 16 * workers)
         bar = tqdm(results, total=len(frames), desc="decoding", unit="frame", leave=False, delay=2)
         for frame, result in zip(frames, bar, strict=True):
             if isinstance(result, str):
                 reasons[frame] = result
                 continue
-            pixels.write(result.image.tobytes())
-            targets.write(result.target.tobytes())
-            kept.append((result.image.shape, np.count_nonzero(result.target), *result[2:]))
+            for file, values in zip(files, result, strict=False):
+                file.write(values.tobytes())
+            kept.append((result.image.shape, np.count_nonzero(result.target), *result[3:]))
     if not kept:
         raise SegkitError(f"none of {len(frames)} pairs could be decoded: {next(iter(reasons.values()), '')}")
     # The index: a row for each decoded frame, widths and areas of all cells one after the other
     shapes, foreground, points, widths, areas, hashes = zip(*kept, strict=True)
     np.savez(folder / "index.npz", shapes=shapes, foreground=foreground, points=points, hashes=hashes,
-             widths=np.concatenate(widths), areas=np.concatenate(areas))
+             cells=[len(w) for w in widths], widths=np.concatenate(widths), areas=np.concatenate(areas))
     return reasons
 
 
@@ -232,7 +242,6 @@ class TrainingData(NamedTuple):
 
     train: Store
     validation: Store
-    validation_frames: list[Frame]  # of all processes, those that could be decoded
     foreground: float  # share of the training pixels
     cell_width: float  # pixels, median of the training cells
     min_area: int  # pixels, see postprocess.smallest_area
@@ -277,5 +286,4 @@ def prepare(split: Split, settings: Settings, group: ProcessGroup) -> TrainingDa
              settings.batch_size, describe_device(group.device, settings.precision))
     if settings.epochs * steps < MIN_STEPS:
         log.info("only %d steps in all; %d or more are usual: set more EPOCHS", settings.epochs * steps, MIN_STEPS)
-    return TrainingData(train, validation, [frame for frame in split.validation if frame.name not in left_out],
-                        foreground, cell_width, min_area, crop, steps, trained_on, validated_on, left_out)
+    return TrainingData(train, validation, foreground, cell_width, min_area, crop, steps, trained_on, validated_on, left_out)

@@ -10,21 +10,24 @@ from torch import Tensor
 
 from ..data.dataset import Frame
 from ..devices import autocast, in_parts
-from ..model.unet import STRIDE, UNet
+from ..model.postprocess import pair_ends
+from ..model.unet import PAIRS, STRIDE, UNet
 from .distributed import ProcessGroup
 from .frames import Store
 from .run_dir import Preview
 
 DISTANCE_WEIGHT = 2.0  # of the distance error, beside cross-entropy and soft Dice
+PAIR_WEIGHT, SPLIT_WEIGHT = 2.0, 1.0  # of the error of pairs, and of those of two cells
 MAX_FOREGROUND_WEIGHT = 50.0  # of a foreground pixel in the distance error, where cells are rare
 MAX_PIXELS, MAX_FRAMES = 2 ** 23, 8  # of whole frames in one batch on a GPU
 PREVIEWS = 2  # frames that the live figure shows
 
 
 def student_loss(output: Tensor, target: Tensor) -> Tensor:
-    """Cross-entropy, soft Dice loss (Milletari et al. 2016) and the weighted distance error, computed in float32.
+    """Cross-entropy, soft Dice loss (Milletari et al. 2016), the distance error and that of pairs, in float32.
 
-    output: (B, 2, H, W), foreground logits and distance; target: (B, 1, H, W), 0 = background, else (0, 1].
+    output: (B, 2 + pairs, H, W), foreground logits, distance, and logits that both pixels of each of PAIRS are of one
+    cell; target: (B, 2, H, W), the distance, 0 = background, else (0, 1], and labels.
     """
     logits, distance = output[:, 0].float(), output[:, 1].float()  # (B, H, W) each
     foreground, probability = (target[:, 0] > 0).float(), logits.sigmoid()
@@ -36,7 +39,15 @@ def student_loss(output: Tensor, target: Tensor) -> Tensor:
     extra = (1 - share) / share.clamp(min=1 / MAX_FOREGROUND_WEIGHT)
     error = F.smooth_l1_loss(distance, target[:, 0], reduction="none", beta=0.2)
     distance_loss = (error.sum() + extra * (error * foreground).sum()) / (pixels + extra * inside)
-    return cross_entropy + dice_loss + DISTANCE_WEIGHT * distance_loss
+    # Pairs of pixels inside cells: of the same one, or of two that touch
+    pair_error, pairs = output.new_zeros((), dtype=torch.float32), 1
+    for half, logit in zip(PAIRS, output[:, 2:].unbind(1), strict=True):
+        (first, _, second), (_, middle, _) = pair_ends(target[:, 1], half), pair_ends(logit, half)
+        inside_cells = (first > 0) & (second > 0)
+        error = F.binary_cross_entropy_with_logits(middle.float(), (first == second).float(), reduction="none")
+        weight = inside_cells * torch.where(first == second, 1.0, SPLIT_WEIGHT)
+        pair_error, pairs = pair_error + (error * weight).sum(), pairs + weight.sum()
+    return cross_entropy + dice_loss + DISTANCE_WEIGHT * distance_loss + PAIR_WEIGHT * pair_error / pairs
 
 
 def batch_dice(logits: Tensor, foreground: Tensor) -> Tensor:

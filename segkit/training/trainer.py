@@ -22,9 +22,9 @@ from ..data.dataset import Split
 from ..devices import autocast, describe_device, keep_memory
 from ..errors import SegkitError
 from ..files import locked, log, logging_to, write_table
-from ..measure.metrics import join_records, positions_trained_on, score_frames, tune_prominence
+from ..measure.metrics import join_records, positions_trained_on, score_frames
 from ..model.checkpoint import load_model, save_model
-from ..model.unet import ModelInfo, UNet
+from ..model.unet import PAIRS, ModelInfo, UNet
 from ..settings import Settings
 from . import run_dir
 from .augment import gather_crops, sample_crops
@@ -279,9 +279,10 @@ class Trainer:
         initial = load_model(self.settings.find_model(start_from), "cpu") if start_from else UNet(self.model.info)
         if not start_from:
             share = min(max(foreground, 1e-3), 0.9)
-            initial.out.bias = nn.Parameter(torch.tensor([math.log(share / (1 - share)), 0.5 * share]))
-        elif initial.info.outputs != 2:
-            raise SegkitError(f"START_FROM {start_from} is a model of the starting recipe: one of segkit was needed")
+            bias = [math.log(share / (1 - share)), 0.5 * share, *[2.0] * len(PAIRS)]  # most pairs are of one cell
+            initial.out.bias = nn.Parameter(torch.tensor(bias))
+        elif initial.info.outputs != self.model.info.outputs:
+            raise SegkitError(f"START_FROM {start_from} is a model of another kind: one of this version was needed")
         self.model.load_state_dict(initial.state_dict())
         self.ema = AveragedModel(self.model, multi_avg_fn=update_ema)
         self.ema_model = cast(UNet, self.ema.module)
@@ -344,7 +345,6 @@ def _finish(model: UNet, data: TrainingData, history: History, settings: Setting
     group.wait()  # until the main process has written the model file
     model.load_state_dict(load_model(settings.run_dir, "cpu").state_dict())
     model.eval()
-    model.info = tune_prominence(model, data.validation_frames)
     scores = group.gather(score_frames(model, data.validation.frames).to_dict("records"))
     if group.is_main_process:
         scores = pd.DataFrame(scores).sort_values(["experiment", "position", "frame"])
