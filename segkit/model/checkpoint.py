@@ -24,8 +24,7 @@ FORMAT = 2  # of a model file's metadata
 def save_model(model: UNet, path: str | Path, half: bool = False) -> None:
     """Write weights and info as safetensors; half: the weights in half precision, for a file of half the size."""
     metadata = {"segkit": json.dumps({"format": FORMAT, **asdict(model.info)})}
-    written = copy_on_cpu(model).half() if half else model
-    state = {name: tensor.cpu().contiguous() for name, tensor in written.state_dict().items()}
+    state = (copy_on_cpu(model).half() if half else copy_on_cpu(model)).state_dict()
     with replacing(path) as temporary:
         temporary.write_bytes(save(state, metadata))
 
