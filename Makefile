@@ -28,7 +28,7 @@ REMOVE := remove() { for folder; do if test -e "$$folder/$(MADE)"; then rm -rf "
 
 help:
 	@echo "make run      train, segment and measure, on the demo or on DATASET_PATH=... EPOCHS=... RUN=..."
-	@echo "make segment  segment and measure with a student that is there: MODEL=runs/... DATASET_PATH=..."
+	@echo "make segment  segment and measure without training: DATASET_PATH=... (MODEL=runs/...: with your own student)"
 	@echo "make lab      the notebooks in JupyterLab"
 	@echo "make docs     the documentation as a website: site/index.html"
 	@echo "make test     every check; also: bench, bench-readme, notebooks, test-lowest, lint, clean (README.md)"

@@ -90,7 +90,7 @@ def compare(arguments: list[str], others: Mapping[str, Maker]) -> segkit.UNet:
     """
     values = dict(a.split("=", 1) for a in arguments)
     batches = int(values.pop("PLAIN_BATCHES", "0"))
-    settings = parse_settings(values, load_settings())
+    settings = parse_settings({"START_FROM": "", **values}, load_settings())
     device = pick_device(settings.device)
     split = discover_split(settings)
     headers = [read_header(frame.image) for frame in split.train]

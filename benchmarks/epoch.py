@@ -26,7 +26,8 @@ def many(frames: list[Frame], count: int, name: str) -> tuple[Frame, ...]:
 
 
 def main(arguments: list[str]) -> None:
-    values = {"EPOCHS": "3", "CROPS_PER_EPOCH": "3900", "CROP": "768x448", **dict(a.split("=", 1) for a in arguments)}
+    values = {"EPOCHS": "3", "CROPS_PER_EPOCH": "3900", "CROP": "768x448", "START_FROM": "",
+              **dict(a.split("=", 1) for a in arguments)}
     count = int(values.pop("FRAMES", ALL))
     with tempfile.TemporaryDirectory() as folder:
         settings = parse_settings(values, segkit.Settings(root=Path(folder), run="epoch"))

@@ -194,7 +194,7 @@ def main(arguments: list[str]) -> None:
     values = dict(a.split("=", 1) for a in arguments)
     options = {name: values.pop(name, default) for name, default in OPTIONS.items()}
     students, scale, limit = options["STUDENTS"], float(options["SCALE"]), int(options["LIMIT"])
-    settings = parse_settings({"EPOCHS": EPOCHS, "CROP": CROP} | values, load_settings())
+    settings = parse_settings({"EPOCHS": EPOCHS, "CROP": CROP, "START_FROM": ""} | values, load_settings())
     crops = settings.crops_per_epoch or round(int(options["STEPS"]) / settings.epochs * settings.batch_size)
     settings = replace(settings, crops_per_epoch=crops)
     sets = real_sets(Path(options["DATA"]).expanduser(), [name for name in options["SETS"].split(",") if name])

@@ -27,7 +27,7 @@ dataset, root, run = (Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3])
 resume = (root / "runs" / run / "last.pt").is_file()
 split = segkit.split_by_position(segkit.discover(dataset).pairs)
 settings = segkit.Settings(dataset_path=dataset, run=run, epochs=8, batch_size=4, crop="32x32", crops_per_epoch=16,
-                           device="cpu", root=root, resume=resume)
+                           device="cpu", root=root, resume=resume, start_from="")
 segkit.fit(segkit.UNet(), split, settings)
 """
 

@@ -51,8 +51,8 @@ def main(arguments: list[str]) -> None:
         for norm, make_norm in NORMS.items():
             rows = []
             for seed in range(seeds):
-                settings = parse_settings({"BATCH_SIZE": 8, "EPOCHS": EPOCHS, **values, "DATASET_PATH": name,
-                                           "SEED": seed, "RUN": "norms"}, load_settings())
+                settings = parse_settings({"BATCH_SIZE": 8, "EPOCHS": EPOCHS, "START_FROM": "", **values,
+                                           "DATASET_PATH": name, "SEED": seed, "RUN": "norms"}, load_settings())
                 split = discover_split(settings)
                 with tempfile.TemporaryDirectory() as folder:
                     settings = replace(settings, root=Path(folder),

@@ -23,7 +23,8 @@ def row(name: str, epochs: int, dataset: list[str]) -> str:
     """One training, or what is left of it, as a row of the table."""
     folder = Settings().root / "runs" / name
     if not (folder / "report.json").is_file():
-        run(*dataset, f"EPOCHS={epochs}", f"RUN={name}", *(["RESUME=1"] if (folder / "last.pt").is_file() else []))
+        resume = ["RESUME=1"] if (folder / "last.pt").is_file() else []
+        run(*dataset, f"EPOCHS={epochs}", f"RUN={name}", "START_FROM=", *resume)
     report = read_json(folder / "report.json", "the run's file")
     return (f"| {name}, EPOCHS={epochs} | {len(read_json(folder / 'split.json', 'the split')['train'])} | "
             f"{report['seconds']:.0f} s | {report['val_dice']:.3f} | {report['val_panoptic_quality']:.3f} |")

@@ -68,7 +68,7 @@ def crops_per_second(name: str, settings: Settings) -> tuple[float, float]:
 
 
 def main(arguments: list[str]) -> None:
-    settings = parse_settings(dict(a.split("=", 1) for a in arguments), load_settings())
+    settings = parse_settings({"START_FROM": "", **dict(a.split("=", 1) for a in arguments)}, load_settings())
     rates, memory = dict.fromkeys((PLAIN, SEGKIT, CEILING), 0.0), 0.0
     with apart() as plain, apart() as ours:
         for _ in range(ROUNDS):

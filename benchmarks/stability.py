@@ -49,7 +49,7 @@ def best_dice(settings: Settings) -> tuple[float, int]:
 def main(arguments: list[str]) -> int:
     values = dict(a.split("=", 1) for a in arguments)
     seeds = int(values.pop("SEEDS", "10"))
-    base = parse_settings({"EPOCHS": "6", **values}, load_settings())
+    base = parse_settings({"EPOCHS": "6", "START_FROM": "", **values}, load_settings())
     stuck = 0
     with tempfile.TemporaryDirectory() as folder:
         hot = with_hot_pixels(base.dataset_path, Path(folder) / "hot")

@@ -85,7 +85,8 @@ def kept(network: type[segkit.UNet]) -> float:
 
 
 def main(arguments: list[str]) -> None:
-    settings = parse_settings({"CROP": "128x128", **dict(a.split("=", 1) for a in arguments)}, Settings())
+    values = {"CROP": "128x128", "START_FROM": "", **dict(a.split("=", 1) for a in arguments)}
+    settings = parse_settings(values, Settings())
     device, size = pick_device(settings.device), (settings.batch_size, 1, *settings.crop_size())
     images, targets = torch.rand(size, device=device), (torch.rand(size, device=device) - 0.5).clamp(min=0)
     plain, frame = PlainUNet().to(device), torch.rand(1, 1, 768, 448, device=device)

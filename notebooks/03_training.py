@@ -47,14 +47,17 @@ for _, image, labels in read_valid(split.validation, 1):
                           settings.pixel_size_um))
 
 # %% [markdown]
-# The student starts from random weights (middle: even grey, no cells yet), and is trained to predict
-# the teacher's mask (right).
+# An untrained student has random weights (middle: even grey, no cells yet). Training makes it predict
+# the teacher's mask (right). With START_FROM=starter, the default, the training starts from the
+# *starter* instead, a student that comes with segkit; with an empty START_FROM, or where the starter
+# was trained on your validation frames, it starts from random weights.
 #
 # **What you will do:** look at the training data, choose the number of epochs, watch, and keep the
 # best student.
 #
-# **What you need:** a dataset with masks, chosen in `01_setup` (or the demo). The demo takes about a
-# minute; for your own data, the line in the form below estimates the time on this device.
+# **What you need:** a dataset with masks, chosen in `01_setup` (or the demo); without masks, go on
+# with `04_inference`, which then uses the starter. The demo takes about a minute; for your own data,
+# the line in the form below estimates the time on this device.
 #
 # Three terms first. *Loss* is what the training minimises: how far the prediction is from the target.
 # *Dice* measures the overlap of two masks: twice their shared area over the sum of their areas, 0 for
@@ -97,8 +100,8 @@ form
 # ## 3. Train
 #
 # The figure is drawn again after every epoch: the curves above, and below the predictions for the
-# same validation frames. A Dice near 0 is usual in the first epochs. The stop button interrupts;
-# every finished epoch is saved.
+# same validation frames. From random weights, a Dice near 0 is usual in the first epochs. The stop
+# button interrupts; every finished epoch is saved.
 
 # %% tags=["nbval-ignore-output"]
 settings = form.settings

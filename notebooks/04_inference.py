@@ -19,15 +19,15 @@
 # %%
 from segkit import discover, export_onnx, load_model, segment_dataset
 from segkit.notebook import (
-    browser, check_whose_run, display, frame_parts, load_settings, read_scores, read_table,
-    record_settings, scale_text, show_best_and_worst, show_histograms, show_scores,
+    STARTER, browser, check_whose_run, display, frame_parts, load_settings, read_scores,
+    read_table, record_settings, scale_text, show_best_and_worst, show_histograms, show_scores,
     show_segmentation, worst_frames,
 )
 
 # %% tags=["parameters"]
 DATASET_PATH = None  # None: what the form in 01_setup saved, else the bundled demo
 RUN = None
-MODEL = None  # None: the model that 03_training made for this run
+MODEL = None  # None: the model that 03_training made for this run, else the starter
 
 # %%
 settings = load_settings(globals())
@@ -35,6 +35,8 @@ check_whose_run(settings)
 model = load_model(settings.model_path, settings.device, settings.precision)
 dataset = discover(settings.dataset_path, settings.masks_path)
 print("student of run", model.info.settings.get("RUN", "(unknown)"))
+if settings.model_path == STARTER:
+    print("This is the starter, which comes with segkit: this run holds no student of its own.")
 
 # %%
 parts = frame_parts(model.info, dataset.frames, settings)
@@ -50,8 +52,9 @@ show_segmentation(model, validation[len(validation) // 2:], settings)
 #
 # **What you will do:** segment everything, compare with the teacher, find the worst frames, browse.
 #
-# **What you need:** a trained student (`03_training`), or MODEL set to a run that has one. The demo
-# takes seconds; a frame of 768 x 448 pixels about a third of a second on two CPU cores.
+# **What you need:** a trained student (`03_training`), or MODEL set to a run that has one; without
+# either, the *starter* is used, a student that comes with segkit. The demo takes seconds; a frame of
+# 768 x 448 pixels about a third of a second on two CPU cores.
 
 # %% [markdown]
 # ## 1. Segment everything

@@ -23,6 +23,7 @@ PRECISIONS = ("auto", "bf16", "float32")
 FORBIDDEN_IN_NAMES = re.compile(r'[/\\:*?"<>|\x00-\x1f]')  # characters that some system forbids in a folder's name
 BY_EXPERIMENT = ("PIXEL_SIZE_UM", "MINUTES_PER_FRAME", "DRUG_FRAME", "REFERENCE")  # settings that may differ
 OF_A_DATASET = ("RUN", "MASKS_PATH", "VALIDATION", "EXCLUDE", "SCALE", "CONDITIONS", "EXPERIMENTS", *BY_EXPERIMENT)
+STARTER = Path(__file__).with_name("starter.safetensors")  # what MODEL=starter and START_FROM=starter name
 FORM_FILE = "segkit.json"  # at the project's root: what the form of 01_setup saved
 CONDITIONS_FILE = "experiments.csv"  # in a dataset's folder, optional
 RESULT_FILES = ("last.pt", "model.safetensors", "report.json", "masks", "cells.csv")  # that make a run a dataset's own
@@ -80,8 +81,8 @@ class Settings:
     validation: tuple[str, ...] = _setting(("09", "10", "19", "20"), "suffixes of the validation positions")
     exclude: tuple[str, ...] = _setting((), "pairs to leave out: EXPERIMENT/PosXXX/frame, or EXPERIMENT/PosXXX")
     resume: bool = _setting(False, "resume an interrupted run, or a finished one with more EPOCHS")
-    start_from: str = _setting("", "run or model file whose weights the training starts from")
-    model: str = _setting("", "run or model file to segment with; empty: this run's")
+    start_from: str = _setting("starter", "starter, run or model file that the training starts from; empty: none")
+    model: str = _setting("", "starter, run or model file to segment with; empty: this run's, else the starter")
     scale: float | str = _setting("auto", "zoom to the width of the model's training cells; auto: found", 0.02, 50)
     flips: bool = _setting(False, "average the predictions for four mirror images: slower, a little better")
     cluster: str = _setting("", "where to segment: empty: this process; local:4: 4 processes of this machine; else the "
@@ -139,13 +140,14 @@ class Settings:
 
     @property
     def model_path(self) -> Path:
-        """Where the model to segment with lies: MODEL, else this run."""
-        return self.find_model(self.model) if self.model else self.run_dir
+        """Where the model to segment with lies: MODEL, else this run; where that holds none, the starter."""
+        own = self.run_dir if os.path.isfile(self.run_dir / "model.safetensors") else STARTER
+        return self.find_model(self.model) if self.model else own
 
     def find_model(self, text: str) -> Path:
-        """Where the model lies that MODEL or START_FROM names: a run of that name, else a path."""
+        """Where the model lies that MODEL or START_FROM names: "starter", a run of that name, else a path."""
         run = self.root / "runs" / text
-        return run if run.exists() else self._absolute(text)
+        return STARTER if text == "starter" else run if run.exists() else self._absolute(text)
 
     def crop_size(self) -> tuple[int, int]:
         """CROP as (height, width), pixels; "768x448" or "128" for a square. Not for "auto"."""
@@ -346,11 +348,11 @@ def load_settings(parameters: Mapping[str, Any] | None = None, root: Path | None
 
 
 def _resolve_from(caller: Path, values: dict[str, Any]) -> dict[str, Any]:
-    """The values with relative paths made absolute; a model that is not there may be a run's name and is left."""
+    """The values with relative paths made absolute; "starter" and a model that is not there, a run's name, are left."""
     paths = {name: os.path.normpath(caller / os.path.expanduser(values[name])) for name in
              ("DATASET_PATH", "MASKS_PATH", "MODEL", "START_FROM") if values.get(name)}
     return values | {name: path for name, path in paths.items()
-                     if name in ("DATASET_PATH", "MASKS_PATH") or os.path.exists(path)}
+                     if name in ("DATASET_PATH", "MASKS_PATH") or (values[name] != "starter" and os.path.exists(path))}
 
 
 def _layer(below: dict[str, Any], above: dict[str, Any], root: Path) -> dict[str, Any]:
@@ -391,7 +393,7 @@ def check_whose_run(settings: Settings) -> None:
     check_dataset(settings)
     own = settings.run_dir / "model.safetensors"
     if os.path.isfile(own) and settings.model_path.resolve() not in (own.parent.resolve(), own.resolve()):
-        raise SegkitError(f"runs/{settings.run} holds another student's training: set another RUN for this MODEL")
+        raise SegkitError(f"runs/{settings.run} holds another student's training: set another RUN, or MODEL to {own}")
 
 
 def record_settings(settings: Settings) -> None:

@@ -17,7 +17,8 @@ needs_cuda = pytest.mark.skipif(not HERE["cuda"], reason="no cuda on this machin
 def train(settings, device, run, epochs):
     """Another training on the data of the fixture `taught`: on the CPU a very short one."""
     settings = Settings(root=settings.root, dataset_path=settings.dataset_path, run=f"{device}_{run}", device=device,
-                        epochs=epochs, crops_per_epoch=32 if device == "cpu" else 128, crop="64x64")
+                        epochs=epochs, crops_per_epoch=32 if device == "cpu" else 128, crop="64x64",
+                        start_from="")
     return settings, fit(UNet(), discover_split(settings), settings)
 
 
@@ -45,7 +46,7 @@ def test_the_same_seed_ends_alike_twice(taught, device):
 @needs_cuda
 def test_the_default_batch_takes_less_than_8_gb():
     torch.cuda.reset_peak_memory_stats()
-    settings = Settings()
+    settings = Settings(start_from="")
     trainer = Trainer(UNet(), settings, ProcessGroup("cuda"))
     trainer.initialise(0.2)
     images = torch.rand(settings.batch_size, 1, 768, 448, device="cuda")

@@ -22,7 +22,7 @@ from segkit.notebook.headless import TRAIN_AND_MEASURE, _Output, main
 from segkit.notebook.plots import show_pictures
 from segkit.notebook.report import dataset_verdict, settings_table, training_estimate
 from segkit.notebook.widgets import Browser, browser
-from segkit.settings import Settings, check_whose_run, load_settings, parse_settings, record_settings
+from segkit.settings import STARTER, Settings, check_whose_run, load_settings, parse_settings, record_settings
 from segkit.training.run_dir import open_run, save_checkpoint
 from tests.helpers import FIXTURE, write
 from tests.notebook_settings import SETTINGS
@@ -212,6 +212,32 @@ def test_make_segment_keeps_what_was_asked(project):
     save_model(UNet(), project / "runs/student/model.safetensors")
     assert main(["segment", "DATASET_PATH=data", "MODEL=runs/student", "MINUTES_PER_FRAME=5"]) == 0
     assert json.loads((project / "runs/data/settings.json").read_text())["MINUTES_PER_FRAME"] == 5
+
+
+def test_make_segment_without_a_model_uses_the_starter_and_leaves_a_trained_student_alone(project, capsys):
+    assert main(["segment", "DATASET_PATH=data"]) == 0
+    given = json.loads((project / "runs/data/notebooks/04_inference.ipynb").read_text())
+    assert given["MODEL"] == json.loads((project / "runs/data/settings.json").read_text())["MODEL"] == "starter"
+    save_model(UNet(), project / "runs/data/model.safetensors")
+    assert main(["segment", "DATASET_PATH=data"]) == 1
+    assert f"set another RUN, or MODEL to {project}/runs/data/model.safetensors" in last_line(capsys)
+    assert main(["segment", "DATASET_PATH=data", "MODEL=runs/data"]) == 0
+
+
+def test_a_run_without_a_model_is_segmented_with_the_starter(project):
+    settings = load_settings({"DATASET_PATH": "data"})
+    assert settings.model_path == STARTER
+    save_model(UNet(), settings.run_dir / "model.safetensors")
+    assert settings.model_path == settings.run_dir
+    source = (ROOT / "notebooks/04_inference.py").read_text()
+    assert source.index("if settings.model_path == STARTER:\n    print(") < source.index("= segment_dataset(")
+
+
+def test_make_run_on_images_without_masks_names_the_command_that_segments_them(project, capsys):
+    shutil.rmtree(project / "data/REF_masks")
+    assert main(["DATASET_PATH=data"]) == 1
+    assert "make segment DATASET_PATH=..." in last_line(capsys)
+    assert not (project / "runs").exists()
 
 
 @pytest.mark.parametrize("first", ["segment", "trained"])

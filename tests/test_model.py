@@ -3,20 +3,22 @@ import platform
 import subprocess
 import sys
 from dataclasses import asdict
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
-from segkit import SegkitError, UNet, load_model, segment
+from segkit import SegkitError, UNet, discover, load_model, read_image, segment
 from segkit.measure.metrics import dice
 from segkit.model.baseline import AlignedUpConv
 from segkit.model.checkpoint import save_model
 from segkit.model.unet import ModelInfo, UpConv
+from segkit.settings import STARTER
 from segkit.training.losses import batch_dice, student_loss
-from tests.helpers import squares
+from tests.helpers import FIXTURE, squares
 
 
 def test_parameters_are_the_starting_recipes_and_the_second_maps_25():
@@ -142,6 +144,27 @@ def test_loading_runs_no_code(tmp_path):
     with pytest.raises(SegkitError):
         load_model(tmp_path)
     assert not (tmp_path / "ran").exists()
+
+
+def test_the_starter_segments_a_frame_and_is_a_small_file_of_plain_numbers():
+    frame = next(frame for frame in discover(FIXTURE).frames if frame.frame == 3)
+    model = load_model("starter", "cpu")
+    assert segment(model, read_image(frame.image)).labels.any()
+    assert {value.dtype for value in model.parameters()} == {torch.float32}
+    assert all(value.isfinite().all() for value in model.state_dict().values())
+    assert STARTER.stat().st_size <= 9e6
+    assert {value.dtype for value in load_file(STARTER).values()} == {torch.float16, torch.int64}  # which holds no code
+    assert model.info.outputs == UNet().info.outputs  # so that a training can start from it
+    assert model.info.fully_recorded
+    assert model.info.trained_on
+    assert not Path(model.info.settings["DATASET_PATH"]).is_absolute()  # no folder of the machine that trained it
+
+
+def test_a_file_called_starter_is_reached_by_its_path(tmp_path, monkeypatch):
+    save_model(UNet(ModelInfo(min_area=77)), tmp_path / "starter", half=True)
+    monkeypatch.chdir(tmp_path)
+    assert load_model("./starter", "cpu").info.min_area == load_model(Path("starter"), "cpu").info.min_area == 77
+    assert load_model("starter", "cpu").info.min_area != 77
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (7, 300), (16, 16), (33, 47), (128, 100)])

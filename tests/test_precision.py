@@ -34,7 +34,7 @@ def test_inference_and_training_compute_in_the_precision_that_is_set(tmp_path, m
     assert copy_on_cpu(model).precision == precision
     image = np.random.default_rng(0).random((32, 32))
     assert output_types(model, monkeypatch, lambda: segment(model, image)) == {kind}
-    trainer = Trainer(UNet(), Settings(precision=precision, batch_size=2), ProcessGroup("cpu"))
+    trainer = Trainer(UNet(), Settings(precision=precision, batch_size=2, start_from=""), ProcessGroup("cpu"))
     trainer.initialise(0.2)
     crops = torch.rand(2, 1, 32, 32)
     assert output_types(trainer.model, monkeypatch, lambda: trainer.train_step(crops, (crops > 0.8).float())) == {kind}

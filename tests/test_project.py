@@ -18,7 +18,7 @@ def test_an_installation_holds_every_sub_package_and_its_types():
     names = [".".join(path.parent.relative_to(ROOT).parts) for path in folders]
     setuptools = PYPROJECT["tool"]["setuptools"]
     assert sorted(setuptools["packages"]) == sorted(names)
-    assert setuptools["package-data"] == {"segkit": ["py.typed", "training/model_card.md"]}
+    assert setuptools["package-data"] == {"segkit": ["py.typed", "starter.safetensors", "training/model_card.md"]}
     assert (ROOT / "segkit/py.typed").is_file()
 
 
@@ -45,4 +45,5 @@ def test_a_wheel_holds_the_notebooks_and_the_types(tmp_path):
     wheel, = (tmp_path / "dist").glob("*.whl")
     names = [name.partition(".data/data/")[2] or name for name in zipfile.ZipFile(wheel).namelist()]
     notebooks = {f"share/segkit/notebooks/{path.name}" for path in (ROOT / "notebooks").glob("0*.ipynb")}
-    assert notebooks | {"segkit/py.typed", "segkit/training/trainer.py", "segkit/training/model_card.md"} <= set(names)
+    assert notebooks | {"segkit/py.typed", "segkit/starter.safetensors", "segkit/training/trainer.py",
+                        "segkit/training/model_card.md"} <= set(names)

@@ -4,12 +4,12 @@ import pytest
 
 from segkit import SegkitError, Settings
 from segkit.notebook.report import dataset_verdict
-from segkit.settings import load_settings, parse_settings, save_form
+from segkit.settings import STARTER, load_settings, parse_settings, save_form
 
 
 @pytest.fixture(autouse=True)
 def clean(monkeypatch):
-    for name in ("SEGKIT_IGNORE_FORM", "SEGKIT_EPOCHS", "SEGKIT_DEVICE"):
+    for name in ("SEGKIT_IGNORE_FORM", "SEGKIT_EPOCHS", "SEGKIT_DEVICE", "SEGKIT_START_FROM"):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -267,3 +267,25 @@ def test_a_form_that_keeps_no_table_of_its_own_follows_the_file(tmp_path, tiny):
     form.save()
     assert form.settings.for_experiment("REF").drug_frame == 7
     assert load_settings(root=tmp_path).for_experiment("REF").drug_frame == 7
+
+
+def test_starter_is_the_student_of_the_package_and_a_path_is_the_users_file(tmp_path):
+    (tmp_path / "caller/starter").mkdir(parents=True)
+    (tmp_path / "runs/starter").mkdir(parents=True)
+    caller = tmp_path / "caller"
+    named = {"DATASET_PATH": "starter", "MODEL": "starter", "START_FROM": "starter"}
+    settings = load_settings(named, tmp_path, caller)
+    assert settings.dataset_path == caller / "starter"
+    assert settings.model_path == settings.find_model(settings.start_from) == STARTER
+    own = load_settings({"MODEL": "./starter", "START_FROM": "runs/starter"}, tmp_path, caller)
+    assert own.model_path == caller / "starter"
+    assert own.find_model(own.start_from) == tmp_path / "runs/starter"
+
+
+def test_trainings_start_from_the_starter_unless_start_from_is_empty(tmp_path, monkeypatch):
+    assert load_settings(root=tmp_path).start_from == "starter"
+    save_form(parse_settings({"START_FROM": ""}, Settings(root=tmp_path)))
+    assert load_settings(root=tmp_path).start_from == ""
+    monkeypatch.setenv("SEGKIT_START_FROM", "starter")
+    assert load_settings(root=tmp_path).start_from == "starter"
+    assert load_settings({"START_FROM": ""}, tmp_path).start_from == ""

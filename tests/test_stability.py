@@ -15,6 +15,7 @@ def test_it_does_not_stick(kind, tmp_path):
         data = with_hot_pixels(data, tmp_path / "hot")
     rate = 0.02 if kind == "learning rate x 10" else 0.002
     settings = parse_settings({"DATASET_PATH": data, "RUN": "r", "DEVICE": "cpu", "CROP": 48, "BATCH_SIZE": 8,
-                               "CROPS_PER_EPOCH": 160, "EPOCHS": 3, "LEARNING_RATE": rate}, Settings(root=tmp_path))
+                               "CROPS_PER_EPOCH": 160, "EPOCHS": 3, "LEARNING_RATE": rate, "START_FROM": ""},
+                              Settings(root=tmp_path))
     dice, _ = best_dice(settings)
     assert dice > 0.5  # stuck is 0.0; these reach 0.8 and more

@@ -13,6 +13,7 @@ import tifffile
 import torch
 
 from segkit import SegkitError, Settings, UNet, discover, fit, load_model, segment_dataset, split_by_position
+from segkit import settings as settings_module
 from segkit.data.dataset import Frame, Split
 from segkit.data.discovery import discover_split
 from segkit.devices import in_parts
@@ -39,7 +40,7 @@ def small_network(monkeypatch):
 
 def settings_for(tmp_path, **changes):
     values = {"DATASET_PATH": tmp_path, "RUN": "r", "EPOCHS": 2, "BATCH_SIZE": 2, "CROP": 16, "CROPS_PER_EPOCH": 4,
-              "DEVICE": "cpu"} | changes
+              "DEVICE": "cpu", "START_FROM": ""} | changes
     return parse_settings(values, Settings(root=tmp_path))
 
 
@@ -361,6 +362,66 @@ def test_start_from_begins_with_another_runs_weights(tiny, rng):
     second, _, _ = train(tiny, RUN="second", START_FROM="r", LEARNING_RATE=1e-7, EPOCHS=1)
     for name, value in first.named_parameters():  # the running statistics are measured anew
         torch.testing.assert_close(value, second.get_parameter(name), atol=1e-4, rtol=0)
+
+
+def test_start_from_a_model_with_other_outputs_is_refused(tiny, monkeypatch):
+    save_model(UNet(ModelInfo(outputs=1)), tiny / "other.safetensors")
+    with pytest.raises(SegkitError, match=r"START_FROM other\.safetensors has other outputs"):
+        train(tiny, START_FROM="other.safetensors")
+
+
+@pytest.fixture
+def starter(tmp_path, monkeypatch):
+    """A starter of the small network, and how to say what it was trained on."""
+    path = tmp_path / "starter.safetensors"
+    monkeypatch.setattr(settings_module, "STARTER", path)
+
+    def write_starter(**records):
+        torch.manual_seed(7)
+        model = UNet(ModelInfo(fully_recorded=True, trained_on={"LAB/Pos1": ["0123"]} | records))
+        save_model(model, path, half=True)
+        return load_model(path, "cpu")
+    return write_starter
+
+
+def test_a_training_begins_with_the_starters_weights_and_adds_its_record(four, starter):
+    weights = starter()
+    settings = settings_for(four, DATASET_PATH=four, EPOCHS=1, LEARNING_RATE=1e-7, START_FROM=Settings().start_from)
+    model = UNet()
+    fit(model, discover_split(settings), settings)
+    for name, value in weights.named_parameters():
+        torch.testing.assert_close(value, model.get_parameter(name), atol=1e-4, rtol=0)
+    assert list(model.info.trained_on) == ["LAB/Pos1", "REF/Pos101", "REF/Pos102", "REF/Pos103"]
+    assert model.info.fully_recorded
+    assert "starting from starter," in (settings.run_dir / "MODEL_CARD.md").read_text()
+    info, card = train_on(four, EPOCHS=2, RESUME=1, START_FROM="starter")
+    assert list(info.trained_on) == ["LAB/Pos1", "REF/Pos101", "REF/Pos102", "REF/Pos103"]
+    assert "starting from starter," in card
+
+
+def test_a_starter_that_was_trained_on_validation_frames_gives_way_to_random_weights(four, starter):
+    scratch, _ = train_on(four)
+    starter(**{"LAB/Pos2": scratch.validated_on["REF/Pos109"][:1]})
+    info, card = train_on(four, RUN="b", START_FROM="starter")
+    log = (four / "runs/b/run.log").read_text()
+    assert log.count("the starter was trained on images of validation positions (REF/Pos109): the training starts from "
+                     "random weights instead") == 1
+    assert info.trained_on == scratch.trained_on
+    assert "starting from random weights," in card
+    first, second = (load_model(four / "runs" / run, "cpu").state_dict() for run in "rb")
+    assert all(torch.equal(value, second[name]) for name, value in first.items())
+    info, card = train_on(four, RUN="b", START_FROM="starter", EPOCHS=2, RESUME=1)
+    assert "starting from random weights," in card
+    assert (four / "runs/b/run.log").read_text().count("the starter was trained") == 1
+    with pytest.raises(SegkitError, match=r"trained on 1 of the validation positions \(REF/Pos109\): set VALIDATION"):
+        train_on(four, RUN="c", START_FROM="starter.safetensors")  # the same file, named as any other
+
+
+def test_an_empty_start_from_means_random_weights(four, starter):
+    starter()
+    info, card = train_on(four, START_FROM="")
+    assert "LAB/Pos1" not in info.trained_on
+    assert "starting from random weights," in card
 
 
 def test_a_loss_without_value_is_rolled_back_and_said(tiny, monkeypatch):

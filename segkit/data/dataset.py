@@ -231,8 +231,8 @@ def split_by_position(pairs: Iterable[Frame],
 
     # each way to an empty side has its own remedy
     if not pairs:
-        raise SegkitError("no pair of an image and a masks file: training needs both (images without masks can be "
-                          "segmented with a trained student, by make segment); 02_data_exploration lists the problems")
+        raise SegkitError("no pair of an image and a masks file: training needs both (images without masks are "
+                          "segmented by make segment DATASET_PATH=...); 02_data_exploration lists the problems")
     if len({f.unit for f in pairs}) == 1:
         raise SegkitError(f"the only position with masks is {' '.join(pairs[0].unit)}: training needs two at least, "
                           "one for training and one for validation")

@@ -14,17 +14,17 @@ from torch import Tensor, nn
 from ..devices import pick_device
 from ..errors import SegkitError
 from ..files import replacing
-from ..settings import PRECISIONS
+from ..settings import PRECISIONS, STARTER
 from .baseline import BASELINE, BaselineUNet, read_baseline
 from .unet import STRIDE, ModelInfo, UNet, copy_on_cpu
 
 FORMAT = 2  # of a model file's metadata
 
 
-def save_model(model: UNet, path: str | Path) -> None:
-    """Write weights and info as safetensors."""
+def save_model(model: UNet, path: str | Path, half: bool = False) -> None:
+    """Write weights and info as safetensors; half: the weights in half precision, for a file of half the size."""
     metadata = {"segkit": json.dumps({"format": FORMAT, **asdict(model.info)})}
-    state = {name: tensor.cpu().contiguous() for name, tensor in model.state_dict().items()}
+    state = (copy_on_cpu(model).half() if half else copy_on_cpu(model)).state_dict()
     with replacing(path) as temporary:
         temporary.write_bytes(save(state, metadata))
 
@@ -35,7 +35,8 @@ def load_model(path: str | Path, device: str = "auto", precision: str = "auto") 
     Parameters
     ----------
     path : str or Path
-        A run folder, its model.safetensors, or the .pth file of the starting recipe.
+        A run folder, its model.safetensors, or the .pth file of the starting recipe; "starter": the student that
+        comes with segkit ("./starter" is a file or folder of that name).
     device : {"auto", "cpu", "cuda", "mps"}
         Where the network runs; "auto" prefers a GPU.
     precision : {"auto", "bf16", "float32"}
@@ -53,12 +54,13 @@ def load_model(path: str | Path, device: str = "auto", precision: str = "auto") 
 
     Notes
     -----
-    Loading runs no code of the file. Model files of version 1.0 are not read.
+    Loading runs no code of the file. The weights are float32, also where the file has half precision. Model files of
+    version 1.0 are not read.
     """
     if precision not in PRECISIONS:
         raise SegkitError(f"precision is {precision}: one of {', '.join(PRECISIONS)} was needed")
     # os.path, since Path raises an error of its own in a folder that may not be read
-    path = Path(path).expanduser()
+    path = STARTER if path == "starter" else Path(path).expanduser()
     file = path / "model.safetensors" if os.path.isdir(path) else path
     if not (os.path.isfile(file) and os.access(file, os.R_OK)):
         raise SegkitError(f"no trained model at {file} that you may read: train first, or set MODEL to a run's folder")

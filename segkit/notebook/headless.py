@@ -27,7 +27,7 @@ TRAIN_AND_MEASURE = ("01_setup", "02_data_exploration", "03_training", "04_infer
 MEASURE = ("04_inference", "05_tracking", "06_growth")
 NOTEBOOKS = {"run": TRAIN_AND_MEASURE, "segment": MEASURE}
 HELP = """segkit run [NAME=value ...]      train, segment and measure: on the demo, or on DATASET_PATH=...
-segkit segment [NAME=value ...]  segment and measure without training, with MODEL=... on DATASET_PATH=...
+segkit segment [NAME=value ...]  segment and measure without training: with the starter, or with MODEL=...
 segkit train [NAME=value ...]    train without notebooks; for several GPUs: torchrun --nproc-per-node=4 -m segkit train
 
 Results are written to runs/RUN in the project's folder, or in this one outside a checkout. The settings:
@@ -103,6 +103,7 @@ def run_notebooks(names: Sequence[str], values: dict[str, str]) -> None:
     dataset = discover(settings.dataset_path, settings.masks_path)
     check_conditions(settings, dataset)
     if names is MEASURE:
+        settings = parse_settings({"MODEL": settings.model or "starter"}, settings)
         check_whose_run(settings)
         load_model(settings.model_path, "cpu")
     else:

@@ -192,7 +192,7 @@ def model_card(model: UNet, report: dict[str, Any], frames: int) -> str:
     elif set().union(*info.trained_on.values()) & set().union(*info.validated_on.values()):
         never = " (some of their images are among the training images too, as copies)"
     positions = "\n".join(f"| {name} | {value:.4f} |" for name, value in report["val_dice_by_position"].items())
+    dataset, start = (Path(info.settings[name]).name or "random weights" for name in ("DATASET_PATH", "START_FROM"))
     template = resources.files(__package__).joinpath("model_card.md").read_text(encoding="utf-8")
     return template.format(info=info, report=report, frames=frames, never=never, positions=positions,
-                           parameters=model.count_parameters(), percentiles=PERCENTILES,
-                           dataset=Path(info.settings["DATASET_PATH"]).name)
+                           parameters=model.count_parameters(), percentiles=PERCENTILES, dataset=dataset, start=start)

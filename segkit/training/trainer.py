@@ -97,9 +97,9 @@ def fit(model: UNet, split: Split, settings: Settings, on_epoch: Callable[[Histo
     Raises
     ------
     SegkitError
-        The run exists already or another process writes into it; START_FROM was trained on validation positions;
-        no pair can be decoded; the training diverges more than 3 times; a file cannot be written; or the kernel is
-        interrupted (finished epochs are saved then).
+        The run exists already or another process writes into it; START_FROM was trained on validation positions
+        (instead of the starter, random weights are used then); no pair can be decoded; the training diverges more
+        than 3 times; a file cannot be written; or the kernel is interrupted (finished epochs are saved then).
     """
     group, history = ProcessGroup(settings.device), History()
     with ExitStack() as stack:
@@ -136,13 +136,19 @@ def _train(model: UNet, split: Split, settings: Settings, group: ProcessGroup, h
         run_dir.leave_out(settings.run_dir, data.left_out)
     # Initial weights, and the record of all images that they were trained on
     start_from = trainer.initialise(data.foreground)
-    model.info = replace(model.info, cell_width=round(data.cell_width, 2), min_area=data.min_area,
-                         settings=settings.as_dict(), trained_on=data.trained_on, validated_on=data.validated_on,
-                         fully_recorded=True)
+    leaked = positions_trained_on(start_from, data.validated_on, settings) if start_from else []
+    if leaked and trainer.start_from == "starter":
+        log.info("the starter was trained on images of validation positions (%s): the training starts from random "
+                 "weights instead", ", ".join(leaked[:5]))
+        trainer.start_from = ""
+        start_from = trainer.initialise(data.foreground)
+    model.info = replace(model.info, cell_width=round(data.cell_width, 2), min_area=data.min_area, fully_recorded=True,
+                         trained_on=data.trained_on, validated_on=data.validated_on,
+                         settings=settings.as_dict() | {"START_FROM": trainer.start_from})
     if copies := positions_trained_on(model.info, data.validated_on, settings):
         log.info("%s: images of these validation positions are training images too, as copies", ", ".join(copies))
     if start_from:
-        if leaked := positions_trained_on(start_from, data.validated_on, settings):
+        if leaked:
             raise SegkitError(f"START_FROM {settings.start_from} was trained on {len(leaked)} of the validation "
                               f"positions ({', '.join(leaked[:5])}): set VALIDATION to others, or another START_FROM")
         if not start_from.fully_recorded:
@@ -159,6 +165,7 @@ def _train(model: UNet, split: Split, settings: Settings, group: ProcessGroup, h
         if not earlier.fully_recorded:
             log.info("what this run was trained on before is not known: its last.pt holds no full record of it")
         model.info = _joined(model.info, earlier)
+        model.info.settings["START_FROM"] = earlier.settings.get("START_FROM", "unknown weights")
         log.info("resumed after epoch %d", history.epoch)
     run_training(trainer, data, history, checkpoint if history.epoch else None, on_epoch)
     _finish(model, data, history, settings, group)
@@ -222,6 +229,8 @@ class Trainer:
         self.settings, self.group, self.device = settings, group, group.device
         self.batch_size = settings.batch_size // group.size
         self.learning_rate = 0.0
+        # a resumed run has its weights, and the record of what they started from
+        self.start_from = "" if settings.resume and settings.start_from == "starter" else settings.start_from
         model.precision = settings.precision
         self.model = model.to(self.device).to(memory_format=torch.channels_last)
         self.network = group.wrap(self.model)
@@ -275,7 +284,7 @@ class Trainer:
         Returns what START_FROM's file says about its model, or None.
         """
         torch.manual_seed(self.settings.seed + 1000 * tries)
-        start_from = self.settings.start_from
+        start_from = self.start_from
         initial = load_model(self.settings.find_model(start_from), "cpu") if start_from else UNet(self.model.info)
         if not start_from:
             share = min(max(foreground, 1e-3), 0.9)
