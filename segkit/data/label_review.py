@@ -1,5 +1,6 @@
 """Review teacher labels: measure every pair and flag what looks wrong."""
 
+import math
 from collections import defaultdict
 
 import numpy as np
@@ -9,12 +10,15 @@ from skimage import measure
 from tqdm.auto import tqdm
 
 from ..errors import SegkitError
+from ..model.postprocess import distance_target
 from .dataset import Dataset, read_pair
 from .images import SPECK, normalise
+from .optics import outline_level
 
 MEASURES = ("cells", "foreground", "largest_cell", "contrast", "focus")
 SHIFT_GAIN = 1.25  # correct masks of three public datasets reach 1.24, masks moved by 6 pixels 1.26 to 5.3
 DISTANT = 10  # pixels between two parts of one cell that are not one
+PROFILE, MIN_PROFILE = 6, 30  # pixels on either side of an outline, and the fewest at one distance from it
 SHIFTS = (-6, -3, 0, 3, 6)  # pixels by which a mask is tried against its image
 
 
@@ -166,3 +170,28 @@ def _compare_in_time(rows: list[dict]) -> None:
             row["flags"].append(f"{counts[k]:.0f} cells, and the frames beside it have {usual[k]:.0f}")
         if focus[k] < 0.5 * np.median(focus):
             row["flags"].append("out of focus: half as sharp as the position's other frames")
+
+
+def outline_offset(image: np.ndarray, labels: np.ndarray) -> float:
+    """How far outside these outlines Omnipose would draw them, pixels (see `optics.outline_level`); nan: cannot say.
+
+    image, labels: (H, W). The intensity's profile across the outline is measured where no other cell is near.
+    """
+    outside, nearest = ndimage.distance_transform_edt(labels == 0, return_indices=True)
+    inside = ndimage.distance_transform_edt(labels > 0)
+    depth = np.where(labels > 0, 0.5 - inside, outside - 0.5)  # pixels from the outline, negative inside
+    owner = labels[tuple(nearest)]
+    alone = ndimage.maximum_filter(owner, 2 * PROFILE + 1) == ndimage.minimum_filter(owner, 2 * PROFILE + 1)
+    at = np.arange(-PROFILE, PROFILE + 0.25, 0.5)
+    weights = np.stack([np.maximum(1 - np.abs(depth - x) / 0.75, 0) * alone for x in at])  # (profile, H, W)
+    enough = weights.sum((1, 2)) > MIN_PROFILE
+    if not (enough & (np.abs(at) <= 2)).sum() == (np.abs(at) <= 2).sum():
+        return math.nan
+    profile = (weights[enough] * normalise(image)).sum((1, 2)) / weights[enough].sum((1, 2))
+    at = at[enough]
+    # from the darkest place inside to the halo
+    start = int(np.argmin(np.where(at <= 1.5, profile, np.inf)))
+    end = start + int(profile[start:].argmax())
+    rise = np.maximum.accumulate(profile[start:end + 1])
+    width = float(np.median(distance_target(labels)[1]))
+    return float(np.interp(rise[0] + outline_level(width / 2) * (rise[-1] - rise[0]), rise, at[start:end + 1]))

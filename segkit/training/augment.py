@@ -15,13 +15,14 @@ LIGHT = {  # share of the crops that are changed, and the range of the change; o
     "slope_x": (0.3, -0.3, 0.3), "blur": (0.4, 0.15, 1.2), "noise": (0.5, 0.0, 0.08)}
 
 
-def sample_crops(store: Store, count: int, size: tuple[int, int], generator: torch.Generator) -> dict[str, Tensor]:
+def sample_crops(store: Store, count: int, size: tuple[int, int], generator: torch.Generator,
+                 strength: float = 1.0) -> dict[str, Tensor]:
     """Place `count` crops of size (height, width) and draw their augmentation: small tensors on the CPU.
 
     Where cells are rare, up to half of the crops are centred near one, so that nearly empty frames are of use; where
     cells cover a tenth of the frames or more, crops lie anywhere. All are brought to the median width of the cells,
     then mirrored and zoomed; a half is rotated by any angle, the others by quarter turns (half turns where they are not
-    square; measured: benchmarks/README.md).
+    square; measured: benchmarks/README.md). strength: of the augmentation, 0 to 1.
     """
     def uniform(low: float, high: float) -> Tensor:
         return torch.rand(count, generator=generator) * (high - low) + low
@@ -41,14 +42,15 @@ def sample_crops(store: Store, count: int, size: tuple[int, int], generator: tor
     centre = torch.minimum(torch.maximum(centre, half), (extent - half).clamp(min=0)).floor()
     # Rotation, zoom and mirroring
     quarter = torch.randint(4, (count,), generator=generator) * (math.pi / 2)
-    angle = torch.where(sometimes(TURNED), uniform(0, 2 * math.pi), quarter if size[0] == size[1] else 2 * quarter)
-    zoom = store.scale[frame] * uniform(math.log(ZOOM[0]), math.log(ZOOM[1])).exp()
+    quarter = quarter if size[0] == size[1] else 2 * quarter
+    angle = torch.where(sometimes(TURNED * strength), uniform(0, 2 * math.pi), quarter)
+    zoom = store.scale[frame] * (strength * uniform(math.log(ZOOM[0]), math.log(ZOOM[1]))).exp()
     centre = centre + torch.rand(count, 2, generator=generator)
     mirror = torch.where(sometimes(0.5), -1.0, 1.0)
     plan = {"frame": frame, "centre": centre, "angle": angle, "zoom": zoom, "mirror": mirror}
     # Brightness, blur and noise: each for some of the crops only
     for name, (share, low, high) in LIGHT.items():
-        plan[name] = torch.where(sometimes(share), uniform(low, high), 0.0)
+        plan[name] = torch.where(sometimes(share), strength * uniform(low, high), 0.0)
     plan["contrast"], plan["gamma"] = plan["contrast"].exp(), plan["gamma"].exp()
     return plan | {"noise_seed": torch.randint(2**31, (1,), generator=generator)}
 

@@ -17,7 +17,7 @@ from .frames import Store
 from .run_dir import Preview
 
 DISTANCE_WEIGHT = 2.0  # of the distance error, beside cross-entropy and soft Dice
-PAIR_WEIGHT, SPLIT_WEIGHT = 2.0, 1.0  # of the error of pairs, and of those of two cells
+PAIR_WEIGHT = 2.0  # of the error of pairs
 MAX_FOREGROUND_WEIGHT = 50.0  # of a foreground pixel in the distance error, where cells are rare
 MAX_PIXELS, MAX_FRAMES = 2 ** 23, 8  # of whole frames in one batch on a GPU
 PREVIEWS = 2  # frames that the live figure shows
@@ -45,8 +45,7 @@ def student_loss(output: Tensor, target: Tensor) -> Tensor:
         (first, _, second), (_, middle, _) = pair_ends(target[:, 1], half), pair_ends(logit, half)
         inside_cells = (first > 0) & (second > 0)
         error = F.binary_cross_entropy_with_logits(middle.float(), (first == second).float(), reduction="none")
-        weight = inside_cells * torch.where(first == second, 1.0, SPLIT_WEIGHT)
-        pair_error, pairs = pair_error + (error * weight).sum(), pairs + weight.sum()
+        pair_error, pairs = pair_error + (error * inside_cells).sum(), pairs + inside_cells.sum()
     return cross_entropy + dice_loss + DISTANCE_WEIGHT * distance_loss + PAIR_WEIGHT * pair_error / pairs
 
 

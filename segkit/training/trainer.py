@@ -36,6 +36,7 @@ from .run_dir import History
 WARM_UP = 0.2  # share of the training during which the learning rate rises
 WEIGHT_DECAY, MAX_GRADIENT_NORM = 1e-2, 1.0
 EMA_DECAY = 0.98
+STRENGTH = 0.6  # of the augmentation at the start; half of it at the end
 BN_STATS_BATCHES = (4, 8)  # batches of an epoch from which BatchNorm statistics are recomputed, at least and at most
 MAX_TRIES = 3  # rollbacks before a training gives up
 DIVERGENCE_ABOVE = 0.5  # validation Dice above which a fall to half is a divergence; students below it still waver
@@ -247,7 +248,7 @@ class Trainer:
             share = (history.epoch * data.steps + step) / (self.settings.epochs * data.steps)
             self.learning_rate = history.rate_scale * learning_rate_at(share, self.settings.learning_rate)
             # Sample and augment a batch of crops: (B, 1, h, w) each
-            plan = sample_crops(data.train, self.batch_size, data.crop, generator)
+            plan = sample_crops(data.train, self.batch_size, data.crop, generator, STRENGTH * (1 - share / 2))
             images, targets = (t.to(self.device) for t in gather_crops(data.train, plan, data.crop))
             totals += self.train_step(images, targets)
             recent.append(images)
@@ -288,7 +289,7 @@ class Trainer:
         initial = load_model(self.settings.find_model(start_from), "cpu") if start_from else UNet(self.model.info)
         if not start_from:
             share = min(max(foreground, 1e-3), 0.9)
-            bias = [math.log(share / (1 - share)), 0.5 * share, *[2.0] * len(PAIRS)]  # most pairs are of one cell
+            bias = [math.log(share / (1 - share)), 0.5 * share, *[0.0] * len(PAIRS)]
             initial.out.bias = nn.Parameter(torch.tensor(bias))
         elif initial.info.outputs != self.model.info.outputs:
             raise SegkitError(f"START_FROM {start_from} is a model of another kind: one of this version was needed")
