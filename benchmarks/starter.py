@@ -1,7 +1,7 @@
 """Train the starter anew: `python benchmarks/starter.py DATA=folder [OUT=segkit/starter.safetensors NAME=value ...]`.
 
 DATA holds sets of real frames in the users' layout. Half of the crops show synthetic frames (`scenes.draw_frame`), the
-others come from all real sets with equal shares, training positions only. Outlines that lie 0.75 pixels or more inside
+others come from all real sets with equal shares, training positions only. Outlines that lie 0.7 pixels or more inside
 of where Omnipose draws them are moved outwards. Frames are drawn by processes beside the training, so that none need
 come twice. STEPS=6000, SECONDS=9000 (whatever ends first), FRAMES=1500 (kept at a time), CROP=160, WORKERS=1 (processes
 that draw), SETS=delta,omnipose (default all). Other names are settings of the training (SEED, BATCH_SIZE, DEVICE, ...).
@@ -43,7 +43,7 @@ from segkit.training.trainer import Trainer, learning_rate_at, recompute_bn_stat
 OPTIONS = {"DATA": "", "OUT": "segkit/starter.safetensors", "SETS": "", "STEPS": "6000", "SECONDS": "9000",
            "FRAMES": "1500", "CROP": "160", "WORKERS": "1"}
 SIDE = 256  # pixels, of a synthetic frame
-TIGHT = 0.75  # pixels inside of Omnipose's outline from which on outlines are moved
+TIGHT = 0.7  # pixels inside of Omnipose's outline from which on outlines are moved
 ABOVE = 12  # pixels kept around delta's labelled rows: the cells of its trench have no labels
 
 

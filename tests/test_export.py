@@ -31,6 +31,7 @@ def test_onnx_predicts_as_torch_does_at_any_size(exported, shape):
         expected = model(torch.from_numpy(x))
     np.testing.assert_allclose(maps[:, 0], expected[:, 0].sigmoid(), atol=1e-4)
     np.testing.assert_allclose(maps[:, 1], expected[:, 1], atol=1e-3)
+    np.testing.assert_allclose(maps[:, 2:], expected[:, 2:].sigmoid(), atol=1e-4)
 
 
 def test_onnx_holds_the_models_info(exported):

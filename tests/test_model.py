@@ -15,14 +15,14 @@ from segkit import SegkitError, UNet, discover, load_model, read_image, segment
 from segkit.measure.metrics import dice
 from segkit.model.baseline import AlignedUpConv
 from segkit.model.checkpoint import save_model
-from segkit.model.unet import ModelInfo, UpConv
+from segkit.model.unet import PAIRS, ModelInfo, UpConv
 from segkit.settings import STARTER
 from segkit.training.losses import batch_dice, student_loss
 from tests.helpers import FIXTURE, squares
 
 
-def test_parameters_are_the_starting_recipes_and_the_second_maps_25():
-    assert UNet().count_parameters() == 4_418_449 + 25
+def test_parameters_are_the_starting_recipes_and_25_for_each_further_map():
+    assert UNet().count_parameters() == 4_418_449 + 25 * (1 + len(PAIRS))
     assert UNet(ModelInfo(outputs=1)).count_parameters() == 4_418_449
 
 
@@ -55,7 +55,7 @@ def test_a_bias_that_batch_norm_subtracts_needs_no_gradient():
     assert len(still) == 18
     assert "out.bias" not in still
     model.requires_grad_().train()
-    student_loss(model(torch.rand(2, 1, 32, 32)), (torch.rand(2, 1, 32, 32) > 0.5).float()).backward()
+    student_loss(model(torch.rand(2, 1, 32, 32)), (torch.rand(2, 2, 32, 32) > 0.5).float()).backward()
     largest = {kind: max(float(p.grad.abs().max()) for name, p in model.named_parameters()
                          if (name in still) == (kind == "still")) for kind in ("still", "learnt")}
     assert largest["still"] < 1e-5 * largest["learnt"]
@@ -113,7 +113,7 @@ def test_what_is_no_model_gives_one_sentence(tmp_path, damage):
 def test_a_file_of_version_1_1_0_is_read(tmp_path):
     """What 1.1.0 wrote: a format number, the info without the fields that came later, and the weights."""
     torch.manual_seed(0)
-    model, x = UNet(ModelInfo(prominence=0.3, cell_width=9.5)).eval(), torch.rand(1, 1, 32, 48)
+    model, x = UNet(ModelInfo(outputs=2, prominence=0.3, cell_width=9.5)).eval(), torch.rand(1, 1, 32, 48)
     metadata = {"format": 2, **asdict(model.info)}
     for later in ("trained_on", "validated_on", "fully_recorded"):
         del metadata[later]
@@ -222,13 +222,17 @@ def test_what_is_no_image_is_refused(shape):
 
 
 def test_losses_are_smallest_for_the_right_prediction():
-    target = torch.zeros(1, 1, 8, 8)
-    target[..., 2:6, 2:6] = 0.7
-    right = torch.cat([torch.where(target > 0, 12.0, -12.0), target], 1)
+    target = torch.zeros(1, 2, 8, 8)
+    target[:, 0, 2:6, 2:6], target[:, 1, 2:6, 2:6] = 0.7, 3  # one cell
+    pairs = torch.full((1, len(PAIRS), 8, 8), 12.0)
+    right = torch.cat([torch.where(target[:, :1] > 0, 12.0, -12.0), target[:, :1], pairs], 1)
     assert student_loss(right, target) < 0.02
     assert student_loss(-right, target) > 2
-    nothing = torch.stack([torch.full((1, 8, 8), -20.0), torch.zeros(1, 8, 8)], 1)
-    assert student_loss(nothing, torch.zeros(1, 1, 8, 8)) == pytest.approx(0, abs=1e-4)
+    touching = target.clone()
+    touching[:, 1, 2:6, 4:6] = 4
+    assert student_loss(right, touching) > student_loss(right, target) + 1  # pairs from one cell to the other
+    nothing = torch.cat([torch.full((1, 1, 8, 8), -20.0), torch.zeros(1, 1 + len(PAIRS), 8, 8)], 1)
+    assert student_loss(nothing, torch.zeros(1, 2, 8, 8)) == pytest.approx(0, abs=1e-4)
 
 
 def test_batch_dice_is_dice_frame_by_frame():

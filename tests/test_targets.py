@@ -1,15 +1,20 @@
-from pathlib import Path
-
 import numpy as np
 import pytest
+import torch
 
-from segkit import UNet
-from segkit.data.dataset import Frame
 from segkit.data.images import SPECK, intensity_range, normalise
-from segkit.measure import metrics
 from segkit.measure.metrics import match_instances
-from segkit.model.postprocess import distance_target, label_cells, smallest_area, whole_areas
-from segkit.model.predict import Maps
+from segkit.model import predict
+from segkit.model.postprocess import (
+    distance_target,
+    join_fragments,
+    label_cells,
+    pair_ends,
+    relabel,
+    smallest_area,
+    whole_areas,
+)
+from segkit.model.unet import PAIRS
 from tests.helpers import squares
 
 
@@ -139,10 +144,70 @@ def test_constant_and_empty_images_normalise_to_something_finite(image):
     assert np.isfinite(normalise(image)).all()
 
 
-def test_of_prominences_that_are_as_good_the_middle_one_is_chosen(monkeypatch):
-    labels = squares((5, 5), (5, 15))
-    maps = Maps((labels > 0).astype(np.float32), distance_target(labels)[0] / 255, labels.shape)
-    monkeypatch.setattr(metrics, "read_pair", lambda frame: (labels, labels))
-    monkeypatch.setattr(metrics, "predict", lambda model, images: [maps])
-    frame = Frame(Path("a.tif"), Path("b.tif"), "REF", "Pos109", 0)
-    assert metrics.tune_prominence(UNet(), [frame]).prominence == metrics.PROMINENCES[3]
+def affinity_of(labels):
+    """What a perfect student predicts for each of PAIRS."""
+    affinity = np.zeros((len(PAIRS), *labels.shape), np.float32)
+    for k, half in enumerate(PAIRS):
+        first, _, second = pair_ends(labels, half)
+        pair_ends(affinity[k], half)[1][:] = (first == second) & (first > 0)
+    return affinity
+
+
+def test_pair_ends_are_the_pixels_on_either_side():
+    values = np.arange(48).reshape(6, 8)
+    for y, x in PAIRS:
+        first, middle, second = pair_ends(values, (y, x))
+        row, column = np.argwhere(values == middle[0, 0])[0]
+        assert first[0, 0] == values[row - y, column - x]
+        assert second[0, 0] == values[row + y, column + x]
+        assert middle.shape == (6 - 2 * y, 8 - 2 * abs(x))
+
+
+def test_fragments_of_one_cell_are_joined_and_touching_cells_are_not():
+    labels = np.zeros((40, 60), int)
+    labels[5:15, 5:50], labels[15:25, 5:50] = 1, 2  # two rods side by side
+    fragments = relabel(np.where(labels, 3 * labels + np.arange(60) // 20, 0))
+    joined = join_fragments(fragments, affinity_of(labels))
+    assert fragments.max() == 6
+    assert np.array_equal(relabel(joined), relabel(labels))
+
+
+@pytest.mark.parametrize("labels", [np.zeros((12, 12), int), np.pad(np.ones((6, 6), int), 3), squares((5, 5), (5, 25))])
+def test_without_neighbours_nothing_is_joined(labels):
+    assert np.array_equal(join_fragments(relabel(labels), affinity_of(labels)), relabel(labels))
+
+
+def test_the_mean_over_all_pairs_decides():
+    fragments = np.zeros((30, 30), np.int32)
+    fragments[5:15, 5:25], fragments[15:25, 5:25] = 1, 2
+    affinity = np.zeros((len(PAIRS), 30, 30), np.float32)
+    affinity[:, :, 5:14] = 1  # under a half of the border
+    assert join_fragments(fragments, affinity).max() == 2
+    affinity[:, :, 5:17] = 1
+    assert join_fragments(fragments, affinity).max() == 1
+
+
+def test_cells_with_a_waist_are_told_from_cells_end_to_end_by_affinity():
+    one = np.zeros((24, 70), int)
+    one[6:18, 5:65] = 1
+    one[6:9, 32:38] = one[15:18, 32:38] = 0
+    two = np.where(one & (np.arange(70) >= 35), 2, one)
+    for labels in (one, two):
+        distance = distance_target(labels)[0] / 255
+        found = label_cells((labels > 0).astype(float), distance, prominence=0.05, affinity=affinity_of(labels))
+        assert found.max() == labels.max()
+
+
+@pytest.mark.parametrize("axes", predict.MIRRORS)
+def test_pairs_of_a_mirror_image_change_places(monkeypatch, axes):
+    """A stand-in for the network predicts of each pair the brightness of its first pixel times that of its second."""
+    def outputs(model, x):
+        maps = torch.zeros(len(x), 2 + len(PAIRS), *x.shape[-2:])
+        for k, half in enumerate(PAIRS):
+            first, _, second = pair_ends(x[:, 0], half)
+            pair_ends(maps[:, 2 + k], half)[1][:] = first * second
+        return maps
+
+    monkeypatch.setattr(predict, "_predict_tiles", outputs)
+    x = torch.rand(2, 1, 16, 24, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(predict._predict_mirrored(None, x, axes), outputs(None, x))

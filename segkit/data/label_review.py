@@ -10,12 +10,11 @@ from skimage import measure
 from tqdm.auto import tqdm
 
 from ..errors import SegkitError
-from ..model.postprocess import distance_target
 from .dataset import Dataset, read_pair
 from .images import SPECK, normalise
 from .optics import outline_level
 
-MEASURES = ("cells", "foreground", "largest_cell", "contrast", "focus")
+MEASURES = ("cells", "foreground", "largest_cell", "contrast", "focus", "outline")
 SHIFT_GAIN = 1.25  # correct masks of three public datasets reach 1.24, masks moved by 6 pixels 1.26 to 5.3
 DISTANT = 10  # pixels between two parts of one cell that are not one
 PROFILE, MIN_PROFILE = 6, 30  # pixels on either side of an outline, and the fewest at one distance from it
@@ -35,6 +34,7 @@ def review_teacher(dataset: Dataset) -> pd.DataFrame:
     DataFrame
         A row per pair: experiment, position, frame, cells, foreground (share), largest_cell (pixels), contrast (of
         cells against their surroundings, in units of the image's intensity range), focus (mean absolute Laplacian),
+        outline (`outline_offset`, pixels),
         flags (empty, or reasons separated by "; ").
 
     Notes
@@ -93,7 +93,7 @@ def _measure(image: np.ndarray, labels: np.ndarray) -> dict:
             flags.append(f"mask seems shifted: it fits better moved by {y}, {x} pixels (y, x)")
     return {"cells": len(areas), "foreground": float(foreground.mean()), "flags": flags,
             "contrast": _contrast(scaled, foreground), "largest_cell": int(areas.max(initial=0)),
-            "focus": float(np.abs(ndimage.laplace(scaled)).mean())}
+            "focus": float(np.abs(ndimage.laplace(scaled)).mean()), "outline": outline_offset(scaled, labels)}
 
 
 def _no_labels(labels: np.ndarray, areas: np.ndarray) -> list[str]:
@@ -173,25 +173,31 @@ def _compare_in_time(rows: list[dict]) -> None:
 
 
 def outline_offset(image: np.ndarray, labels: np.ndarray) -> float:
-    """How far outside these outlines Omnipose would draw them, pixels (see `optics.outline_level`); nan: cannot say.
+    """How far outside of these outlines Omnipose would draw them, pixels (`optics.outline_level`); nan: cannot say.
 
-    image, labels: (H, W). The intensity's profile across the outline is measured where no other cell is near.
+    image, labels: (H, W). The profile of the intensity across the outline is measured where no other cell is near.
     """
+    if not labels.any():
+        return math.nan
     outside, nearest = ndimage.distance_transform_edt(labels == 0, return_indices=True)
     inside = ndimage.distance_transform_edt(labels > 0)
     depth = np.where(labels > 0, 0.5 - inside, outside - 0.5)  # pixels from the outline, negative inside
-    owner = labels[tuple(nearest)]
-    alone = ndimage.maximum_filter(owner, 2 * PROFILE + 1) == ndimage.minimum_filter(owner, 2 * PROFILE + 1)
-    at = np.arange(-PROFILE, PROFILE + 0.25, 0.5)
-    weights = np.stack([np.maximum(1 - np.abs(depth - x) / 0.75, 0) * alone for x in at])  # (profile, H, W)
-    enough = weights.sum((1, 2)) > MIN_PROFILE
-    if not (enough & (np.abs(at) <= 2)).sum() == (np.abs(at) <= 2).sum():
+    owner, reach = labels[tuple(nearest)], 2 * PROFILE + 1
+    alone = ndimage.maximum_filter(owner, reach) == ndimage.minimum_filter(owner, reach)
+
+    # mean intensity by distance from the outline
+    near = alone & (np.abs(depth) < PROFILE)
+    edges = np.arange(-PROFILE - 0.25, PROFILE + 0.5, 0.5)
+    counts = np.histogram(depth[near], edges)[0]
+    sums = np.histogram(depth[near], edges, weights=normalise(image)[near])[0]
+    enough = counts >= MIN_PROFILE
+    at, profile = (edges[:-1] + 0.25)[enough], sums[enough] / counts[enough]
+    if not (at < -1).any() or not (at > 2).any():
         return math.nan
-    profile = (weights[enough] * normalise(image)).sum((1, 2)) / weights[enough].sum((1, 2))
-    at = at[enough]
+
     # from the darkest place inside to the halo
     start = int(np.argmin(np.where(at <= 1.5, profile, np.inf)))
-    end = start + int(profile[start:].argmax())
-    rise = np.maximum.accumulate(profile[start:end + 1])
-    width = float(np.median(distance_target(labels)[1]))
-    return float(np.interp(rise[0] + outline_level(width / 2) * (rise[-1] - rise[0]), rise, at[start:end + 1]))
+    rise = np.maximum.accumulate(profile[start:start + int(profile[start:].argmax()) + 1])
+    radius = np.median(ndimage.maximum(inside, labels, np.unique(labels[labels > 0]))) - 0.5
+    level = rise[0] + outline_level(float(radius)) * (rise[-1] - rise[0])
+    return float(np.interp(level, rise, at[start:start + len(rise)]))

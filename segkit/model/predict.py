@@ -30,7 +30,7 @@ SAME_WIDTH = 2 ** 0.25  # a smaller factor, up to half a step of the ladder, is 
 FAINT = 0.1  # of a map; less is background
 STEP = 0.44  # gradient, smoothed by 0.7 pixels, beside a step from 0 to 1
 QUALITY_RANGE = 0.65, 0.95  # where estimated quality is 0 and 1, so that it is about the panoptic quality
-MIN_AGREEMENT, LOSS = 0.85, 0.02  # of the maps: what a scale needs, and how much less than at the first guess it may be
+MIN_AGREEMENT, LOSS = 0.8, 0.02  # of the maps: what a scale needs, and how much less than at the first guess it may be
 
 
 class Segmentation(NamedTuple):
@@ -117,7 +117,7 @@ def _as_maps(outputs: np.ndarray, shape: tuple[int, ...], blank: np.ndarray | bo
 
 
 def _predict_mirrored(model: UNet, x: Tensor, axes: tuple[int, ...]) -> Tensor:
-    """`_predict_tiles` of a mirror image, mirrored back; in one of these, the pairs along both diagonals change places."""
+    """`_predict_tiles` of a mirror image, mirrored back; one mirror exchanges the pairs along the two diagonals."""
     maps = _predict_tiles(model, x.flip(axes)).flip(axes)
     if len(axes) == 1 and maps.shape[1] > 2:
         maps[:, 2:] = maps[:, [2 + PAIRS.index((y, -x) if x * y else (y, x)) for y, x in PAIRS]]
@@ -135,7 +135,7 @@ def _scaled(size: int, scale: float) -> int:
 
 
 def _predict_tiles(model: UNet, x: Tensor) -> Tensor:
-    """The network's outputs (B, outputs, H, W), logits as probabilities, float32 on the CPU, for images (B, 1, H, W)."""
+    """The outputs (B, outputs, H, W), logits as probabilities, float32 on the CPU; x: normalised images (B, 1, H, W)."""
     device = next(model.parameters()).device
     maps = torch.empty(len(x), model.info.outputs, *x.shape[-2:])
     rows, columns = (_spans(size, isinstance(model, BaselineUNet)) for size in x.shape[-2:])

@@ -110,8 +110,9 @@ def decode(frame: Frame) -> Decoded:
     points = np.full((POINTS, 2), -1, np.int32)
     if len(inside):
         points[:] = inside[np.linspace(0, len(inside) - 1, POINTS).astype(np.int64)]
-    stored = np.where(labels, (labels - 1) % np.iinfo(np.int16).max + 1, 0).astype(np.int16)
-    return Decoded(normalise(image, blank=blank), target, stored, points, widths, whole_areas(labels), hash_pixels(whole))
+    numbers = np.where(labels, (labels - 1) % np.iinfo(np.int16).max + 1, 0).astype(np.int16)
+    return Decoded(normalise(image, blank=blank), target, numbers, points, widths, whole_areas(labels),
+                   hash_pixels(whole))
 
 
 def build_store(frames: Sequence[Frame], device: torch.device, cache_dir: Path) -> tuple[Store, dict[Frame, str]]:
@@ -286,4 +287,5 @@ def prepare(split: Split, settings: Settings, group: ProcessGroup) -> TrainingDa
              settings.batch_size, describe_device(group.device, settings.precision))
     if settings.epochs * steps < MIN_STEPS:
         log.info("only %d steps in all; %d or more are usual: set more EPOCHS", settings.epochs * steps, MIN_STEPS)
-    return TrainingData(train, validation, foreground, cell_width, min_area, crop, steps, trained_on, validated_on, left_out)
+    return TrainingData(train, validation, foreground, cell_width, min_area, crop, steps, trained_on, validated_on,
+                        left_out)
