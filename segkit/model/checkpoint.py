@@ -126,8 +126,8 @@ def export_onnx(model: UNet, path: str | Path) -> Path:
     Notes
     -----
     Input "image": float32 (B, 1, H, W), normalised as the model card says; B, H and W are free, H and W multiples of
-    16. Output "maps": float32 (B, 2, H, W), foreground probability and distance. The metadata entry "segkit" holds the
-    model's info (thresholds and so on).
+    16. Output "maps": float32 (B, outputs, H, W), foreground probability, distance, and the affinities of `unet.PAIRS`.
+    The metadata entry "segkit" holds the model's info (thresholds and so on).
     """
     try:
         import onnx

@@ -110,19 +110,20 @@ def join_fragments(fragments: np.ndarray, affinity: np.ndarray) -> np.ndarray:
     The two fragments with the highest mean over all pairs that reach from one to the other are joined first, until no
     mean is above a half (average linkage, Bailoni et al. 2022, doi 10.1109/CVPR52688.2022.01137).
     """
-    numbers, values = [], []
+    fragments, size, keys, values = fragments.astype(np.int64), int(fragments.max()) + 1, [], []
     for half, same in zip(PAIRS, affinity, strict=True):
         (a, _, b), (_, middle, _) = pair_ends(fragments, half), pair_ends(same, half)
         meet = (a != b) & (a > 0) & (b > 0)
-        numbers.append(np.sort([a[meet], b[meet]], axis=0))
+        a, b = a[meet], b[meet]
+        keys.append(np.minimum(a, b) * size + np.maximum(a, b))  # one number for both fragments
         values.append(middle[meet])
-    pairs, pair, counts = np.unique(np.concatenate(numbers, 1), axis=1, return_inverse=True, return_counts=True)
-    means = np.bincount(pair.ravel(), np.concatenate(values), len(counts)) / counts
+    edges, edge, counts = np.unique(np.concatenate(keys), return_inverse=True, return_counts=True)
+    means = np.bincount(edge, np.concatenate(values), len(counts)) / counts
 
     graph = RAG()
-    graph.add_nodes_from((n, {"labels": [n]}) for n in range(fragments.max() + 1))  # background stays 0
-    graph.add_edges_from((a, b, {"weight": 1 - mean, "count": count}) for (a, b), mean, count in zip(
-        pairs.T.tolist(), means.tolist(), counts.tolist(), strict=True))
+    graph.add_nodes_from((n, {"labels": [n]}) for n in range(size))  # background stays 0
+    for key, mean, count in zip(edges.tolist(), means.tolist(), counts.tolist(), strict=True):
+        graph.add_edge(*divmod(key, size), weight=1 - mean, count=count)
     return merge_hierarchical(fragments, graph, 0.5, rag_copy=False, in_place_merge=True,
                               merge_func=lambda graph, source, target: None, weight_func=_mean_of_both)
 
