@@ -2,6 +2,7 @@
 
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping
+from functools import cache
 
 import numpy as np
 import pandas as pd
@@ -16,71 +17,77 @@ GROWTH = (0.05, 0.15, 0.3, 0.5)  # log area per frame, before any is measured
 
 
 def _measure(labels: np.ndarray, frame: int) -> tuple[np.ndarray, np.ndarray]:
-    """The cells (n,) of a frame (H, W), in the order of their labels, and its pixels (3, p): cell, y, x."""
-    if not isinstance(labels, np.ndarray) or labels.ndim != 2 or labels.dtype.kind not in "iu" or (labels < 0).any():
+    """The cells (n,) of a frame (H, W), in the order of their labels, and their runs of pixels (4, r).
+
+    A run lies in one row: its cell, y, first x and length. There are several times fewer runs than pixels.
+    """
+    if not isinstance(labels, np.ndarray) or labels.ndim != 2 or labels.dtype.kind not in "iu" \
+            or labels.min(initial=0) < 0:
         raise SegkitError(f"the labels of frame {frame} are {type(labels).__name__} {getattr(labels, 'dtype', '')} "
                           f"{getattr(labels, 'shape', '')}: whole numbers from 0 of (height, width) were needed")
-    where = np.flatnonzero(labels)
-    values = labels.reshape(-1)[where].astype(np.int64)
-    if values.max(initial=0) > labels.size:  # numbers too large for a table
-        values = np.unique(values, return_inverse=True)[1] + 1
-    there = np.bincount(values) > 0
-    owner = (np.cumsum(there) - 1)[values]
-    y, x = np.divmod(where, labels.shape[1])
-    cells = np.zeros(there.sum(), CELL)
-    cells["label"][owner], cells["area"] = labels.reshape(-1)[where], np.bincount(owner, minlength=len(cells))
+    # a run begins where the label changes, and in every row
+    flat, (height, width) = labels.ravel(), labels.shape
+    begins = np.append(True, flat[1:] != flat[:-1])[:flat.size]
+    begins[::max(width, 1)] = True
+    start = np.flatnonzero(begins)
+    held = flat[start] > 0
+    n, start = np.diff(start, append=flat.size)[held], start[held]
+    (y, x), (numbers, owner) = np.divmod(start, max(width, 1)), np.unique(flat[start], return_inverse=True)
+    cells = np.zeros(len(numbers), CELL)
+    cells["label"], cells["area"] = numbers, np.bincount(owner, n, len(cells))
 
     def mean(v: np.ndarray) -> np.ndarray:
-        return np.bincount(owner, v, len(cells)) / cells["area"]
+        return np.bincount(owner, n * v, len(cells)) / cells["area"]
 
     # the ellipse with the cell's second moments gives axis, length and width
-    cells["centre"] = mean(x) + 1j * mean(y)
-    dx, dy = x - cells["centre"].real[owner], y - cells["centre"].imag[owner]
-    xx, yy, xy = mean(dx * dx), mean(dy * dy), mean(dx * dy)
+    middle = x + (n - 1) / 2
+    cells["centre"] = mean(middle) + 1j * mean(y)
+    dx, dy = middle - cells["centre"].real[owner], y - cells["centre"].imag[owner]
+    xx, yy, xy = mean(dx * dx + (n * n - 1) / 12), mean(dy * dy), mean(dx * dy)
     long, both = xx - yy + 2j * xy, xx + yy + 1 / 6
     cells["axis"] = np.exp(0.5j * np.angle(long))
     cells["length"], cells["width"] = 4 * np.sqrt((both + np.abs(long)) / 2), 4 * np.sqrt((both - np.abs(long)) / 2)
-    edge = (y == 0) | (x == 0) | (y == labels.shape[0] - 1) | (x == labels.shape[1] - 1)
+    edge = (y == 0) | (x == 0) | (y == height - 1) | (x + n == width)
     cells["alone"] = np.where(np.bincount(owner, edge, len(cells)) > 0, AT_EXIT, ALONE)
     cells["seen"], cells["channel"] = frame, -1
-    return cells, np.stack([owner, y, x])
+    return cells, np.stack([owner, y, x, n])
 
 
-def _kept(cells: np.ndarray, pixels: np.ndarray, keep: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Cells and pixels of those where keep (n,) is True."""
-    if keep.all():
-        return cells, pixels
-    pixels = pixels[:, keep[pixels[0]]]
-    pixels[0] = (np.cumsum(keep) - 1)[pixels[0]]
-    return cells[keep], pixels
+def _kept(cells: np.ndarray, runs: np.ndarray, keep: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Cells and runs of those where keep (n,) is True."""
+    runs = runs[:, keep[runs[0]]]
+    runs[0] = (np.cumsum(keep) - 1)[runs[0]]
+    return cells[keep], runs
 
 
-def _moved(cells: np.ndarray, pixels: np.ndarray, by: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Cells and pixels moved by (n,), x + iy."""
-    if not by.any():
-        return cells, pixels
-    cells = cells.copy()
+def _moved(cells: np.ndarray, runs: np.ndarray, by: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Cells and runs moved by (n,), x + iy."""
+    cells, runs = cells.copy(), runs.copy()
     cells["centre"] += by
-    return cells, np.stack([pixels[0], *(pixels[1:] + np.round([by.imag, by.real]).astype(int)[:, pixels[0]])])
+    runs[1:3] += np.round([by.imag, by.real]).astype(int)[:, runs[0]]
+    return cells, runs
 
 
 def _thumb(picture: np.ndarray) -> np.ndarray:
     """A quarter of the size, with mean 0 and soft edges, for `_drift`; (H // 4, W // 4) float32."""
     h, w = (side // 4 for side in picture.shape)
-    small = np.zeros((h, w), np.float32)
-    for y, x in np.ndindex(4, 4):
-        small += picture[y:4 * h:4, x:4 * w:4]
+    rows = sum((picture[k:4 * h:4] for k in range(4)), np.zeros((h, picture.shape[1]), np.float32))
+    small = np.asarray(sum(rows[:, k:4 * w:4] for k in range(4)), np.float32)
     return (small - small.mean()) * np.float32(np.hanning(h + 2)[1:-1, None] * np.hanning(w + 2)[1:-1])
+
+
+@cache
+def _likely(shape: tuple[int, int]) -> np.ndarray:
+    """Weight of each move: small ones are likelier, since channels look alike from one to the next."""
+    rows, columns = (np.minimum(np.arange(n), n - np.arange(n)) for n in shape)
+    return np.exp(-np.hypot(rows[:, None], columns) / 25).astype(np.float32)
 
 
 def _drift(before: np.ndarray, after: np.ndarray, whiten: bool) -> complex:
     """How far the view moved, x + iy pixels, by the correlation of two `_thumb`s; whiten: of phases (Kuglin 1975)."""
     shape = [fft.next_fast_len(max(1, *sides), real=True) for sides in zip(before.shape, after.shape, strict=True)]
     cross = fft.rfft2(after, shape) * fft.rfft2(before, shape).conj()
-    match = fft.irfft2(cross / (np.abs(cross) + 1e-9) if whiten else cross, shape)
-    # small moves are likelier: channels look alike from one to the next
-    rows, columns = (np.minimum(np.arange(n), n - np.arange(n)) for n in shape)
-    match *= np.exp(-np.hypot(rows[:, None], columns) / 25)
+    match = fft.irfft2(cross / (np.abs(cross) + np.float32(1e-9)) if whiten else cross, shape) * _likely(tuple(shape))
     at = np.unravel_index(match.argmax(), shape)
     # the top of a parabola lies between pixels of a quarter of the size
     top = []
@@ -90,21 +97,30 @@ def _drift(before: np.ndarray, after: np.ndarray, whiten: bool) -> complex:
     return 4 * complex(*top[::-1])
 
 
-def _shared(a: np.ndarray, pixels: np.ndarray, b: np.ndarray, others: np.ndarray, shape: tuple[int, ...],
+def _pixels(runs: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Cell, y and x of each pixel of runs (4, r)."""
+    owner, y, x, n = runs
+    return np.repeat(owner, n), np.repeat(y, n), np.arange(n.sum()) + np.repeat(x - np.cumsum(n) + n, n)
+
+
+def _shared(a: np.ndarray, runs: np.ndarray, b: np.ndarray, others: np.ndarray, shape: tuple[int, ...],
             shift: complex) -> tuple[np.ndarray, complex]:
     """Pixels that each of a, moved by the shift, shares with each of b (n, m); the shift, or 0 where that fits as well.
 
-    pixels, others: those of a and of b, (3, p).
+    runs, others: those of a and of b, (4, r).
     """
-    index = np.full((shape[0] + 2, shape[1] + 2), len(b))  # beyond the frame there is no cell
-    index[others[1] + 1, others[2] + 1] = others[0]
+    index = np.full((shape[0] + 2, shape[1] + 2), len(b), np.int32)  # beyond the frame there is no cell
+    owner, y, x = _pixels(others)
+    index[y + 1, x + 1] = owner
 
-    def under(by: complex, every: int = 1) -> np.ndarray:
-        y, x = pixels[1:, ::every] + 1 + np.round([[by.imag], [by.real]]).astype(int)
-        return index[np.clip(y, 0, shape[0] + 1), np.clip(x, 0, shape[1] + 1)]
+    def under(by: complex, owner: np.ndarray, y: np.ndarray, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        y, x = y + 1 + round(by.imag), x + 1 + round(by.real)
+        return owner, index[np.clip(y, 0, shape[0] + 1), np.clip(x, 0, shape[1] + 1)]
 
-    shift *= np.count_nonzero(under(shift, 4) < len(b)) > 1.05 * np.count_nonzero(under(0j, 4) < len(b))
-    pairs = np.bincount(pixels[0] * (len(b) + 1) + under(shift), minlength=len(a) * (len(b) + 1))
+    some = _pixels(runs[:, ::4])
+    shift *= np.count_nonzero(under(shift, *some)[1] < len(b)) > 1.05 * np.count_nonzero(under(0j, *some)[1] < len(b))
+    owner, other = under(shift, *_pixels(runs))
+    pairs = np.bincount(owner * (len(b) + 1) + other, minlength=len(a) * (len(b) + 1))
     return pairs.reshape(len(a), len(b) + 1)[:, :-1], shift
 
 
@@ -122,27 +138,26 @@ def _forced(a: np.ndarray, b: np.ndarray, todo: dict[tuple[int, int], tuple[int,
     return np.maximum(np.array(rows, int).reshape(-1, 4), -1)
 
 
-def _carry(a: np.ndarray, pixels: np.ndarray, b: np.ndarray, others: np.ndarray, members: np.ndarray, frame: int,
+def _carry(a: np.ndarray, runs: np.ndarray, b: np.ndarray, others: np.ndarray, members: np.ndarray, frame: int,
            longest: int) -> tuple[np.ndarray, np.ndarray]:
-    """Cells to link to the next frame, with pixels: b, and those of a to look for again, moved as their neighbours.
+    """Cells to link to the next frame, with runs: b, and those of a to look for again, moved as their neighbours.
 
     longest: for how many frames a cell is looked for.
     """
     i, i2, j, j2 = members.T
-    keep, shown, by = np.ones(len(a), bool), np.ones(len(b), bool), np.zeros(len(a), complex)
-    one = (i2 < 0) & (j2 < 0) & (j >= 0)
-    if one.any():
-        near = np.argsort(np.abs(a["centre"][:, None] - a["centre"][i[one]]), axis=1)[:, :2]
-        by = (b["centre"][j[one]] - a["centre"][i[one]])[near].mean(1)
+    keep, shown, one = np.ones(len(a), bool), np.ones(len(b), bool), (i2 < 0) & (j2 < 0) & (j >= 0)
+    stays, moves = a["centre"][i[one]], b["centre"][j[one]] - a["centre"][i[one]]
     # cells drawn as one are looked for as they were; the first stands for both
     merged = (i2 >= 0) & (frame - np.minimum(a["seen"][i], a["seen"][i2]) < longest)
     keep[i] = keep[i2[i2 >= 0]] = shown[j[merged]] = False
     keep[i[merged]] = keep[i2[merged]] = True
     a["alone"], a["label"][i[merged]] = np.full(len(a), LOST), b["label"][j[merged]]
     a["alone"][i[merged]] = ALONE
-    (a, pixels), (b, others) = _moved(*_kept(a, pixels, keep), by[keep]), _kept(b, others, shown)
-    pixels[0] += len(b)
-    return np.concatenate([b, a]), np.concatenate([others, pixels], axis=1)
+    (a, runs), (b, others) = _kept(a, runs, keep), _kept(b, others, shown)
+    if len(moves):
+        a, runs = _moved(a, runs, moves[np.argsort(np.abs(a["centre"][:, None] - stays), axis=1)[:, :2]].mean(1))
+    runs[0] += len(b)
+    return np.concatenate([b, a]), np.concatenate([others, runs], axis=1)
 
 
 def link_cells(labels: Iterable[np.ndarray], frames: Iterable[int] | None = None,
@@ -204,15 +219,15 @@ def link_frames(labels: Iterable[np.ndarray], frames: Iterable[int] | None = Non
     memory = {"growth": np.zeros(2), "files": np.zeros(0), "open": np.zeros(2), "blind": np.zeros(())}
     todo, mothers, last = dict(corrections or {}), np.zeros(1, int), 0
     rows: list[tuple[np.ndarray, ...]] = []
-    (known, pixels), thumb = _measure(np.zeros((1, 1), int), 0), np.zeros((0, 0), np.float32)
+    (known, runs), thumb = _measure(np.zeros((1, 1), int), 0), np.zeros((0, 0), np.float32)
 
     for number, picture, image in _together(labels, numbers, images):
         cells, others = _measure(picture, number)
         before, thumb = thumb, _thumb(picture > 0 if image is None else image)
         # links from the frame before, and from cells that were missing there
-        known, pixels = _kept(known, pixels, number - known["seen"] <= (GAP + 1) * step)
-        shared, shift = _shared(known, pixels, cells, others, picture.shape, _drift(before, thumb, image is not None))
-        known, pixels = _moved(known, pixels, np.full(len(known), shift))
+        known, runs = _kept(known, runs, number - known["seen"] <= (GAP + 1) * step)
+        shared, shift = _shared(known, runs, cells, others, picture.shape, _drift(before, thumb, image is not None))
+        known, runs = _moved(known, runs, np.full(len(known), shift))
         memory["blind"] = np.array(shift * (image is None))
         forced, age = _forced(known, cells, todo, last), (number - known["seen"]) / step
         members, doubt, out = _follow(known, cells, shared, forced, memory, age)
@@ -223,7 +238,7 @@ def link_frames(labels: Iterable[np.ndarray], frames: Iterable[int] | None = Non
                      (cells["alone"] == AT_EXIT) | out[len(known):]))
 
         # this frame's cells, and those still to be found
-        (known, pixels), last = _carry(known, pixels, cells, others, members, number, GAP * step), number
+        (known, runs), last = _carry(known, runs, cells, others, members, number, GAP * step), number
     if todo:
         raise SegkitError(f"corrections name cells that are not there, or not before another frame: {sorted(todo)}")
     start = {"frame": int, "label": int, "track": int, "doubt": float, "leaves": bool}
