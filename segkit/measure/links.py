@@ -1,7 +1,7 @@
 """What becomes of the cells of one frame in the next: links, divisions, and cells drawn as one."""
 
 import numpy as np
-from scipy import optimize, sparse
+from scipy import optimize, sparse, spatial
 
 NEIGHBOURS = 6  # nearest cells that may be the next one, beside those that overlap
 ALONE, AT_EXIT, LOST = 2.5, 1.0, 0.0  # cost of a cell without a partner: inside, where cells leave, missing before
@@ -25,71 +25,86 @@ def _couples(one: np.ndarray, two: np.ndarray, i: np.ndarray, j: np.ndarray) -> 
     return found[:, (one["channel"][found[0]] < 0) | (two["rank"][found[2]] - two["rank"][found[1]] == 1)]
 
 
-def _hypotheses(a: np.ndarray, b: np.ndarray, shared: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _hypotheses(a: np.ndarray, b: np.ndarray, shared: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """What may have become of the cells a in b: a link, a division, or two cells drawn as one.
 
-    Returns members (h, 4): two of a, two of b, -1 where there is none; gain (h,): cost saved against no link at all.
+    Returns members (h, 4): two of a, two of b, -1 where there is none; gain (h,): cost saved against no link at all;
+    useful (h,): False where the link of two of the members gains as much.
     """
     # candidates overlap or are near; in a channel all are
-    near = np.argsort(np.abs(a["centre"][:, None] - b["centre"]), axis=1)[:, :NEIGHBOURS]
-    pairs = (shared > 0) | (a["channel"] >= 0)[:, None]
+    places = (np.ascontiguousarray(cells["centre"])[:, None].view(float) for cells in (b, a))
+    near = spatial.KDTree(next(places)).query(next(places), NEIGHBOURS)[1]
+    pairs = np.pad((shared > 0) | (a["channel"] >= 0)[:, None], ((0, 0), (0, 1)))  # the last column: no neighbour
     np.put_along_axis(pairs, near, True, axis=1)
-    i, j = np.nonzero(pairs & (a["channel"][:, None] == b["channel"]))
+    i, j = np.nonzero(pairs[:, :-1] & (a["channel"][:, None] == b["channel"]))
     (m, d, e), (w, p, q) = _couples(a, b, i, j), _couples(b, a, j, i)
     p, q = np.where(a["area"][p] >= a["area"][q], [p, q], [q, p])
     members = np.full((len(i) + len(m) + len(w), 4), -1)
-    members[:len(i), [0, 2]] = np.stack([i, j], 1)
-    members[len(i):len(i) + len(m), [0, 2, 3]] = np.stack([m, d, e], 1)
-    members[len(i) + len(m):, :3] = np.stack([p, q, w], 1)
+    divided, merged = slice(len(i), len(i) + len(m)), slice(len(i) + len(m), None)
+    members[:, 0], members[:, 2] = np.concatenate([i, m, p]), np.concatenate([j, d, w])
+    members[divided, 3], members[merged, 1] = e, q
 
-    # conserved area; parts that lie together and are alike; -1 takes the last item, of no area
+    # conserved area; parts that lie together and are alike
     sides, cost, gain = [], np.zeros(len(members)), np.zeros(len(members))
-    for cells, parts, price in ((a, members[:, :2].T, MERGES), (b, members[:, 2:].T, DIVIDES)):
-        values = cells["area"], cells["alone"], cells["centre"] * cells["area"]
-        area, alone, place = (np.append(value, 0)[parts] for value in values)
-        sides.append((area.sum(0), place.sum(0) / area.sum(0)))
-        gain += alone.sum(0)
-        two = parts[1] >= 0
-        first, second = cells[parts[:, two]]
-        far = np.abs(first["centre"] - second["centre"]) - 0.6 * (first["length"] + second["length"])
-        unlike = np.maximum(np.abs(np.log(first["area"] / second["area"])) - 0.4, 0)
-        cost[two] += price + 3 * unlike ** 2 + 2 * np.maximum(far, 0) / np.sqrt(area.sum(0)[two])
+    for cells, one, some, two, price in ((a, members[:, 0], merged, q, MERGES), (b, members[:, 2], divided, e, DIVIDES)):
+        values = [np.ascontiguousarray(cells[name]) for name in ("area", "alone", "centre", "length")]
+        values[2] = values[2] * values[0]
+        area, alone, place = (value[one] for value in values[:3])
+        first, others = area[some], [value[two] for value in values]
+        far = np.abs(place[some] / first - others[2] / others[0]) - 0.6 * (values[3][one[some]] + others[3])
+        unlike = np.maximum(np.abs(np.log(first / others[0])) - 0.4, 0)
+        for sums, other in zip((area, alone, place), others, strict=False):
+            sums[some] += other
+        gain += alone
+        cost[some] += price + 3 * unlike ** 2 + 2 * np.maximum(far, 0) / np.sqrt(area[some])
+        sides.append((area, place / area))
     (area, place), (to_area, to_place) = sides
-    first = a[members[:, 0]]
-    cost += np.minimum((np.log(to_area / area) / SIGMA) ** 2 / 2, np.where(first["alone"] == AT_EXIT, 1.5, 4.5))
+    exits, slack, channel = (a[name][members[:, 0]] for name in ("alone", "slack", "channel"))
+    cost += np.minimum((np.log(to_area / area) / SIGMA) ** 2 / 2, np.where(exits == AT_EXIT, 1.5, 4.5))
 
     # place: overlap and distance, in units of the root of the area; channels let cells slide
-    off = np.maximum(np.abs(to_place - place) - first["slack"], 0) / np.sqrt(to_area)
-    pixels = sum(np.pad(shared, (0, 1))[members[:, k], members[:, m]] for k in (0, 1) for m in (2, 3))
-    cost += np.where(first["channel"] >= 0, 0.5 * np.minimum(off, 3), 2 - 2 * pixels / np.minimum(area, to_area) + off)
+    off = np.maximum(np.abs(to_place - place) - slack, 0) / np.sqrt(to_area)
+    pixels = shared[members[:, 0], members[:, 2]]
+    pixels[divided] += shared[m, e]
+    pixels[merged] += shared[q, w]
+    cost += np.where(channel >= 0, 0.5 * np.minimum(off, 3), 2 - 2 * pixels / np.minimum(area, to_area) + off)
     gain -= cost
-    return members[gain > 0], gain[gain > 0]
+    links = np.full(shared.shape, -np.inf)
+    links[i, j] = gain[:len(i)]
+    useful = gain > np.concatenate([np.zeros(len(i)), np.maximum(links[m, d], links[m, e]),
+                                    np.maximum(links[p, w], links[q, w])])
+    return members[gain > 0], gain[gain > 0], useful[gain > 0]
 
 
 def _pack(nodes: np.ndarray, gain: np.ndarray, size: int, exact: bool) -> np.ndarray:
-    """Which rows of nodes (h, 4; size: none) have the largest sum of gain, with each node in at most one of them."""
+    """Which rows of nodes (h, 4; size: none) have the largest sum of gain, with each node in at most one of them.
+
+    exact: also where the greedy choice is not the best one.
+    """
+    # greedy, first those rows that fall least below the best shares of their cells
+    best, share = np.zeros(size + 1), gain / (nodes < size).sum(1)
+    np.maximum.at(best, nodes.ravel(), share.repeat(4))
+    best[size] = 0
+    short = (best[nodes].sum(1) - gain).round(9)
     chosen, taken, members = np.zeros(len(nodes), bool), set[int](), nodes.tolist()
-    for h in np.argsort(-gain, kind="stable").tolist():
+    for h in np.lexsort([-gain, short]).tolist():
         if taken.isdisjoint(members[h]):
             chosen[h] = True
             taken.update(k for k in members[h] if k < size)
-    # greedy is exact for groups of cells in which every cell has got its best
-    best, share = np.zeros(size + 1), gain / (nodes[:, :2] < size).sum(1)
-    np.maximum.at(best, nodes[:, :2], share[:, None])
-    if not exact or best[:size].sum() - gain[chosen].sum() < 1e-9:
+    # no choice is better if every cell has got its best; else search around those that have not
+    loose = best > 0
+    loose[nodes[chosen & (short <= 0)]] = False
+    if not exact or not loose.any():
         return chosen
-    rows, columns = np.nonzero(nodes < size)
-    table = sparse.csr_array((np.ones(len(rows)), (rows, nodes[rows, columns])), (len(nodes), size))
-    groups, owner = sparse.csgraph.connected_components(table.T @ table, directed=False)
-    best[size], group = 0, owner[nodes[:, 0]]
-    gap = (np.bincount(owner, best[:-1], groups) - np.bincount(group, gain * chosen, groups))[group]
-    # what lies further below its cells' best than all of the greedy choice is in no better one
-    hard = (gap > 1e-9) & (best[nodes[:, :2]].sum(1) - gain <= gap + 1e-9)
-    chosen[gap > 1e-9] = False
-    for number in np.unique(group[hard]):  # small problems one by one
-        some = np.flatnonzero(hard & (group == number))
-        limit = optimize.LinearConstraint(table[some].T, -np.inf, 1)
-        chosen[some] = optimize.milp(-gain[some], integrality=1, bounds=(0, 1), constraints=limit).x > 0.5
+    for some in (slice(None), chosen):
+        loose[nodes[some][loose[nodes[some]].any(1)]] = True
+        loose[size] = False
+    some = np.flatnonzero((loose[nodes] | (nodes == size)).all(1))
+    cells, column = np.unique(nodes[some], return_inverse=True)
+    rows, place = np.nonzero(nodes[some] < size)
+    table = sparse.csr_array((np.ones(len(rows)), (column.reshape(-1, 4)[rows, place], rows)), (len(cells), len(some)))
+    limit = optimize.LinearConstraint(table, -np.inf, 1)
+    chosen[some] = optimize.milp(-gain[some], integrality=1, bounds=(0, 1), constraints=limit).x > 0.5
     return chosen
 
 
@@ -190,21 +205,22 @@ def solve(a: np.ndarray, b: np.ndarray, shared: np.ndarray, forced: np.ndarray, 
     """
     total, offset = len(a) + len(b), np.array([0, 0, len(a), len(a)])
     _channels(a, b, memory)
-    members, gain = _hypotheses(a, b, shared)
+    members, gain, useful = _hypotheses(a, b, shared)
     # what the user chose leaves no choice to these cells
     blocked = np.zeros(total + 1, bool)
     blocked[np.where(forced < 0, total, forced + offset)] = True
     blocked[total] = False
     nodes = np.where(members < 0, total, members + offset)
     keep = ~blocked[nodes].any(1)
-    members, gain, nodes = members[keep], gain[keep], nodes[keep]
+    members, gain, useful, nodes = members[keep], gain[keep], useful[keep], nodes[keep]
     channel, chosen, leaves = a["channel"][members[:, 0]], np.zeros(len(gain), bool), np.zeros(total, bool)
 
     # each channel by its order, all other cells at once
-    chosen[channel < 0] = _pack(nodes[channel < 0], gain[channel < 0], total, exact)
+    free = useful & (channel < 0)
+    chosen[free] = _pack(nodes[free], gain[free], total, exact)
     rank = np.concatenate([a["rank"], b["rank"], [-1]])
     for number in np.unique(a["channel"][a["channel"] >= 0]):
-        rows, i, j = (np.flatnonzero(v == number) for v in (channel, a["channel"], b["channel"]))
+        rows, i, j = (np.flatnonzero(v == number) for v in (np.where(useful, channel, -1), a["channel"], b["channel"]))
         i, j = i[np.argsort(a["rank"][i])], j[np.argsort(b["rank"][j])]
         found, p, q = _align(rank[nodes[rows]], gain[rows], np.maximum(a["alone"][i] - AT_EXIT, 0), len(j))
         chosen[rows[found]] = leaves[i[p:]] = leaves[len(a) + j[q:]] = True
