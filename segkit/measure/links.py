@@ -19,10 +19,13 @@ def _couples(one: np.ndarray, two: np.ndarray, i: np.ndarray, j: np.ndarray) -> 
     """(3, h): every cell i of `one` with two of its candidates j in `two`; in a channel these are neighbours."""
     order = np.lexsort((two["rank"][j], i))
     i, j = i[order], j[order]
-    steps = range(1, np.bincount(i, minlength=1).max())
-    found = np.concatenate([np.zeros((3, 0), int), *(
-        np.stack([i[:-step], j[:-step], j[step:]])[:, i[:-step] == i[step:]] for step in steps)], axis=1)
-    return found[:, (one["channel"][found[0]] < 0) | (two["rank"][found[2]] - two["rank"][found[1]] == 1)]
+    # each candidate with those of the same cell that follow it
+    place = np.arange(len(i))
+    more = np.cumsum(np.bincount(i))[i] - place - 1
+    first = np.repeat(place, more)
+    second = first + 1 + np.arange(len(first)) - np.repeat(np.cumsum(more) - more, more)
+    keep = (one["channel"][i[first]] < 0) | (two["rank"][j[second]] - two["rank"][j[first]] == 1)
+    return np.stack([i[first], j[first], j[second]])[:, keep]
 
 
 def _hypotheses(a: np.ndarray, b: np.ndarray, shared: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -46,7 +49,8 @@ def _hypotheses(a: np.ndarray, b: np.ndarray, shared: np.ndarray) -> tuple[np.nd
 
     # conserved area; parts that lie together and are alike
     sides, cost, gain = [], np.zeros(len(members)), np.zeros(len(members))
-    for cells, one, some, two, price in ((a, members[:, 0], merged, q, MERGES), (b, members[:, 2], divided, e, DIVIDES)):
+    for cells, one, some, two, price in ((a, members[:, 0], merged, q, MERGES),
+                                         (b, members[:, 2], divided, e, DIVIDES)):
         values = [np.ascontiguousarray(cells[name]) for name in ("area", "alone", "centre", "length")]
         values[2] = values[2] * values[0]
         area, alone, place = (value[one] for value in values[:3])

@@ -55,6 +55,8 @@ def _measure(labels: np.ndarray, frame: int) -> tuple[np.ndarray, np.ndarray]:
 
 def _kept(cells: np.ndarray, runs: np.ndarray, keep: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Cells and runs of those where keep (n,) is True."""
+    if keep.all():
+        return cells, runs
     runs = runs[:, keep[runs[0]]]
     runs[0] = (np.cumsum(keep) - 1)[runs[0]]
     return cells[keep], runs
@@ -62,6 +64,8 @@ def _kept(cells: np.ndarray, runs: np.ndarray, keep: np.ndarray) -> tuple[np.nda
 
 def _moved(cells: np.ndarray, runs: np.ndarray, by: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Cells and runs moved by (n,), x + iy."""
+    if not by.any():
+        return cells, runs
     cells, runs = cells.copy(), runs.copy()
     cells["centre"] += by
     runs[1:3] += np.round([by.imag, by.real]).astype(int)[:, runs[0]]
@@ -97,10 +101,12 @@ def _drift(before: np.ndarray, after: np.ndarray, whiten: bool) -> complex:
     return 4 * complex(*top[::-1])
 
 
-def _pixels(runs: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Cell, y and x of each pixel of runs (4, r)."""
-    owner, y, x, n = runs
-    return np.repeat(owner, n), np.repeat(y, n), np.arange(n.sum()) + np.repeat(x - np.cumsum(n) + n, n)
+def _pixels(runs: np.ndarray, shape: tuple[int, ...], by: complex = 0j) -> tuple[np.ndarray, np.ndarray]:
+    """Cell and flat index of each pixel of runs (4, r), moved by x + iy, that lies in a frame of this shape."""
+    owner, (y, x, n) = runs[0], runs[1:]
+    y, low, high = y + round(by.imag), *np.clip([x + round(by.real), x + n + round(by.real)], 0, shape[1])
+    n = (high - low) * ((y >= 0) & (y < shape[0]))
+    return np.repeat(owner, n), np.arange(n.sum()) + np.repeat(y * shape[1] + low - np.cumsum(n) + n, n)
 
 
 def _shared(a: np.ndarray, runs: np.ndarray, b: np.ndarray, others: np.ndarray, shape: tuple[int, ...],
@@ -109,25 +115,19 @@ def _shared(a: np.ndarray, runs: np.ndarray, b: np.ndarray, others: np.ndarray, 
 
     runs, others: those of a and of b, (4, r).
     """
-    index = np.full((shape[0] + 2, shape[1] + 2), len(b), np.int32)  # beyond the frame there is no cell
-    owner, y, x = _pixels(others)
-    index[y + 1, x + 1] = owner
-
-    def under(by: complex, owner: np.ndarray, y: np.ndarray, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        y, x = y + 1 + round(by.imag), x + 1 + round(by.real)
-        return owner, index[np.clip(y, 0, shape[0] + 1), np.clip(x, 0, shape[1] + 1)]
-
-    some = _pixels(runs[:, ::4])
-    shift *= np.count_nonzero(under(shift, *some)[1] < len(b)) > 1.05 * np.count_nonzero(under(0j, *some)[1] < len(b))
-    owner, other = under(shift, *_pixels(runs))
-    pairs = np.bincount(owner * (len(b) + 1) + other, minlength=len(a) * (len(b) + 1))
+    index, (owner, at) = np.full(shape, len(b), np.int32).ravel(), _pixels(others, shape)
+    index[at] = owner
+    covered = [np.count_nonzero(index[_pixels(runs[:, ::4], shape, by)[1]] < len(b)) for by in (shift, 0j)]
+    shift *= covered[0] > 1.05 * covered[1]
+    owner, at = _pixels(runs, shape, shift)
+    pairs = np.bincount(owner * (len(b) + 1) + index[at], minlength=len(a) * (len(b) + 1))
     return pairs.reshape(len(a), len(b) + 1)[:, :-1], shift
 
 
 def _forced(a: np.ndarray, b: np.ndarray, todo: dict[tuple[int, int], tuple[int, ...]], frame: int) -> np.ndarray:
     """The user's corrections of cells a of this frame: members (h, 4) as in `solve`; they are taken out of todo."""
     rows: list[list[int]] = []
-    for i in np.flatnonzero(a["alone"] > LOST):
+    for i in np.flatnonzero(a["alone"] > LOST) if todo else ():
         following = todo.pop((frame, int(a["label"][i])), None)
         if following is not None:
             to = [int(k) for label in following for k in np.flatnonzero(b["label"] == label)]
