@@ -104,7 +104,7 @@ def _drift(before: np.ndarray, after: np.ndarray, whiten: bool) -> complex:
 def _pixels(runs: np.ndarray, shape: tuple[int, ...], by: complex = 0j) -> tuple[np.ndarray, np.ndarray]:
     """Cell and flat index of each pixel of runs (4, r), moved by x + iy, that lies in a frame of this shape."""
     owner, (y, x, n) = runs[0], runs[1:]
-    y, low, high = y + round(by.imag), *np.clip([x + round(by.real), x + n + round(by.real)], 0, shape[1])
+    y, (low, high) = y + round(by.imag), np.clip(np.stack([x, x + n]) + round(by.real), 0, shape[1])
     n = (high - low) * ((y >= 0) & (y < shape[0]))
     return np.repeat(owner, n), np.arange(n.sum()) + np.repeat(y * shape[1] + low - np.cumsum(n) + n, n)
 
