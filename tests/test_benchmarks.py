@@ -2,9 +2,12 @@
 
 import importlib
 import sys
+from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 import segkit
 from tests.helpers import small_demo, squares
@@ -47,10 +50,31 @@ def test_the_yardstick_magnifies_images_and_labels_alike(benchmark_of):
     assert ((image > 0.5) == (larger > 0)).mean() > 0.99
 
 
-def test_the_yardstick_trains_on_what_has_no_validation_position(benchmark_of):
-    frames = [segkit.Frame(Path("a.tif"), Path("a.tif"), "X", position, 0) for position in ("Pos101", "Pos109")]
-    split = benchmark_of("generality").parts(frames, ("09",))
-    assert [f.position for f in split.train] == ["Pos101"]
-    assert [f.position for f in split.validation] == ["Pos109"]
-    alone = benchmark_of("generality").parts(frames[1:], ("09",))
-    assert [len(alone.train), len(alone.validation)] == [1, 0]
+def test_the_starter_is_trained_on_equal_shares_of_what_has_no_validation_position(benchmark_of, tmp_path):
+    starter = benchmark_of("starter")
+    frames = starter.read_set(small_demo(tmp_path / "demo"), ("09",))
+    assert frames
+    assert {frame.record[0].position for frame in frames} == {"Pos101", "Pos102"}
+    drawn = [starter.draw(seed) for seed in range(6)]
+    store = starter.mixed_store(drawn, {"a": frames[:1], "b": frames}, torch.device("cpu"))
+    shares = Counter(store.start.tolist())
+    assert len(store.start) == 12
+    assert shares[6 * starter.SIDE ** 2] == 3  # the only frame of its set
+    assert store.cell_width > 3
+
+
+@pytest.mark.parametrize(("offset", "by"), [(0.3, 0), (1.0, 1), (2.0, 2), (-1.5, 0)])
+def test_tight_outlines_are_moved_outwards_before_the_starters_training(benchmark_of, offset, by):
+    labels = squares((10, 10), side=9)
+    moved = benchmark_of("starter").move_outlines(labels, offset)
+    assert np.ptp(np.flatnonzero(moved.any(1))) == 8 + 2 * by
+
+
+def test_the_starter_is_trained_to_its_end(benchmark_of, tmp_path, capsys):
+    small_demo(tmp_path / "data/demo")
+    benchmark_of("starter").main([f"DATA={tmp_path / 'data'}", f"OUT={tmp_path / 'new.safetensors'}", "STEPS=2",
+                                  "FRAMES=3", "CROP=32", "BATCH_SIZE=2", "DEVICE=cpu"])
+    info = segkit.load_model(tmp_path / "new.safetensors").info
+    assert info.fully_recorded
+    assert set(info.trained_on) == {"REF/Pos101", "REF/Pos102"}
+    assert "step 0" in capsys.readouterr().out

@@ -36,8 +36,8 @@ def test_inference_and_training_compute_in_the_precision_that_is_set(tmp_path, m
     assert output_types(model, monkeypatch, lambda: segment(model, image)) == {kind}
     trainer = Trainer(UNet(), Settings(precision=precision, batch_size=2, start_from=""), ProcessGroup("cpu"))
     trainer.initialise(0.2)
-    crops = torch.rand(2, 1, 32, 32)
-    assert output_types(trainer.model, monkeypatch, lambda: trainer.train_step(crops, (crops > 0.8).float())) == {kind}
+    crops, targets = torch.rand(2, 1, 32, 32), (torch.rand(2, 2, 32, 32) > 0.8).float()
+    assert output_types(trainer.model, monkeypatch, lambda: trainer.train_step(crops, targets)) == {kind}
     assert precision in describe_device(torch.device("cpu"), precision)
 
 

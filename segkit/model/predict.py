@@ -135,7 +135,7 @@ def _scaled(size: int, scale: float) -> int:
 
 
 def _predict_tiles(model: UNet, x: Tensor) -> Tensor:
-    """The outputs (B, outputs, H, W), logits as probabilities, float32 on the CPU, of normalised images (B, 1, H, W)."""
+    """The outputs (B, outputs, H, W), logits as probabilities, float32 on the CPU, of images (B, 1, H, W)."""
     device = next(model.parameters()).device
     maps = torch.empty(len(x), model.info.outputs, *x.shape[-2:])
     rows, columns = (_spans(size, isinstance(model, BaselineUNet)) for size in x.shape[-2:])

@@ -57,7 +57,7 @@ def measure_speed(device: str, precision: str = "auto", crop: int = 64, batch: i
     trainer = Trainer(UNet(), Settings(batch_size=batch, precision=precision), ProcessGroup(device))
     trainer.initialise(foreground=0.2)
     images = torch.rand(batch, 1, crop, crop, device=trainer.device)
-    targets = (torch.rand(batch, 1, crop, crop, device=trainer.device) > 0.8).float()
+    targets = (torch.rand(batch, 2, crop, crop, device=trainer.device) > 0.8).float()
     trainer.train_step(images, targets).tolist()  # waits for the device
     began = time.perf_counter()
     for _ in range(steps):
