@@ -177,6 +177,11 @@ def test_without_neighbours_nothing_is_joined(labels):
     assert np.array_equal(join_fragments(relabel(labels), affinity_of(labels)), relabel(labels))
 
 
+def test_cells_with_background_between_them_stay_apart():
+    labels = squares((5, 5), (5, 16))  # a gap of one pixel
+    assert join_fragments(relabel(labels), np.ones((len(PAIRS), *labels.shape), np.float32)).max() == 2
+
+
 def test_the_mean_over_all_pairs_decides():
     fragments = np.zeros((30, 30), np.int32)
     fragments[5:15, 5:25], fragments[15:25, 5:25] = 1, 2

@@ -111,9 +111,11 @@ def join_fragments(fragments: np.ndarray, affinity: np.ndarray) -> np.ndarray:
     mean is above a half (average linkage, Bailoni et al. 2022, doi 10.1109/CVPR52688.2022.01137).
     """
     fragments, size, keys, values = fragments.astype(np.int64), int(fragments.max()) + 1, [], []
+    component = ndimage.label(fragments > 0, structure=EIGHT)[0]  # cells with background between them stay apart
     for half, same in zip(PAIRS, affinity, strict=True):
         (a, _, b), (_, middle, _) = pair_ends(fragments, half), pair_ends(same, half)
-        meet = (a != b) & (a > 0) & (b > 0)
+        first, _, second = pair_ends(component, half)
+        meet = (a != b) & (first == second) & (first > 0)
         a, b = a[meet], b[meet]
         keys.append(np.minimum(a, b) * size + np.maximum(a, b))  # one number for both fragments
         values.append(middle[meet])
