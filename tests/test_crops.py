@@ -168,3 +168,34 @@ def test_crops_fit_the_memory_of_a_gpu(gigabytes, precision, processes, crop):
     settings = Settings(precision=precision)
     assert choose_crop(settings, torch.device("cuda"), (2000, 2000), processes * gigabytes * 1e9 / 2) == crop
     assert choose_crop(Settings(crop="800x800"), torch.device("cuda"), (2000, 2000), 1e6) == (800, 800)
+
+
+def test_cells_of_all_positions_are_brought_to_one_width(tmp_path):
+    """Four cells 7 pixels wide at one position, two of 15 pixels at the other."""
+    rng = np.random.default_rng(0)
+    kept = {"Pos101": squares((4, 4), (4, 24), (24, 4), (24, 24), side=7), "Pos102": squares((4, 4), (22, 24), side=15)}
+    for position, labels in kept.items():
+        for kind, values in (("raw_data", rng.integers(0, 255, (40, 48), np.uint8)),
+                             ("masks", labels.astype(np.uint8))):
+            folder = tmp_path / f"A_{kind}/{position}/{'aphase' if kind == 'raw_data' else 'PreprocessedPhaseMasks'}"
+            folder.mkdir(parents=True)
+            write(folder / f"{'MASK_' if kind == 'masks' else ''}img_000000000.tif", values)
+    store = build_store(discover(tmp_path).pairs, CPU, tmp_path / "cache")[0]
+    assert store.cell_width == 7
+    assert store.scale.tolist() == pytest.approx([1, 7 / 15])
+    plan = sample_crops(store, 200, (32, 32), torch.Generator().manual_seed(0), strength=0.0)
+    assert set(plan["frame"].tolist()) == {0, 1}
+    torch.testing.assert_close(plan["zoom"], store.scale[plan["frame"]])
+
+
+def test_a_weaker_augmentation_changes_less(store):
+    plans = [sample_crops(store, 500, (32, 32), torch.Generator().manual_seed(0), strength=s) for s in (0.0, 0.3, 1.0)]
+    for plan in plans:
+        plan["zoom"] = plan["zoom"] / store.scale[plan["frame"]]
+    for name in ("zoom", "contrast", "gamma", "offset", "noise", "blur"):
+        spread = [float(plan[name].std()) for plan in plans]
+        assert spread[0] < 1e-6
+        assert 0 < spread[1] < 0.5 * spread[2]
+    turned = [float((torch.remainder(plan["angle"] + 0.01, torch.pi / 2) > 0.02).float().mean()) for plan in plans]
+    assert turned[0] == 0
+    assert 0.1 < turned[1] < 0.2 < 0.4 < turned[2] < 0.6
