@@ -108,7 +108,7 @@ def join_fragments(fragments: np.ndarray, affinity: np.ndarray) -> np.ndarray:
 
     affinity: (pairs, H, W), probability that the pixels of each of PAIRS, on either side of a pixel, are of one cell.
     The two fragments with the highest mean over all pairs that reach from one to the other are joined first, until no
-    mean is above a half (average linkage, Bailoni et al. 2022, doi 10.1109/CVPR52688.2022.01137).
+    mean is above a half (average linkage, Bailoni et al. 2022, arXiv 1906.11713).
     """
     fragments, size, keys, values = fragments.astype(np.int64), int(fragments.max()) + 1, [], []
     component = ndimage.label(fragments > 0, structure=EIGHT)[0]  # cells with background between them stay apart
