@@ -136,7 +136,8 @@ flagged[["experiment", "position", "frame", "cells", "flags"]] if len(flagged) e
 # against it.
 
 # %%
-print(f"Omnipose's outlines would lie {review['outline'].median():+.1f} pixels outside of these (median)")
+offset = review["outline"].median()
+print(f"Omnipose's outlines would lie {offset:+.1f} pixels outside of these (median)")
 
 # %%
 names = flagged["experiment"] + "/" + flagged["position"] + "/" + flagged["frame"].astype(str)
