@@ -6,6 +6,7 @@ from scipy import optimize, sparse, spatial
 NEIGHBOURS = 6  # nearest cells that may be the next one, beside those that overlap
 ALONE, AT_EXIT, LOST = 2.5, 1.0, 0.0  # cost of a cell without a partner: inside, where cells leave, missing before
 DIVIDES, MERGES = 0.5, 1.0  # cost of a division, and of two cells under one label
+HALVED = 2.0  # cost of a division of which one daughter is missing
 ALIGNED = 0.6  # of 1, all cells in one direction: cells in channels are at least so much
 SIGMA = 0.18  # standard deviation of a step of log area about the frame's growth
 # a cell that can be linked; places are complex, x + iy. axis: unit vector along it; alone: cost of having no partner;
@@ -64,7 +65,11 @@ def _hypotheses(a: np.ndarray, b: np.ndarray, shared: np.ndarray) -> tuple[np.nd
         sides.append((area, place / area))
     (area, place), (to_area, to_place) = sides
     exits, slack, channel = (a[name][members[:, 0]] for name in ("alone", "slack", "channel"))
-    cost += np.minimum((np.log(to_area / area) / SIGMA) ** 2 / 2, np.where(exits == AT_EXIT, 1.5, 4.5))
+    ratio = np.log(to_area / area)
+    change = np.minimum((ratio / SIGMA) ** 2 / 2, np.where(exits == AT_EXIT, 1.5, 4.5))
+    half = HALVED + ((ratio[:len(i)] + np.log(2)) / SIGMA) ** 2 / 2
+    change[:len(i)] = np.minimum(change[:len(i)], half)
+    cost += change
 
     # place: overlap and distance, in units of the root of the area; channels let cells slide
     off = np.maximum(np.abs(to_place - place) - slack, 0) / np.sqrt(to_area)

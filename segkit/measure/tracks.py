@@ -13,6 +13,7 @@ from .links import ALONE, AT_EXIT, CELL, LOST, solve
 
 TRACKS_COLUMNS = ("track", "first_frame", "last_frame", "mother_track", "daughters", "began", "ended")
 GAP = 2  # frames in which a cell may be missing
+HALVES = (0.35, 0.65)  # area of a daughter over her mother's
 GROWTH = (0.05, 0.15, 0.3, 0.5)  # log area per frame, before any is measured
 
 
@@ -233,18 +234,46 @@ def link_frames(labels: Iterable[np.ndarray], frames: Iterable[int] | None = Non
         members, doubt, out = _follow(known, cells, shared, forced, memory, age)
         mothers, doubts = _name(known, cells, members, doubt, mothers)
         if rows:
-            rows[-1][-1][np.isin(rows[-1][1], known["label"][out[:len(known)] & (known["alone"] > LOST)])] = True
-        rows.append((np.full(len(cells), number), cells["label"], cells["track"], doubts,
-                     (cells["alone"] == AT_EXIT) | out[len(known):]))
+            left = known["label"][out[:len(known)] & (known["alone"] > LOST)]
+            rows[-1][-1][np.isin(rows[-1][0]["label"], left)] = True
+        rows.append((cells, doubts, (cells["alone"] == AT_EXIT) | out[len(known):]))
 
         # this frame's cells, and those still to be found
         (known, runs), last = _carry(known, runs, cells, others, members, number, GAP * step), number
     if todo:
         raise SegkitError(f"corrections name cells that are not there, or not before another frame: {sorted(todo)}")
-    start = {"frame": int, "label": int, "track": int, "doubt": float, "leaves": bool}
-    table = pd.DataFrame({k: np.concatenate([np.zeros(0, start[k]), *v]) for k, *v in zip(start, *rows, strict=True)})
-    table.insert(3, "mother_track", mothers[table["track"]])
-    return table
+    start = np.zeros(0, CELL), np.zeros(0), np.zeros(0, bool)
+    cells, doubts, out = (np.concatenate(values) for values in zip(start, *rows, strict=True))
+    table = pd.DataFrame({name: cells[name] for name in ("seen", "label", "track", "area", "centre", "length")})
+    return _late_sisters(table.rename(columns={"seen": "frame"}).assign(doubt=doubts, leaves=out), mothers, GAP * step)
+
+
+def _late_sisters(table: pd.DataFrame, mothers: np.ndarray, longest: int) -> pd.DataFrame:
+    """Name the tracks (columns of `link_frames`), with the divisions of which one daughter was missing at first.
+
+    The track of a cell that became half as large ends there, if one begins beside it up to `longest` frames later.
+    """
+    rows = table.assign(row=np.arange(len(table)))
+    before = rows.sort_values(["track", "frame"]).groupby("track")["area"].shift()
+    cut = rows[(rows["area"] / before).between(*HALVES) & (rows["doubt"] > 0)]  # not where the user chose the link
+    new = ~rows["track"].duplicated() & (mothers[rows["track"]] == 0) & ~rows["leaves"]
+    new &= rows["frame"] > rows["frame"].min()
+    pairs = cut.merge(rows, on="track", suffixes=("_cut", "")).merge(rows[new], on="frame", suffixes=("", "_new"))
+    pairs["far"] = np.abs(pairs["centre"] - pairs["centre_new"]) / (pairs["length"] + pairs["length_new"])
+    near = (pairs["far"] < 0.6) & (np.abs(np.log(pairs["area"] / pairs["area_new"])) < 0.4)
+    near &= (pairs["frame"] - pairs["frame_cut"]).between(1, longest) & (pairs["track"] != pairs["track_new"])
+    pairs = pairs[near].sort_values("far").drop_duplicates("row_cut").drop_duplicates("row_new")
+    track, doubt = table["track"].to_numpy(copy=True), table["doubt"].to_numpy(copy=True)
+    for here, sister in pairs[["row_cut", "row_new"]].to_numpy():
+        mother, doubt[sister] = track[here], doubt[here]
+        track[(track == mother) & (table["frame"] >= table["frame"][here])] = len(mothers)
+        mothers = np.append(np.where(mothers == mother, len(mothers), mothers), mother)
+        mothers[track[sister]] = mother
+    # numbers in the order in which tracks begin
+    number = np.zeros(len(mothers), int)
+    number[track] = pd.factorize(track)[0] + 1
+    named = {"track": number[track], "mother_track": number[mothers[track]], "doubt": doubt, "leaves": table["leaves"]}
+    return table[["frame", "label"]].assign(**named)
 
 
 def _name(a: np.ndarray, b: np.ndarray, members: np.ndarray, doubt: np.ndarray, mothers: np.ndarray) \
