@@ -336,6 +336,19 @@ def _together(labels: Iterable[np.ndarray], numbers: list[int] | None, images: I
                           f"{error}") from error
 
 
+def lineages(tracks: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+    """For each row, a track (experiment, position, track, mother_track): rows of its mother (-1: none) and founder.
+
+    The founder is the track, without a mother, that its lineage begins with.
+    """
+    names, mothers = (pd.MultiIndex.from_frame(tracks[["experiment", "position", c]]) for c in ("track", "mother_track"))
+    mother = names.get_indexer(mothers)
+    root = np.where(mother >= 0, mother, np.arange(len(mother)))
+    for _ in range(len(root).bit_length()):  # twice as many generations each time
+        root = root[root]
+    return mother, root
+
+
 def tracks_table(cells: pd.DataFrame, first_frame: int, last_frame: int) -> pd.DataFrame:
     """One row for each track of a position: when and how it began and ended.
 
