@@ -116,9 +116,8 @@ def _pack(nodes: np.ndarray, gain: np.ndarray, size: int, exact: bool) -> np.nda
         loose[nodes[some][loose[nodes[some]].any(1)]] = True
         loose[size] = False
     some = np.flatnonzero((loose[nodes] | (nodes == size)).all(1))
-    cells, column = np.unique(nodes[some], return_inverse=True)
     rows, place = np.nonzero(nodes[some] < size)
-    table = sparse.csr_array((np.ones(len(rows)), (column.reshape(-1, 4)[rows, place], rows)), (len(cells), len(some)))
+    table = sparse.csr_array((np.ones(len(rows)), (nodes[some][rows, place], rows)), (size, len(some)))
     limit = optimize.LinearConstraint(table, -np.inf, 1)
     chosen[some] = optimize.milp(-gain[some], integrality=1, bounds=(0, 1), constraints=limit).x > 0.5
     return chosen

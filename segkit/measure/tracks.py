@@ -1,8 +1,6 @@
 """Follow cells from frame to frame: links, divisions, and one row for each track."""
 
-from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping
-from functools import cache
 
 import numpy as np
 import pandas as pd
@@ -81,18 +79,14 @@ def _thumb(picture: np.ndarray) -> np.ndarray:
     return (small - small.mean()) * np.float32(np.hanning(h + 2)[1:-1, None] * np.hanning(w + 2)[1:-1])
 
 
-@cache
-def _likely(shape: tuple[int, int]) -> np.ndarray:
-    """Weight of each move: small ones are likelier, since channels look alike from one to the next."""
-    rows, columns = (np.minimum(np.arange(n), n - np.arange(n)) for n in shape)
-    return np.exp(-np.hypot(rows[:, None], columns) / 25).astype(np.float32)
-
-
 def _drift(before: np.ndarray, after: np.ndarray, whiten: bool) -> complex:
     """How far the view moved, x + iy pixels, by the correlation of two `_thumb`s; whiten: of phases (Kuglin 1975)."""
     shape = [fft.next_fast_len(max(1, *sides), real=True) for sides in zip(before.shape, after.shape, strict=True)]
     cross = fft.rfft2(after, shape) * fft.rfft2(before, shape).conj()
-    match = fft.irfft2(cross / (np.abs(cross) + np.float32(1e-9)) if whiten else cross, shape) * _likely(tuple(shape))
+    match = fft.irfft2(cross / (np.abs(cross) + np.float32(1e-9)) if whiten else cross, shape)
+    # small moves are likelier: channels look alike from one to the next
+    rows, columns = (n * fft.fftfreq(n) for n in shape)
+    match *= np.exp(-np.hypot(rows[:, None], columns) / 25)
     at = np.unravel_index(match.argmax(), shape)
     # the top of a parabola lies between pixels of a quarter of the size
     top = []
@@ -341,7 +335,8 @@ def lineages(tracks: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
 
     The founder is the track, without a mother, that its lineage begins with.
     """
-    names, mothers = (pd.MultiIndex.from_frame(tracks[["experiment", "position", c]]) for c in ("track", "mother_track"))
+    names, mothers = (pd.MultiIndex.from_frame(tracks[["experiment", "position", column]])
+                      for column in ("track", "mother_track"))
     mother = names.get_indexer(mothers)
     root = np.where(mother >= 0, mother, np.arange(len(mother)))
     for _ in range(len(root).bit_length()):  # twice as many generations each time
@@ -375,17 +370,16 @@ def tracks_table(cells: pd.DataFrame, first_frame: int, last_frame: int) -> pd.D
     start, end = rows.head(1).set_index("track"), rows.tail(1).set_index("track")
     daughters = start[start["mother_track"] > 0].groupby("mother_track").groups
     text = pd.Series({track: " ".join(map(str, daughters.get(track, []))) for track in start.index}, dtype=object)
-    by_frame = dict(list(cells.set_index("track").groupby("frame")))
+    by_frame = dict(list(cells.set_index("track")[["frame", "centroid_y", "centroid_x"]].groupby("frame")))
     frames = sorted(by_frame)
 
     def fate(track: int) -> str:
         """Whether nothing is seen where the cell was."""
         cell = end.loc[track]
-        later = frames[bisect_right(frames, cell["frame"]):][:GAP + 1]
+        later = [frame for frame in frames if frame > cell["frame"]][:GAP + 1]
         for frame in later:
-            others, before = by_frame[frame][["centroid_y", "centroid_x"]], by_frame[cell["frame"]]
-            motion = (others - before[["centroid_y", "centroid_x"]]).median().fillna(0)
-            away = others - cell[["centroid_y", "centroid_x"]].astype(float) - motion
+            motion = (by_frame[frame] - by_frame[cell["frame"]]).median().fillna(0)
+            away = by_frame[frame] - by_frame[cell["frame"]].loc[track] - motion
             if (np.hypot(away["centroid_y"], away["centroid_x"]) < np.sqrt(cell["area_px"] / np.pi)).any():
                 return "lost"
         return "death" if len(later) > GAP else "lost"
