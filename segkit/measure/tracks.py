@@ -215,7 +215,6 @@ def link_frames(labels: Iterable[np.ndarray], frames: Iterable[int] | None = Non
     todo, mothers, last = dict(corrections or {}), np.zeros(1, int), 0
     rows: list[tuple[np.ndarray, ...]] = []
     (known, runs), thumb = _measure(np.zeros((1, 1), int), 0), np.zeros((0, 0), np.float32)
-
     for number, picture, image in _together(labels, numbers, images):
         cells, others = _measure(picture, number)
         before, thumb = thumb, _thumb(picture > 0 if image is None else image)
@@ -237,37 +236,43 @@ def link_frames(labels: Iterable[np.ndarray], frames: Iterable[int] | None = Non
     if todo:
         raise SegkitError(f"corrections name cells that are not there, or not before another frame: {sorted(todo)}")
     start = np.zeros(0, CELL), np.zeros(0), np.zeros(0, bool)
-    cells, doubts, out = (np.concatenate(values) for values in zip(start, *rows, strict=True))
-    table = pd.DataFrame({name: cells[name] for name in ("seen", "label", "track", "area", "centre", "length")})
-    return _late_sisters(table.rename(columns={"seen": "frame"}).assign(doubt=doubts, leaves=out), mothers, GAP * step)
+    cells, doubts, leaves = (np.concatenate(values) for values in zip(start, *rows, strict=True))
+    track, mother = _late_sisters(cells, mothers, doubts, leaves, GAP * step)
+    return pd.DataFrame({"frame": cells["seen"], "label": cells["label"], "track": track, "mother_track": mother,
+                         "doubt": doubts, "leaves": leaves})
 
 
-def _late_sisters(table: pd.DataFrame, mothers: np.ndarray, longest: int) -> pd.DataFrame:
-    """Name the tracks (columns of `link_frames`), with the divisions of which one daughter was missing at first.
+def _late_sisters(cells: np.ndarray, mothers: np.ndarray, doubts: np.ndarray, leaves: np.ndarray, longest: int) \
+        -> tuple[np.ndarray, np.ndarray]:
+    """Tracks and their mothers (n,), with divisions of which one daughter was missing at first; sets her doubt.
 
     The track of a cell that became half as large ends there, if one begins beside it up to `longest` frames later.
     """
-    rows = table.assign(row=np.arange(len(table)))
-    before = rows.sort_values(["track", "frame"]).groupby("track")["area"].shift()
-    cut = rows[(rows["area"] / before).between(*HALVES) & (rows["doubt"] > 0)]  # not where the user chose the link
-    new = ~rows["track"].duplicated() & (mothers[rows["track"]] == 0) & ~rows["leaves"]
-    new &= rows["frame"] > rows["frame"].min()
-    pairs = cut.merge(rows, on="track", suffixes=("_cut", "")).merge(rows[new], on="frame", suffixes=("", "_new"))
-    pairs["far"] = np.abs(pairs["centre"] - pairs["centre_new"]) / (pairs["length"] + pairs["length_new"])
-    near = (pairs["far"] < 0.6) & (np.abs(np.log(pairs["area"] / pairs["area_new"])) < 0.4)
-    near &= (pairs["frame"] - pairs["frame_cut"]).between(1, longest) & (pairs["track"] != pairs["track_new"])
-    pairs = pairs[near].sort_values("far").drop_duplicates("row_cut").drop_duplicates("row_new")
-    track, doubt = table["track"].to_numpy(copy=True), table["doubt"].to_numpy(copy=True)
-    for here, sister in pairs[["row_cut", "row_new"]].to_numpy():
-        mother, doubt[sister] = track[here], doubt[here]
-        track[(track == mother) & (table["frame"] >= table["frame"][here])] = len(mothers)
-        mothers = np.append(np.where(mothers == mother, len(mothers), mothers), mother)
-        mothers[track[sister]] = mother
+    track, frame, area = cells["track"].copy(), cells["seen"], cells["area"]
+    order = np.lexsort([frame, track])
+    same, ratio = np.diff(track[order], prepend=0) == 0, area[order] / np.roll(area[order], 1)
+    halved = order[same & (ratio > HALVES[0]) & (ratio < HALVES[1])]
+    halved, new = halved[doubts[halved] > 0], order[~same]  # the user's own links have no doubt
+    new = new[(mothers[track[new]] == 0) & ~leaves[new] & (frame[new] > frame.min(initial=0))]
+    wait, found = frame[new] - frame[halved][:, None], []
+    for i, j in np.argwhere((wait > 0) & (wait <= longest)):
+        here, sister = halved[i], new[j]
+        for beside in np.flatnonzero((track == track[here]) & (frame == frame[sister])):
+            far = np.abs(cells["centre"][beside] - cells["centre"][sister]) / cells["length"][[beside, sister]].sum()
+            if far < 0.6 and np.abs(np.log(area[beside] / area[sister])) < 0.4:
+                found.append((far, here, sister))
+    taken = set[int]()
+    for _, here, sister in sorted(found):
+        if taken.isdisjoint((here, sister)):
+            taken |= {here, sister}
+            mother, doubts[sister] = track[here], doubts[here]
+            track[(track == mother) & (frame >= frame[here])] = len(mothers)
+            mothers = np.append(np.where(mothers == mother, len(mothers), mothers), mother)
+            mothers[track[sister]] = mother
     # numbers in the order in which tracks begin
     number = np.zeros(len(mothers), int)
     number[track] = pd.factorize(track)[0] + 1
-    named = {"track": number[track], "mother_track": number[mothers[track]], "doubt": doubt, "leaves": table["leaves"]}
-    return table[["frame", "label"]].assign(**named)
+    return number[track], number[mothers[track]]
 
 
 def _name(a: np.ndarray, b: np.ndarray, members: np.ndarray, doubt: np.ndarray, mothers: np.ndarray) \
