@@ -74,8 +74,7 @@ def _hypotheses(a: np.ndarray, b: np.ndarray, shared: np.ndarray) -> tuple[np.nd
     exits, slack, channel = (a[name][members[:, 0]] for name in ("alone", "slack", "channel"))
     ratio = np.log(to_area / area)
     change = np.minimum((ratio / SIGMA) ** 2 / 2, np.where(exits == AT_EXIT, 1.5, 4.5))
-    half = HALVED + ((ratio[:len(i)] + np.log(2)) / SIGMA) ** 2 / 2
-    change[:len(i)] = np.minimum(change[:len(i)], half)
+    change[:len(i)] = np.minimum(change[:len(i)], HALVED + ((ratio[:len(i)] + np.log(2)) / SIGMA) ** 2 / 2)
     cost += change
 
     # place: overlap and distance, in units of the root of the area; channels let cells slide

@@ -302,21 +302,17 @@ def _follow(a: np.ndarray, b: np.ndarray, shared: np.ndarray, forced: np.ndarray
     """`solve` for cells grown since they were seen, age frames ago; measures the growth."""
     if not len(a) or not len(b):
         return forced, np.zeros(len(forced)), np.zeros(len(a) + len(b), bool)
-    # before any growth is measured, that which explains most
-    growth, gains = memory["growth"][0], []
-    for guess in GROWTH if not memory["growth"][1] else ():
-        trial = memory | {"growth": np.array([guess, 0])}
-        *_, gain = solve(_grown(a, guess, age), b.copy(), shared, forced, trial, exact=False)
-        gains.append(gain - 4 * guess)  # one cell is no evidence of fast growth
-    if gains:
-        growth = GROWTH[int(np.argmax(gains))]
-    memory["growth"][0] = growth
+    # before any growth is measured, that which explains most; one cell is no evidence of fast growth
+    if not memory["growth"][1]:
+        gains = [solve(_grown(a, guess, age), b.copy(), shared, forced, memory | {"growth": np.array([guess, 0])},
+                       exact=False)[-1] - 4 * guess for guess in GROWTH]
+        memory["growth"][0] = GROWTH[int(np.argmax(gains))]
+    growth, weight = memory["growth"]
     grown = _grown(a, growth, age)
     members, doubt, leaves, _ = solve(grown, b, shared, forced, memory)
     i, i2, j, j2 = members.T
     step = np.log(np.append(b["area"], 0)[[j, j2]].sum(0)[j >= 0] / a["area"][i[j >= 0]]) / age[i[j >= 0]]
     step = step[((i2 < 0) & (grown["alone"][i] == ALONE) & (b["alone"][j] == ALONE))[j >= 0]]
-    growth, weight = memory["growth"]
     if len(step):
         weight += len(step)
         memory["growth"] = np.array([growth + (np.median(step) - growth) * len(step) / weight, min(weight, 50)])
