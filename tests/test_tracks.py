@@ -59,6 +59,20 @@ def test_two_halves_in_the_place_of_a_cell_are_its_daughters():
     assert rows["ended"].tolist() == ["division", "last frame", "last frame"]
 
 
+@pytest.mark.parametrize("missing", [1, 2])
+def test_a_daughter_that_is_missing_at_first_is_joined_to_her_mother(missing):
+    mother, first, second = (1, 10, 10, 10, 40), (2, 10, 10, 10, 20), (3, 10, 31, 10, 19)
+    other = (9, 40, 10, 10, 30)
+    series = [boxes(mother, other)] * 2 + [boxes(first, other)] * missing + [boxes(first, second, other)] * 2
+    rows = fates(series)
+    assert rows["daughters"].tolist() == ["3 4", "", "", ""]
+    assert rows["first_frame"].tolist() == [0, 0, 2, 2 + missing]
+    assert rows["began"].tolist() == ["first frame"] * 2 + ["division"] * 2
+    # the user says that she is no daughter
+    kept = link_frames(series, corrections={(1, 1): (2,)})
+    assert (kept["mother_track"] == 0).all()
+
+
 def test_a_new_cell_beside_one_that_keeps_its_size_is_no_daughter():
     table = link_cells([boxes((1, 10, 10, 10, 20)), boxes((1, 10, 10, 10, 20), (2, 10, 31, 10, 20))])
     assert tracks(table) == {(0, 1): 1, (1, 1): 1, (1, 2): 2}

@@ -1,11 +1,14 @@
 """What becomes of the cells of one frame in the next: links, divisions, and cells drawn as one."""
 
+from itertools import product
+
 import numpy as np
 from scipy import optimize, sparse, spatial
 
 NEIGHBOURS = 6  # nearest cells that may be the next one, beside those that overlap
 ALONE, AT_EXIT, LOST = 2.5, 1.0, 0.0  # cost of a cell without a partner: inside, where cells leave, missing before
 DIVIDES, MERGES = 0.5, 1.0  # cost of a division, and of two cells under one label
+HALVED = 2.0  # cost of a division of which one daughter is missing
 ALIGNED = 0.6  # of 1, all cells in one direction: cells in channels are at least so much
 SIGMA = 0.18  # standard deviation of a step of log area about the frame's growth
 # a cell that can be linked; places are complex, x + iy. axis: unit vector along it; alone: cost of having no partner;
@@ -28,18 +31,23 @@ def _couples(one: np.ndarray, two: np.ndarray, i: np.ndarray, j: np.ndarray) -> 
     return np.stack([i[first], j[first], j[second]])[:, keep]
 
 
+def _candidates(a: np.ndarray, b: np.ndarray, shared: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Pairs of a cell of a and one of b that overlap it or is near; in a channel all of this channel are."""
+    places = (np.ascontiguousarray(cells["centre"])[:, None].view(float) for cells in (b, a))
+    near = spatial.KDTree(next(places)).query(next(places), NEIGHBOURS)[1]
+    pairs = np.pad((shared > 0) | (a["channel"] >= 0)[:, None], ((0, 0), (0, 1)))  # the last column: no neighbour
+    np.put_along_axis(pairs, near, True, axis=1)
+    i, j = np.nonzero(pairs[:, :-1] & (a["channel"][:, None] == b["channel"]))
+    return i, j
+
+
 def _hypotheses(a: np.ndarray, b: np.ndarray, shared: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """What may have become of the cells a in b: a link, a division, or two cells drawn as one.
 
     Returns members (h, 4): two of a, two of b, -1 where there is none; gain (h,): cost saved against no link at all;
     useful (h,): False where the link of two of the members gains as much.
     """
-    # candidates overlap or are near; in a channel all are
-    places = (np.ascontiguousarray(cells["centre"])[:, None].view(float) for cells in (b, a))
-    near = spatial.KDTree(next(places)).query(next(places), NEIGHBOURS)[1]
-    pairs = np.pad((shared > 0) | (a["channel"] >= 0)[:, None], ((0, 0), (0, 1)))  # the last column: no neighbour
-    np.put_along_axis(pairs, near, True, axis=1)
-    i, j = np.nonzero(pairs[:, :-1] & (a["channel"][:, None] == b["channel"]))
+    i, j = _candidates(a, b, shared)
     (m, d, e), (w, p, q) = _couples(a, b, i, j), _couples(b, a, j, i)
     p, q = np.where(a["area"][p] >= a["area"][q], [p, q], [q, p])
     members = np.full((len(i) + len(m) + len(w), 4), -1)
@@ -64,7 +72,10 @@ def _hypotheses(a: np.ndarray, b: np.ndarray, shared: np.ndarray) -> tuple[np.nd
         sides.append((area, place / area))
     (area, place), (to_area, to_place) = sides
     exits, slack, channel = (a[name][members[:, 0]] for name in ("alone", "slack", "channel"))
-    cost += np.minimum((np.log(to_area / area) / SIGMA) ** 2 / 2, np.where(exits == AT_EXIT, 1.5, 4.5))
+    ratio = np.log(to_area / area)
+    change = np.minimum((ratio / SIGMA) ** 2 / 2, np.where(exits == AT_EXIT, 1.5, 4.5))
+    change[:len(i)] = np.minimum(change[:len(i)], HALVED + ((ratio[:len(i)] + np.log(2)) / SIGMA) ** 2 / 2)
+    cost += change
 
     # place: overlap and distance, in units of the root of the area; channels let cells slide
     off = np.maximum(np.abs(to_place - place) - slack, 0) / np.sqrt(to_area)
@@ -104,9 +115,8 @@ def _pack(nodes: np.ndarray, gain: np.ndarray, size: int, exact: bool) -> np.nda
         loose[nodes[some][loose[nodes[some]].any(1)]] = True
         loose[size] = False
     some = np.flatnonzero((loose[nodes] | (nodes == size)).all(1))
-    cells, column = np.unique(nodes[some], return_inverse=True)
     rows, place = np.nonzero(nodes[some] < size)
-    table = sparse.csr_array((np.ones(len(rows)), (column.reshape(-1, 4)[rows, place], rows)), (len(cells), len(some)))
+    table = sparse.csr_array((np.ones(len(rows)), (nodes[some][rows, place], rows)), (size, len(some)))
     limit = optimize.LinearConstraint(table, -np.inf, 1)
     chosen[some] = optimize.milp(-gain[some], integrality=1, bounds=(0, 1), constraints=limit).x > 0.5
     return chosen
@@ -125,17 +135,18 @@ def _channels(a: np.ndarray, b: np.ndarray, memory: dict[str, np.ndarray]) -> No
     if np.abs(direction) < ALIGNED * weight.sum():  # cells in channels lie in one direction
         memory["files"] = np.append(memory["files"], False)
         return
+    wide = np.median(both["width"])
     s, u, turned = (both["centre"] / along).real, (both["centre"] / along).imag, both["axis"] / along
     extent = (both["length"] * np.abs(turned.real) + both["width"] * np.abs(turned.imag)) / 2
     # files are apart sideways; the second round corrects the angle by the files themselves
     for _ in range(2):
         order, file = np.argsort(u, kind="stable"), np.zeros(len(u), int)
-        file[order] = np.cumsum(np.diff(u[order], prepend=u.min()) > 0.75 * np.median(both["width"]))
+        file[order] = np.cumsum(np.diff(u[order], prepend=u.min()) > 0.75 * wide)
         ds, du = (v - (np.bincount(file, v) / np.bincount(file))[file] for v in (s, u))
         u = u - np.clip(ds @ du / max(ds @ ds, 1e-9), -0.1, 0.1) * s
 
     files = _files(file, (both["alone"] > LOST) * (1 + (np.arange(len(u)) >= n)), s, extent)
-    files = [one for one in files if np.ptp(du[file == one[0]]) < 1.2 * np.median(both["width"])]
+    files = [one for one in files if np.ptp(du[file == one[0]]) < 1.2 * wide]
     share = sum(len(i) + len(j) for _, (i, j) in files if len(i) + len(j) > 4) / len(u)
     memory["files"] = valid = np.append(memory["files"], share >= 0.6)
     if not valid[-1] or valid[-20:].mean() < 0.7:
@@ -183,15 +194,14 @@ def _align(nodes: np.ndarray, gain: np.ndarray, spare: np.ndarray, count: int) -
     nodes (h, 4): ranks, as `_hypotheses`; spare: cost saved for each cell of the first frame beyond the outermost link;
     count: cells in the second frame. Returns rows of nodes, and how many cells of either frame are not beyond it.
     """
-    into: dict[tuple[int, int], list[tuple[int, int, int]]] = {}
-    for h, (i, i2, j, j2) in enumerate(nodes.tolist()):
-        into.setdefault((max(i, i2) + 1, max(j, j2) + 1), []).append((h, 1 + (i2 >= 0), 1 + (j2 >= 0)))
     # best[p, q]: gain of the p and q innermost cells, and the last step to it
+    into: dict[tuple[int, int], list[tuple[float, int, int, int]]] = {}
+    for h, ((i, i2, j, j2), value) in enumerate(zip(nodes.tolist(), gain.tolist(), strict=True)):
+        into.setdefault((max(i, i2) + 1, max(j, j2) + 1), []).append((value, h, 1 + (i2 >= 0), 1 + (j2 >= 0)))
     best: dict[tuple[int, int], tuple[float, int, int, int]] = {(0, 0): (0.0, -1, 0, 0)}
-    for p, q in list(np.ndindex(len(spare) + 1, count + 1))[1:]:
-        steps = [(best[p - take, q - give][0] + gain[h], h, take, give) for h, take, give in into.get((p, q), [])]
-        best[p, q] = max(steps + [(best[p - take, q - give][0], -1, take, give)
-                                  for take, give in ((1, 0), (0, 1)) if p >= take and q >= give])
+    for p, q in list(product(range(len(spare) + 1), range(count + 1)))[1:]:
+        steps = into.get((p, q), []) + [(0.0, -1, 1, 0)] * (p > 0) + [(0.0, -1, 0, 1)] * (q > 0)
+        best[p, q] = max([(best[p - take, q - give][0] + value, h, take, give) for value, h, take, give in steps])
     out = np.append(np.cumsum(spare[::-1])[::-1], 0)
     p, q = end = max(best, key=lambda at: best[at][0] + out[at[0]])
     chosen: list[int] = []

@@ -12,6 +12,7 @@ from ..errors import SegkitError
 from ..files import write_table
 from ..settings import Settings
 from .growth import ALPHA, MIN_FRAMES, STOPPED_BELOW, areas_over_time, check_columns, find_reference, ratio_interval
+from .tracks import lineages
 
 MIN_POINTS = 3  # sizes in a window for a rate
 CUT = 0.2  # a step of log size that lies further than this beyond no growth and usual growth is a wrong link
@@ -82,13 +83,8 @@ def _family(cells: pd.DataFrame) -> tuple[pd.DataFrame, np.ndarray]:
     table = cells.assign(touches_border=cells.get("touches_border", False), row=np.arange(len(cells)))
     table = table.sort_values(WHERE, ignore_index=True).assign(code=lambda t: t.groupby(TRACK).ngroup())
 
-    # numbers of tracks hold within their position only
-    own = table.drop_duplicates("code").astype({"mother_track": float})
-    mothers = own[[*TRACK, "code"]].set_axis([*POSITION, "mother_track", "mother"], axis=1)
-    mother = own.merge(mothers, "left", [*POSITION, "mother_track"])["mother"].fillna(-1).to_numpy(int)
-    root = np.where(mother >= 0, mother, np.arange(len(mother)))
-    for _ in range(len(root).bit_length()):  # twice as many generations each time
-        root = root[root]
+    own = table.drop_duplicates("code")
+    mother, root = lineages(own)
     return table.assign(founder=own["track"].to_numpy()[root][table["code"]]), mother
 
 

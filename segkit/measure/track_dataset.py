@@ -16,13 +16,12 @@ from ..data.dataset import Frame, Problem, Problems, masks_path_in
 from ..data.images import read_image, read_labels
 from ..errors import SegkitError
 from ..files import locked, log, read_table, replacing, write_table
-from .tracks import link_frames, tracks_table
+from .tracks import TRACKS_COLUMNS, link_frames, tracks_table
 
 LINKS = "links.csv"  # in a run's folder: the user's corrections
 LINK_COLUMNS = ("experiment", "position", "frame", "label", "next_label", "labels_hash")
-TRACK_COLUMNS = ("experiment", "position", "track", "first_frame", "last_frame", "mother_track", "daughters", "began",
-                 "ended")
 UNIT = ["experiment", "position"]
+TRACK_COLUMNS = (*UNIT, *TRACKS_COLUMNS)
 Corrections = dict[tuple[int, int], tuple[int, ...]]  # by frame and label: the labels in the next frame
 DOUBTFUL = 0.5  # a link with more doubt is shown to the user
 
@@ -178,11 +177,9 @@ def predecessors(cells: pd.DataFrame, tracks: pd.DataFrame) -> pd.DataFrame:
 
 def successors(cells: pd.DataFrame, tracks: pd.DataFrame) -> dict[tuple[str, str, int, int], tuple[int, ...]]:
     """The next labels of every cell that has some, by experiment, position, frame and label."""
-    linked = predecessors(cells, tracks).dropna(subset="from_label")
-    found: dict[tuple[str, str, int, int], tuple[int, ...]] = {}
-    for row in linked.itertuples():
-        key = row.experiment, row.position, int(row.from_frame), int(row.from_label)
-        found[key] = (*found.get(key, ()), row.label)
+    linked = predecessors(cells, tracks).dropna(subset="from_label").astype({"from_frame": int, "from_label": int})
+    found: dict[tuple[str, str, int, int], tuple[int, ...]] = (
+        linked.groupby([*UNIT, "from_frame", "from_label"])["label"].agg(tuple).to_dict())
     return found
 
 

@@ -1,8 +1,6 @@
 """Follow cells from frame to frame: links, divisions, and one row for each track."""
 
-from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping
-from functools import cache
 
 import numpy as np
 import pandas as pd
@@ -13,6 +11,7 @@ from .links import ALONE, AT_EXIT, CELL, LOST, solve
 
 TRACKS_COLUMNS = ("track", "first_frame", "last_frame", "mother_track", "daughters", "began", "ended")
 GAP = 2  # frames in which a cell may be missing
+HALVES = (0.35, 0.65)  # area of a daughter over her mother's
 GROWTH = (0.05, 0.15, 0.3, 0.5)  # log area per frame, before any is measured
 
 
@@ -80,18 +79,14 @@ def _thumb(picture: np.ndarray) -> np.ndarray:
     return (small - small.mean()) * np.float32(np.hanning(h + 2)[1:-1, None] * np.hanning(w + 2)[1:-1])
 
 
-@cache
-def _likely(shape: tuple[int, int]) -> np.ndarray:
-    """Weight of each move: small ones are likelier, since channels look alike from one to the next."""
-    rows, columns = (np.minimum(np.arange(n), n - np.arange(n)) for n in shape)
-    return np.exp(-np.hypot(rows[:, None], columns) / 25).astype(np.float32)
-
-
 def _drift(before: np.ndarray, after: np.ndarray, whiten: bool) -> complex:
     """How far the view moved, x + iy pixels, by the correlation of two `_thumb`s; whiten: of phases (Kuglin 1975)."""
     shape = [fft.next_fast_len(max(1, *sides), real=True) for sides in zip(before.shape, after.shape, strict=True)]
     cross = fft.rfft2(after, shape) * fft.rfft2(before, shape).conj()
-    match = fft.irfft2(cross / (np.abs(cross) + np.float32(1e-9)) if whiten else cross, shape) * _likely(tuple(shape))
+    match = fft.irfft2(cross / (np.abs(cross) + np.float32(1e-9)) if whiten else cross, shape)
+    # small moves are likelier: channels look alike from one to the next
+    rows, columns = (n * fft.fftfreq(n) for n in shape)
+    match *= np.exp(-np.hypot(rows[:, None], columns) / 25)
     at = np.unravel_index(match.argmax(), shape)
     # the top of a parabola lies between pixels of a quarter of the size
     top = []
@@ -220,7 +215,6 @@ def link_frames(labels: Iterable[np.ndarray], frames: Iterable[int] | None = Non
     todo, mothers, last = dict(corrections or {}), np.zeros(1, int), 0
     rows: list[tuple[np.ndarray, ...]] = []
     (known, runs), thumb = _measure(np.zeros((1, 1), int), 0), np.zeros((0, 0), np.float32)
-
     for number, picture, image in _together(labels, numbers, images):
         cells, others = _measure(picture, number)
         before, thumb = thumb, _thumb(picture > 0 if image is None else image)
@@ -233,18 +227,52 @@ def link_frames(labels: Iterable[np.ndarray], frames: Iterable[int] | None = Non
         members, doubt, out = _follow(known, cells, shared, forced, memory, age)
         mothers, doubts = _name(known, cells, members, doubt, mothers)
         if rows:
-            rows[-1][-1][np.isin(rows[-1][1], known["label"][out[:len(known)] & (known["alone"] > LOST)])] = True
-        rows.append((np.full(len(cells), number), cells["label"], cells["track"], doubts,
-                     (cells["alone"] == AT_EXIT) | out[len(known):]))
+            left = known["label"][out[:len(known)] & (known["alone"] > LOST)]
+            rows[-1][-1][np.isin(rows[-1][0]["label"], left)] = True
+        rows.append((cells, doubts, (cells["alone"] == AT_EXIT) | out[len(known):]))
 
         # this frame's cells, and those still to be found
         (known, runs), last = _carry(known, runs, cells, others, members, number, GAP * step), number
     if todo:
         raise SegkitError(f"corrections name cells that are not there, or not before another frame: {sorted(todo)}")
-    start = {"frame": int, "label": int, "track": int, "doubt": float, "leaves": bool}
-    table = pd.DataFrame({k: np.concatenate([np.zeros(0, start[k]), *v]) for k, *v in zip(start, *rows, strict=True)})
-    table.insert(3, "mother_track", mothers[table["track"]])
-    return table
+    start = np.zeros(0, CELL), np.zeros(0), np.zeros(0, bool)
+    cells, doubts, leaves = (np.concatenate(values) for values in zip(start, *rows, strict=True))
+    track, mother = _late_sisters(cells, mothers, doubts, leaves, GAP * step)
+    return pd.DataFrame({"frame": cells["seen"], "label": cells["label"], "track": track, "mother_track": mother,
+                         "doubt": doubts, "leaves": leaves})
+
+
+def _late_sisters(cells: np.ndarray, mothers: np.ndarray, doubts: np.ndarray, leaves: np.ndarray, longest: int) \
+        -> tuple[np.ndarray, np.ndarray]:
+    """Tracks and their mothers (n,), with divisions of which one daughter was missing at first; sets her doubt.
+
+    The track of a cell that became half as large ends there, if one begins beside it up to `longest` frames later.
+    """
+    track, frame, area = cells["track"].copy(), cells["seen"], cells["area"]
+    order = np.lexsort([frame, track])
+    same, ratio = np.diff(track[order], prepend=0) == 0, area[order] / np.roll(area[order], 1)
+    halved = order[same & (ratio > HALVES[0]) & (ratio < HALVES[1])]
+    halved, new = halved[doubts[halved] > 0], order[~same]  # the user's own links have no doubt
+    new = new[(mothers[track[new]] == 0) & ~leaves[new] & (frame[new] > frame.min(initial=0))]
+    wait, found = frame[new] - frame[halved][:, None], []
+    for i, j in np.argwhere((wait > 0) & (wait <= longest)):
+        here, sister = halved[i], new[j]
+        for beside in np.flatnonzero((track == track[here]) & (frame == frame[sister])):
+            far = np.abs(cells["centre"][beside] - cells["centre"][sister]) / cells["length"][[beside, sister]].sum()
+            if far < 0.6 and np.abs(np.log(area[beside] / area[sister])) < 0.4:
+                found.append((far, here, sister))
+    taken = set[int]()
+    for _, here, sister in sorted(found):
+        if taken.isdisjoint((here, sister)):
+            taken |= {here, sister}
+            mother, doubts[sister] = track[here], doubts[here]
+            track[(track == mother) & (frame >= frame[here])] = len(mothers)
+            mothers = np.append(np.where(mothers == mother, len(mothers), mothers), mother)
+            mothers[track[sister]] = mother
+    # numbers in the order in which tracks begin
+    number = np.zeros(len(mothers), int)
+    number[track] = pd.factorize(track)[0] + 1
+    return number[track], number[mothers[track]]
 
 
 def _name(a: np.ndarray, b: np.ndarray, members: np.ndarray, doubt: np.ndarray, mothers: np.ndarray) \
@@ -274,21 +302,17 @@ def _follow(a: np.ndarray, b: np.ndarray, shared: np.ndarray, forced: np.ndarray
     """`solve` for cells grown since they were seen, age frames ago; measures the growth."""
     if not len(a) or not len(b):
         return forced, np.zeros(len(forced)), np.zeros(len(a) + len(b), bool)
-    # before any growth is measured, that which explains most
-    growth, gains = memory["growth"][0], []
-    for guess in GROWTH if not memory["growth"][1] else ():
-        trial = memory | {"growth": np.array([guess, 0])}
-        *_, gain = solve(_grown(a, guess, age), b.copy(), shared, forced, trial, exact=False)
-        gains.append(gain - 4 * guess)  # one cell is no evidence of fast growth
-    if gains:
-        growth = GROWTH[int(np.argmax(gains))]
-    memory["growth"][0] = growth
+    # before any growth is measured, that which explains most; one cell is no evidence of fast growth
+    if not memory["growth"][1]:
+        gains = [solve(_grown(a, guess, age), b.copy(), shared, forced, memory | {"growth": np.array([guess, 0])},
+                       exact=False)[-1] - 4 * guess for guess in GROWTH]
+        memory["growth"][0] = GROWTH[int(np.argmax(gains))]
+    growth, weight = memory["growth"]
     grown = _grown(a, growth, age)
     members, doubt, leaves, _ = solve(grown, b, shared, forced, memory)
     i, i2, j, j2 = members.T
     step = np.log(np.append(b["area"], 0)[[j, j2]].sum(0)[j >= 0] / a["area"][i[j >= 0]]) / age[i[j >= 0]]
     step = step[((i2 < 0) & (grown["alone"][i] == ALONE) & (b["alone"][j] == ALONE))[j >= 0]]
-    growth, weight = memory["growth"]
     if len(step):
         weight += len(step)
         memory["growth"] = np.array([growth + (np.median(step) - growth) * len(step) / weight, min(weight, 50)])
@@ -305,6 +329,20 @@ def _together(labels: Iterable[np.ndarray], numbers: list[int] | None, images: I
     except (TypeError, ValueError) as error:
         raise SegkitError("labels, frames and images were to be series of the same length, one item for each frame: "
                           f"{error}") from error
+
+
+def lineages(tracks: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+    """For each row, a track (experiment, position, track, mother_track): rows of its mother (-1: none) and founder.
+
+    The founder is the track, without a mother, that its lineage begins with.
+    """
+    names, mothers = (pd.MultiIndex.from_frame(tracks[["experiment", "position", column]])
+                      for column in ("track", "mother_track"))
+    mother = names.get_indexer(mothers)
+    root = np.where(mother >= 0, mother, np.arange(len(mother)))
+    for _ in range(len(root).bit_length()):  # twice as many generations each time
+        root = root[root]
+    return mother, root
 
 
 def tracks_table(cells: pd.DataFrame, first_frame: int, last_frame: int) -> pd.DataFrame:
@@ -333,17 +371,16 @@ def tracks_table(cells: pd.DataFrame, first_frame: int, last_frame: int) -> pd.D
     start, end = rows.head(1).set_index("track"), rows.tail(1).set_index("track")
     daughters = start[start["mother_track"] > 0].groupby("mother_track").groups
     text = pd.Series({track: " ".join(map(str, daughters.get(track, []))) for track in start.index}, dtype=object)
-    by_frame = dict(list(cells.set_index("track").groupby("frame")))
+    by_frame = dict(list(cells.set_index("track")[["frame", "centroid_y", "centroid_x"]].groupby("frame")))
     frames = sorted(by_frame)
 
     def fate(track: int) -> str:
         """Whether nothing is seen where the cell was."""
         cell = end.loc[track]
-        later = frames[bisect_right(frames, cell["frame"]):][:GAP + 1]
+        later = [frame for frame in frames if frame > cell["frame"]][:GAP + 1]
         for frame in later:
-            others, before = by_frame[frame][["centroid_y", "centroid_x"]], by_frame[cell["frame"]]
-            motion = (others - before[["centroid_y", "centroid_x"]]).median().fillna(0)
-            away = others - cell[["centroid_y", "centroid_x"]].astype(float) - motion
+            motion = (by_frame[frame] - by_frame[cell["frame"]]).median().fillna(0)
+            away = by_frame[frame] - by_frame[cell["frame"]].loc[track] - motion
             if (np.hypot(away["centroid_y"], away["centroid_x"]) < np.sqrt(cell["area_px"] / np.pi)).any():
                 return "lost"
         return "death" if len(later) > GAP else "lost"

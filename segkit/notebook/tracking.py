@@ -19,6 +19,7 @@ from ..measure.track_dataset import (
     successors,
     tracks_of_frame,
 )
+from ..measure.tracks import lineages
 from ..settings import Settings
 from .forms import button
 from .plots import CELL_COLOURS, GREY, STUDENT, TEACHER, Picture, busiest, new_figure, overlay, show_pictures, to_png
@@ -52,11 +53,7 @@ def show_tracks(frames: Sequence[Frame], cells: pd.DataFrame, settings: Settings
 
 def founders(tracks: pd.DataFrame) -> pd.Series:
     """By track: the track, without a mother, that its lineage begins with; tracks of one position."""
-    found: dict[int, int] = {}
-    # a mother has a smaller number than her daughters
-    for track, mother in sorted(zip(tracks["track"].tolist(), tracks["mother_track"].tolist(), strict=True)):
-        found[track] = found.get(mother, track)
-    return pd.Series(found, dtype=int)
+    return tracks["track"].iloc[lineages(tracks)[1]].set_axis(tracks["track"])
 
 
 def show_lineages(tracks: pd.DataFrame) -> Picture:
