@@ -218,3 +218,13 @@ def test_links_survive_cells_that_the_segmentation_missed_or_merged(demo):
         assert len(held) < len(rows)
         found.append(scores(link_cells(worse), held)[0])
     assert np.mean(found) >= 0.98
+
+
+@pytest.mark.parametrize(("column", "ended"), [(33.0, "lost"), (60.0, "death")])
+def test_a_cell_is_dead_where_nothing_is_seen_at_its_place(column, ended):
+    """Track 1 is seen in frames 0 and 1, track 2 in all; from frame 2 on track 2 is at `column`, track 3 stays."""
+    rows = [(frame, 1, 30.0) for frame in (0, 1)] + [(frame, 2, column) for frame in range(8)]
+    rows += [(frame, 3, 100.0) for frame in range(8)]
+    cells = pd.DataFrame(rows, columns=["frame", "track", "centroid_x"]).assign(
+        mother_track=0, label=1, area_px=200, touches_border=False, centroid_y=30.0)
+    assert tracks_table(cells, 0, 7)["ended"].tolist() == [ended, "last frame", "last frame"]

@@ -1,6 +1,7 @@
 """Follow cells from frame to frame: links, divisions, and one row for each track."""
 
 from collections.abc import Iterable, Iterator, Mapping
+from functools import cache
 
 import numpy as np
 import pandas as pd
@@ -371,17 +372,20 @@ def tracks_table(cells: pd.DataFrame, first_frame: int, last_frame: int) -> pd.D
     start, end = rows.head(1).set_index("track"), rows.tail(1).set_index("track")
     daughters = start[start["mother_track"] > 0].groupby("mother_track").groups
     text = pd.Series({track: " ".join(map(str, daughters.get(track, []))) for track in start.index}, dtype=object)
-    by_frame = dict(list(cells.set_index("track")[["frame", "centroid_y", "centroid_x"]].groupby("frame")))
-    frames = sorted(by_frame)
+    by_frame = dict(iter(cells.set_index("track").groupby("frame")[["centroid_y", "centroid_x"]]))  # in order
+
+    @cache
+    def motion(before: int, after: int) -> np.ndarray:
+        return (by_frame[after] - by_frame[before]).median().fillna(0).to_numpy()
 
     def fate(track: int) -> str:
         """Whether nothing is seen where the cell was."""
         cell = end.loc[track]
-        later = [frame for frame in frames if frame > cell["frame"]][:GAP + 1]
+        later = [frame for frame in by_frame if frame > cell["frame"]][:GAP + 1]
+        place = by_frame[cell["frame"]].loc[track].to_numpy()
         for frame in later:
-            motion = (by_frame[frame] - by_frame[cell["frame"]]).median().fillna(0)
-            away = by_frame[frame] - by_frame[cell["frame"]].loc[track] - motion
-            if (np.hypot(away["centroid_y"], away["centroid_x"]) < np.sqrt(cell["area_px"] / np.pi)).any():
+            away = by_frame[frame].to_numpy() - place - motion(cell["frame"], frame)
+            if (np.hypot(*away.T) < np.sqrt(cell["area_px"] / np.pi)).any():
                 return "lost"
         return "death" if len(later) > GAP else "lost"
 
