@@ -1,4 +1,4 @@
-"""Train the starter anew: `python benchmarks/starter.py DATA=folder [OUT=segkit/starter.safetensors NAME=value ...]`.
+"""Train the starter: `python benchmarks/starter.py DATA=folder [OUT=segkit/starter.safetensors NAME=value ...]`.
 
 DATA holds sets of real frames in the users' layout. Half of the crops show synthetic frames (`scenes.draw_frame`), the
 others come from all real sets with equal shares, training positions only. Outlines that lie 0.7 pixels or more inside
@@ -37,7 +37,7 @@ from segkit.model.postprocess import distance_target, smallest_area, whole_areas
 from segkit.settings import Settings, load_settings, parse_settings
 from segkit.training.augment import gather_crops, sample_crops
 from segkit.training.distributed import ProcessGroup
-from segkit.training.frames import POINTS, Store
+from segkit.training.frames import POINTS, SCALES, Store
 from segkit.training.trainer import Trainer, learning_rate_at, recompute_bn_stats
 
 OPTIONS = {"DATA": "", "OUT": "segkit/starter.safetensors", "SETS": "", "STEPS": "6000", "SECONDS": "9000",
@@ -121,7 +121,7 @@ def mixed_store(drawn: Sequence[Prepared], real: Mapping[str, Sequence[Prepared]
 
 
 def scale_of(frame: Prepared, cell_width: float) -> float:
-    return cell_width / float(np.median(frame.widths)) if len(frame.widths) else 1.0
+    return float(np.clip(cell_width / np.median(frame.widths), *SCALES)) if len(frame.widths) else 1.0
 
 
 def points_of(frame: Prepared) -> torch.Tensor:
@@ -184,7 +184,8 @@ def train(drawn: list[Prepared], real: Mapping[str, Sequence[Prepared]], setting
     trainer.ema_model.info = replace(
         model.info, cell_width=round(store.cell_width, 2), min_area=smallest_area(store.areas, store.cell_width),
         trained_on=hashes_by_position(records), fully_recorded=True,
-        settings={"DATASET_PATH": ", ".join(["synthetic", *real]), "STEPS": step, "SEED": settings.seed})
+        settings={"DATASET_PATH": ", ".join(["synthetic", *real]), "RUN": "starter", "STEPS": step,
+                  "SEED": settings.seed})
     return trainer.ema_model
 
 

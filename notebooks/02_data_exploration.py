@@ -64,7 +64,7 @@ lost = sum(problem.frames_lost for problem in dataset.problems)
 print(f"{len(dataset.frames)} images, {len(dataset.pairs)} of them with masks")
 print(f"{len(dataset.problems)} problems, {lost} frames lost")
 if not dataset.pairs:
-    print("no masks: these images can be segmented with MODEL=..., and not trained on")
+    print("no masks: 04_inference segments these images; a training needs masks")
 
 # %% [markdown]
 # Every file that cannot be used is listed here with its reason, the costliest first. The other files
@@ -129,15 +129,17 @@ for row in flagged.head(5).itertuples():
 flagged[["experiment", "position", "frame", "cells", "flags"]] if len(flagged) else "no flags"
 
 # %% [markdown]
-# Every teacher draws outlines by a convention of its own, and a pixel decides: a cell 7 pixels wide
-# loses a third of its overlap with itself to one. segkit measures the intensity across the outlines
-# of cells that stand alone, and compares with Omnipose. A student draws outlines as its teacher does;
-# where yours differ by a pixel or more, expect other areas than the starter's, and lower scores
-# against it.
+# Every teacher draws outlines by a convention of its own, and a pixel matters: for a cell 7 pixels
+# wide, an outline that is off by one pixel lowers the IoU by about a third. segkit measures the
+# intensity across the outlines of cells that stand alone, and compares with Omnipose. A student
+# draws outlines as its teacher does. Where yours differ by a pixel or more, areas differ from those
+# that the starter finds.
 
 # %%
-offset = review["outline"].median()
-print(f"Omnipose's outlines would lie {offset:+.1f} pixels outside of these (median)")
+offset, side = review["outline"].median(), "outside"
+if offset < 0:
+    offset, side = -offset, "inside"
+print(f"Omnipose would draw the outlines {offset:.1f} pixels further {side} (median; nan: unknown)")
 
 # %%
 names = flagged["experiment"] + "/" + flagged["position"] + "/" + flagged["frame"].astype(str)

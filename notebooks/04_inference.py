@@ -84,7 +84,7 @@ show_histograms(sizes, "cell area (µm²)", bins=20)
 # One peak is usual, wider where cells grow before they divide. A second one at twice the usual area:
 # cells that were not separated. A bar far to the left: specks.
 #
-# *Quality* is estimated without labels, from how well the network's two maps agree (0 to 1; about the
+# *Quality* is estimated without labels, from how well the network's maps agree (0 to 1; about the
 # panoptic quality below). The worst frames first: look at the flagged ones in the browser below
 # (section 4) before you trust their cells.
 

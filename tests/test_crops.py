@@ -199,3 +199,16 @@ def test_a_weaker_augmentation_changes_less(store):
     turned = [float((torch.remainder(plan["angle"] + 0.01, torch.pi / 2) > 0.02).float().mean()) for plan in plans]
     assert turned[0] == 0
     assert 0.1 < turned[1] < 0.2 < 0.4 < turned[2] < 0.6
+
+
+def test_a_position_of_wrong_labels_is_not_reduced_to_nothing(tmp_path):
+    """Its background is a cell, 300 pixels wide."""
+    for position, labels in (("Pos101", squares((4, 4), (4, 24), (24, 4), side=7)),
+                             ("Pos102", np.pad(np.ones((290, 290), np.int32), 5))):
+        for folder, name, values in (("A_raw_data", "img_000000000", np.add.outer(*map(np.arange, labels.shape)) % 200),
+                                     ("A_masks", "MASK_img_000000000", labels)):
+            kind = "aphase" if folder == "A_raw_data" else "PreprocessedPhaseMasks"
+            (tmp_path / folder / position / kind).mkdir(parents=True)
+            write(tmp_path / folder / position / kind / f"{name}.tif", values.astype(np.uint8))
+    store = build_store(discover(tmp_path).pairs, CPU, tmp_path / "cache")[0]
+    assert store.scale.tolist() == [1, 0.25]

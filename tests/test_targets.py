@@ -216,3 +216,9 @@ def test_pairs_of_a_mirror_image_change_places(monkeypatch, axes):
     monkeypatch.setattr(predict, "_predict_tiles", outputs)
     x = torch.rand(2, 1, 16, 24, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(predict._predict_mirrored(None, x, axes), outputs(None, x))
+
+
+@pytest.mark.parametrize("shape", [(1, 8), (2, 8), (3, 8), (8, 3), (3, 3), (4, 4)])
+def test_small_images_have_few_pairs_or_none(shape):
+    labels = np.ones(shape, np.int32)
+    assert join_fragments(labels, np.ones((len(PAIRS), *shape), np.float32)).max() == 1

@@ -18,6 +18,7 @@ MEASURES = ("cells", "foreground", "largest_cell", "contrast", "focus", "outline
 SHIFT_GAIN = 1.25  # correct masks of three public datasets reach 1.24, masks moved by 6 pixels 1.26 to 5.3
 DISTANT = 10  # pixels between two parts of one cell that are not one
 PROFILE, MIN_PROFILE = 6, 30  # pixels on either side of an outline, and the fewest at one distance from it
+MIN_RISE = 0.15  # of the intensity range, from inside a cell to its halo
 SHIFTS = (-6, -3, 0, 3, 6)  # pixels by which a mask is tried against its image
 
 
@@ -199,5 +200,7 @@ def outline_offset(image: np.ndarray, labels: np.ndarray) -> float:
     start = int(np.argmin(np.where(at <= 1.5, profile, np.inf)))
     rise = np.maximum.accumulate(profile[start:start + int(profile[start:].argmax()) + 1])
     radius = np.median(ndimage.maximum(inside, labels, np.unique(labels[labels > 0]))) - 0.5
+    if rise[-1] - rise[0] < MIN_RISE or profile[at < -1].mean() > profile[at > 1].mean():  # no dark cell with a halo
+        return math.nan
     level = rise[0] + outline_level(float(radius)) * (rise[-1] - rise[0])
     return float(np.interp(level, rise, at[start:start + len(rise)]))

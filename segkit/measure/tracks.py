@@ -256,9 +256,10 @@ def _late_sisters(cells: np.ndarray, mothers: np.ndarray, doubts: np.ndarray, le
     halved, new = halved[doubts[halved] > 0], order[~same]  # the user's own links have no doubt
     new = new[(mothers[track[new]] == 0) & ~leaves[new] & (frame[new] > frame.min(initial=0))]
     wait, found = frame[new] - frame[halved][:, None], []
+    at = {place: cell for cell, place in enumerate(zip(track.tolist(), frame.tolist(), strict=True))}
     for i, j in np.argwhere((wait > 0) & (wait <= longest)):
         here, sister = halved[i], new[j]
-        for beside in np.flatnonzero((track == track[here]) & (frame == frame[sister])):
+        if (beside := at.get((track[here], frame[sister]))) is not None:
             far = np.abs(cells["centre"][beside] - cells["centre"][sister]) / cells["length"][[beside, sister]].sum()
             if far < 0.6 and np.abs(np.log(area[beside] / area[sister])) < 0.4:
                 found.append((far, here, sister))

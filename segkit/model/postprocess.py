@@ -69,7 +69,8 @@ def smallest_area(areas: Sequence[int] | np.ndarray, width: float) -> int:
 def pair_ends(values: Any, half: tuple[int, int]) -> tuple[Any, Any, Any]:
     """Of an array or tensor (..., H, W): the values at p - half, at p and at p + half, for every p that has both."""
     (height, width), (y, x) = values.shape[-2:], half
-    ends = [values[..., row:height - 2 * y + row, column:width - 2 * abs(x) + column]
+    rows, columns = max(0, height - 2 * y), max(0, width - 2 * abs(x))
+    ends = [values[..., row:row + rows, column:column + columns]
             for row, column in ((0, abs(x) - x), (y, abs(x)), (2 * y, abs(x) + x))]
     return ends[0], ends[1], ends[2]
 

@@ -197,7 +197,7 @@ def label(info: ModelInfo, maps: Maps, cells: np.ndarray | None = None) -> Segme
 
 
 def agreement(maps: Maps, cells: np.ndarray) -> tuple[float, np.ndarray]:
-    """How well the two maps agree, 0 to 1, from one prediction without labels; and the cells' widths (n,), pixels.
+    """How well distance and foreground agree, 0 to 1, without labels; and the cells' widths (n,), pixels.
 
     cells: int (h, w), those found in the maps. Their distances are compared with the distance map, wherever either map
     or the cells show more than background. Cells that are missed, split or merged make them differ.

@@ -85,9 +85,10 @@ class UpConv(DoubleConv):
 
 
 class UNet(nn.Module):
-    """U-Net with five levels and two output maps, (B, 1, H, W) -> (B, 2, H, W).
+    """U-Net with five levels, (B, 1, H, W) -> (B, outputs, H, W).
 
-    Map 0 holds the foreground logits. Map 1 holds the distance to the cell's edge: 1 at the cell's core, 0 outside.
+    Map 0 holds the foreground logits. Map 1 holds the distance to the cell's edge: 1 at the cell's core, 0 outside. The
+    others hold, for each of PAIRS, the logits that the pixels on either side of a pixel belong to the same cell.
 
     Parameters
     ----------

@@ -36,6 +36,7 @@ BYTES_PER_PIXEL = {True: 1100, False: 1900}  # of GPU memory that a training ste
 GPU_CROP, CPU_CROP = (768, 448), (128, 128)  # CROP=auto, (height, width) pixels
 MIN_CROP = 2 * STRIDE  # pixels; the deepest level needs more than one value per channel
 FILES = {"pixels.f32": np.float32, "targets.u8": np.uint8, "labels.i16": np.int16}  # of a store
+SCALES = 0.25, 4.0  # of a position; a factor beyond comes from wrong labels
 MIN_STEPS = 200  # with fewer steps, touching cells are seldom separated (benchmarks/README.md)
 
 
@@ -153,7 +154,8 @@ def build_store(frames: Sequence[Frame], device: torch.device, cache_dir: Path) 
     store = Store(
         decoded, pixels, targets, labels, torch.cumsum(size, 0) - size, height, width,
         torch.from_numpy(index["points"]).long(),
-        torch.tensor(scale.reindex(units).fillna(1).to_numpy(), dtype=torch.float32), cell_width, index["areas"],
+        torch.tensor(scale.reindex(units).fillna(1).clip(*SCALES).to_numpy(), dtype=torch.float32), cell_width,
+        index["areas"],
         float(index["foreground"].sum() / size.sum()), tuple(index["hashes"].tolist()))
     return store, reasons
 

@@ -73,9 +73,9 @@ def validate_frames(model: UNet, store: Store, device: torch.device) -> tuple[li
     for index in _batches_of_one_size(store, batch_size):
         # Whole frames are padded for the network, and the padding is removed again
         height, width = int(store.height[index[0]]), int(store.width[index[0]])
-        images, targets = (t.to(device) for t in store.whole(index, STRIDE))  # (n, 1, H', W')
+        images, targets = (t.to(device) for t in store.whole(index, STRIDE))  # (n, 1 and 2, H', W')
         with autocast(device, model.precision):
-            output = in_parts(model, images.contiguous(memory_format=torch.channels_last))  # (n, 2, H', W')
+            output = in_parts(model, images.contiguous(memory_format=torch.channels_last))  # (n, outputs, H', W')
         output, targets = output[..., :height, :width].float(), targets[..., :height, :width]
         losses += [student_loss(o, t) for o, t in zip(output.split(1), targets.split(1), strict=True)]
         dices.append(batch_dice(output[:, 0], targets[:, 0] > 0))

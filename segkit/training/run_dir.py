@@ -19,7 +19,7 @@ from ..data.images import PERCENTILES
 from ..errors import SegkitError
 from ..files import check_lock, duration, log, read_json, replacing, write_json, write_text, writing
 from ..model.checkpoint import save_model
-from ..model.unet import UNet
+from ..model.unet import ModelInfo, UNet
 from ..settings import DEMO, Settings, check_dataset
 
 COLUMNS = ("epoch", "train_loss", "train_dice", "val_loss", "val_dice", "learning_rate", "event", "seconds",
@@ -83,7 +83,11 @@ def check_training(settings: Settings) -> bool:
     if settings.resume:
         if not os.path.isfile(run_dir / "last.pt"):
             raise SegkitError(f"RESUME is set and {run_dir} holds no last.pt: set RESUME=0 or another RUN")
-        epochs = load_checkpoint(run_dir)["state"]["epoch"]
+        checkpoint = load_checkpoint(run_dir)
+        if len(checkpoint["model"]["out.bias"]) != ModelInfo().outputs:
+            raise SegkitError(f"runs/{settings.run} is a training of version 1.1, which cannot be resumed: set "
+                              "another RUN")
+        epochs = checkpoint["state"]["epoch"]
         if epochs > settings.epochs:
             raise SegkitError(f"RESUME is set and {epochs} epochs of runs/{settings.run} are trained already, more "
                               f"than EPOCHS={settings.epochs}: set EPOCHS to {epochs} to finish, or higher")
@@ -192,7 +196,8 @@ def model_card(model: UNet, report: dict[str, Any], frames: int) -> str:
     elif set().union(*info.trained_on.values()) & set().union(*info.validated_on.values()):
         never = " (some of their images are among the training images too, as copies)"
     positions = "\n".join(f"| {name} | {value:.4f} |" for name, value in report["val_dice_by_position"].items())
-    dataset, start = (Path(info.settings[name]).name or "random weights" for name in ("DATASET_PATH", "START_FROM"))
+    dataset = Path(info.settings["DATASET_PATH"]).name
+    start = info.settings["START_FROM"].removesuffix("/model.safetensors").rpartition("/")[2] or "random weights"
     template = resources.files(__package__).joinpath("model_card.md").read_text(encoding="utf-8")
     return template.format(info=info, report=report, frames=frames, never=never, positions=positions,
                            parameters=model.count_parameters(), percentiles=PERCENTILES, dataset=dataset, start=start)

@@ -247,7 +247,7 @@ class Trainer:
         for step in range(data.steps):
             share = (history.epoch * data.steps + step) / (self.settings.epochs * data.steps)
             self.learning_rate = history.rate_scale * learning_rate_at(share, self.settings.learning_rate)
-            # Sample and augment a batch of crops: (B, 1, h, w) each
+            # Sample and augment a batch of crops: (B, 1, h, w) and (B, 2, h, w)
             plan = sample_crops(data.train, self.batch_size, data.crop, generator, STRENGTH * (1 - share / 2))
             images, targets = (t.to(self.device) for t in gather_crops(data.train, plan, data.crop))
             totals += self.train_step(images, targets)
@@ -257,12 +257,12 @@ class Trainer:
         return self.group.mean(totals / data.steps).tolist()
 
     def train_step(self, images: Tensor, targets: Tensor) -> Tensor:
-        """One step of the optimiser on images and targets (B, 1, h, w); returns loss and Dice, a tensor (2,)."""
+        """One step of the optimiser on images (B, 1, h, w) and targets (B, 2, h, w); returns loss and Dice, (2,)."""
         self.optimizer.zero_grad(set_to_none=True)
         try:
             # Forward
             with autocast(self.device, self.settings.precision):
-                output = self.network(images.contiguous(memory_format=torch.channels_last))  # (B, 2, h, w)
+                output = self.network(images.contiguous(memory_format=torch.channels_last))  # (B, outputs, h, w)
             # Loss
             loss = student_loss(output, targets)
             # Backward
@@ -292,7 +292,8 @@ class Trainer:
             bias = [math.log(share / (1 - share)), 0.5 * share, *[0.0] * len(PAIRS)]
             initial.out.bias = nn.Parameter(torch.tensor(bias))
         elif initial.info.outputs != self.model.info.outputs:
-            raise SegkitError(f"START_FROM {start_from} is a model of another kind: one of this version was needed")
+            raise SegkitError(f"START_FROM {start_from} is a model of version 1.1 or of the starting recipe: set "
+                              "START_FROM=starter, or empty")
         self.model.load_state_dict(initial.state_dict())
         self.ema = AveragedModel(self.model, multi_avg_fn=update_ema)
         self.ema_model = cast(UNet, self.ema.module)
@@ -340,6 +341,7 @@ def _roll_back(trainer: Trainer, history: History, last_good: dict[str, Any] | N
         history.epoch = last_good["state"]["epoch"]
         return f"rolled back to epoch {history.epoch}"
     history.epoch, history.best_dice, history.least_loss = 0, -1.0, math.inf
+    trainer.start_from = trainer.model.info.settings["START_FROM"] = ""
     trainer.initialise(foreground, history.tries)
     return "restarted with other weights"
 
