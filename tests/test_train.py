@@ -159,7 +159,11 @@ def split_of(train, validation):
 def test_a_resumed_run_is_judged_by_the_same_frames_as_before(tmp_path):
     settings, resumed = settings_for(tmp_path), settings_for(tmp_path, RESUME=1)
     open_run(split_of("AB", "C"), settings)
-    save_checkpoint({"model": {}, "average": {}, "optimiser": {}, "state": {"epoch": 1}}, settings.run_dir)
+    state = {"average": {}, "optimiser": {}, "state": {"epoch": 1}}
+    save_checkpoint({"model": {"out.bias": torch.zeros(2)}, **state}, settings.run_dir)
+    with pytest.raises(SegkitError, match=r"is a training of version 1\.1, which cannot be resumed: set another RUN"):
+        open_run(split_of("AB", "C"), resumed)
+    save_checkpoint({"model": {"out.bias": torch.zeros(ModelInfo().outputs)}, **state}, settings.run_dir)
     open_run(split_of("AD", "C"), resumed)  # more to learn from is fine, and so is less
     before = (settings.run_dir / "split.json").read_text()
     for other in ("CA", "CB", "CD", "CF", "F"):
