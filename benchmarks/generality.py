@@ -28,7 +28,7 @@ import pandas as pd
 import torch
 from scipy import ndimage
 from skimage.transform import rescale
-from starter import Drawing, Prepared, labelled_rows, move_outlines, outline_offset_of, read_set, train
+from starter import Drawing, Pair, correct_labels, parse, read_set, train
 
 import segkit
 from segkit.data import scenes
@@ -38,7 +38,8 @@ from segkit.data.images import normalise
 from segkit.measure.metrics import dice, match_instances
 from segkit.model.postprocess import distance_target
 from segkit.model.predict import estimate_scale, label, predict
-from segkit.settings import Settings, load_settings, parse_settings
+from segkit.settings import Settings
+from segkit.training.frames import Decoded
 
 OPTIONS = {"DATA": "", "STUDENTS": "both", "SETS": "", "SEEDS": "1", "STEPS": "1500", "SECONDS": "3600",
            "FRAMES": "900", "CROP": "128", "LIMIT": "5", "SCALE": "labels", "WORKERS": "2", "PARALLEL": "1",
@@ -47,8 +48,7 @@ HELD = 8  # synthetic frames of the sweeps, and frames without cells
 THRESHOLDS = (0.3, 0.4, 0.5, 0.6, 0.7)  # of the mean affinity
 PAINT = 24  # pixels around a cell that are painted over with it: its halo
 
-DRAWN: list[Prepared] = []  # synthetic frames: processes are forked, so that each has them without a copy
-Pair = tuple[np.ndarray, np.ndarray]  # image, labels
+DRAWN: list[Decoded] = []  # synthetic frames: processes are forked, so that each has them without a copy
 
 
 # --- frames -----------------------------------------------------------------------------------------------------------
@@ -56,11 +56,7 @@ Pair = tuple[np.ndarray, np.ndarray]  # image, labels
 def evaluation_set(folder: Path, limit: int) -> list[Pair]:
     """Up to `limit` pairs of a set: all positions, outlines as for training."""
     frames = discover(folder).pairs
-    pairs = [read_pair(frame) for frame in frames[::-(-len(frames) // limit)]]
-    offset = outline_offset_of(pairs)
-    if folder.name == "delta":
-        pairs = [labelled_rows(*pair) for pair in pairs]
-    return [(image, move_outlines(labels, offset)) for image, labels in pairs]
+    return correct_labels(folder, [read_pair(frame) for frame in frames[::-(-len(frames) // limit)]])
 
 
 def empty_frames(sparse: Sequence[Pair]) -> Iterator[tuple[str, np.ndarray]]:
@@ -110,16 +106,18 @@ def changes() -> Mapping[str, Callable[[np.ndarray, np.ndarray], Pair]]:
 
 def scale_for(model: segkit.UNet, image: np.ndarray, labels: np.ndarray, scale: str) -> float:
     """SCALE: a number, auto (found in the image), or labels (by their median width)."""
+    if scale == "auto":
+        return estimate_scale(model, [image]) or 1.0
+    if scale != "labels":
+        return float(scale)
     widths = distance_target(labels)[1]
-    if scale == "labels":
-        return model.info.cell_width / float(np.median(widths)) if len(widths) and model.info.cell_width else 1.0
-    return estimate_scale(model, [image]) or 1.0 if scale == "auto" else float(scale)
+    return model.info.cell_width / float(np.median(widths)) if len(widths) and model.info.cell_width else 1.0
 
 
 def evaluate(model: segkit.UNet, image: np.ndarray, labels: np.ndarray, scale: str, chambers: bool = False) -> dict:
     """Scores of one image. chambers: cells outside the rows that have labels do not count (delta's trench)."""
-    maps, scores, rows = predict(model, [image], scale=scale_for(model, image, labels, scale))[0], {}, \
-        np.flatnonzero(labels.any(1))
+    maps = predict(model, [image], scale=scale_for(model, image, labels, scale))[0]
+    scores, rows = {}, np.flatnonzero(labels.any(1))
     for threshold in THRESHOLDS:
         shifted = None if maps.affinity is None else maps.affinity + (0.5 - threshold)
         found = label(model.info, maps._replace(affinity=shifted)).labels
@@ -194,11 +192,7 @@ def alone(sets: Sequence[Path], settings: Settings, options: Mapping[str, str]) 
 
 
 def main(arguments: list[str]) -> None:
-    values = dict(argument.split("=", 1) for argument in arguments)
-    options = {name: values.pop(name, default) for name, default in OPTIONS.items()}
-    settings = parse_settings({"CROP": options["CROP"]} | values, load_settings())
-    sets = sorted(path.parent for path in Path(options["DATA"]).expanduser().glob("*/*_masks*"))
-    sets = [folder for folder in sets if not options["SETS"] or folder.name in options["SETS"].split(",")]
+    options, settings, sets = parse(arguments, OPTIONS)
     for seed in range(settings.seed, settings.seed + int(options["SEEDS"])):
         settings = replace(settings, seed=seed)
         if not options["MODEL"]:

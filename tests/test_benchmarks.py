@@ -54,9 +54,9 @@ def test_the_starter_is_trained_on_equal_shares_of_what_has_no_validation_positi
     starter = benchmark_of("starter")
     frames = starter.read_set(small_demo(tmp_path / "demo"), ("09",))
     assert frames
-    assert {frame.record[0].position for frame in frames} == {"Pos101", "Pos102"}
+    assert {frame.position for frame in frames} == {"Pos101", "Pos102"}
     drawn = [starter.draw(seed) for seed in range(6)]
-    store = starter.mixed_store(drawn, {"a": frames[:1], "b": frames}, torch.device("cpu"))
+    store = starter.mixed_store(drawn, {"a": dict([next(iter(frames.items()))]), "b": frames}, torch.device("cpu"))
     shares = Counter(store.start.tolist())
     assert len(store.start) == 12
     assert shares[6 * starter.SIDE ** 2] == 3  # the only frame of its set

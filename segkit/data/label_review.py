@@ -176,7 +176,8 @@ def _compare_in_time(rows: list[dict]) -> None:
 def outline_offset(image: np.ndarray, labels: np.ndarray) -> float:
     """How far outside of these outlines Omnipose would draw them, pixels (`optics.outline_level`); nan: cannot say.
 
-    image, labels: (H, W). The profile of the intensity across the outline is measured where no other cell is near.
+    image, normalised, and labels: (H, W). The profile of the intensity across the outline is measured where no other
+    cell is near.
     """
     if not labels.any():
         return math.nan
@@ -190,7 +191,7 @@ def outline_offset(image: np.ndarray, labels: np.ndarray) -> float:
     near = alone & (np.abs(depth) < PROFILE)
     edges = np.arange(-PROFILE - 0.25, PROFILE + 0.5, 0.5)
     counts = np.histogram(depth[near], edges)[0]
-    sums = np.histogram(depth[near], edges, weights=normalise(image)[near])[0]
+    sums = np.histogram(depth[near], edges, weights=image[near])[0]
     enough = counts >= MIN_PROFILE
     at, profile = (edges[:-1] + 0.25)[enough], sums[enough] / counts[enough]
     if not (at < -1).any() or not (at > 2).any():

@@ -1,11 +1,13 @@
 """Random phase-contrast frames with exact labels, for training: rods, filaments, cocci; colonies, channels, posts."""
 
+from dataclasses import replace
+
 import numpy as np
 from scipy import ndimage
 from skimage.segmentation import relabel_sequential
 
 from .optics import draw_microscope, field, outline_shift, render, smooth_noise
-from .synthetic import Rods, divide, draw_labels, draw_thickness, relax
+from .synthetic import Rods, divide, draw_labels, draw_thickness, join, relax
 
 SCENES = {"empty": 0.1, "few": 0.2, "clumps": 0.2, "colony": 0.2, "crowded": 0.15, "channels": 0.15}  # shares of frames
 HALF_WIDTHS = (3.0, 7.5)  # of cells, each frame has its own, pixels
@@ -65,17 +67,12 @@ def _constrict(rods: Rods, share: float, rng: np.random.Generator) -> Rods:
     mothers = rods.only(chosen)
     half, overlap = mothers.half_length(), mothers.radius * rng.uniform(0.2, 0.9, len(mothers.area))
     middle = half * rng.uniform(-0.15, 0.15, len(half))  # of the waist, from the mother's middle
-    along = np.stack([np.sin(mothers.angle), np.cos(mothers.angle)], 1)
     cells = [rods.only(~chosen)]
     for side in (-1, 1):
         length = (half + mothers.radius - side * middle + overlap) / 2 - mothers.radius  # half of the axis
-        daughter = mothers.only(np.ones(len(half), bool))
-        daughter.centre = mothers.centre + side * along * (half - length)[:, None]
-        daughter.area = np.pi * mothers.radius ** 2 + 4 * mothers.radius * np.maximum(length, 0.5)
-        cells.append(daughter)
-    both = Rods(*(np.concatenate(values) for values in zip(*(vars(part).values() for part in cells), strict=True)))
-    both.label = np.arange(1, len(both.area) + 1)
-    return both
+        cells.append(replace(mothers, centre=mothers.centre + side * mothers.direction() * (half - length)[:, None],
+                             area=np.pi * mothers.radius ** 2 + 4 * mothers.radius * np.maximum(length, 0.5)))
+    return replace(join(cells), label=np.arange(1, len(rods.area) + len(half) + 1))
 
 
 def _colony(shape: tuple[int, int], radius: float, rng: np.random.Generator) -> Rods:

@@ -40,9 +40,13 @@ class Rods:
         """Those of the cells, (n,) bool."""
         return Rods(*(values[kept] for values in vars(self).values()))
 
+    def direction(self) -> np.ndarray:
+        """Unit vectors along the cells, (n, 2) y, x."""
+        return np.stack([np.sin(self.angle), np.cos(self.angle)], 1)
+
     def ends(self) -> tuple[np.ndarray, np.ndarray]:
         """Both caps' centres, (n, 2) y, x each."""
-        reach = np.stack([np.sin(self.angle), np.cos(self.angle)], 1) * self.half_length()[:, None]
+        reach = self.direction() * self.half_length()[:, None]
         return self.centre - reach, self.centre + reach
 
 
@@ -52,7 +56,7 @@ def divide(rods: Rods, rng: np.random.Generator) -> Rods:
     n = int(ready.sum())
     if n == 0:
         return rods
-    along = np.stack([np.sin(rods.angle), np.cos(rods.angle)], 1)[ready]
+    along = rods.direction()[ready]
     share = rng.uniform(0.45, 0.55, n)
     step = (rods.half_length()[ready] + rods.radius[ready])[:, None] / 2
     mother, last = rods.centre[ready].copy(), rods.label.max()
@@ -64,7 +68,12 @@ def divide(rods: Rods, rng: np.random.Generator) -> Rods:
     rods.centre[ready] = mother - along * step
     rods.area[ready] *= share
     rods.divides_at[ready] = rng.uniform(330, 430, n)
-    return Rods(*(np.concatenate(both) for both in zip(vars(rods).values(), vars(new).values(), strict=True)))
+    return join([rods, new])
+
+
+def join(parts: Sequence[Rods]) -> Rods:
+    """All cells of several groups, in order."""
+    return Rods(*(np.concatenate(values) for values in zip(*(vars(part).values() for part in parts), strict=True)))
 
 
 def relax(rods: Rods, bounds: np.ndarray, rounds: int) -> None:

@@ -112,8 +112,8 @@ def predict(model: UNet, images: Sequence[ArrayLike], *, scale: float | str = 1.
 
 def _as_maps(outputs: np.ndarray, shape: tuple[int, ...], blank: np.ndarray | bool = False) -> Maps:
     """Name the network's outputs (1 or more, h, w)."""
-    probability, *others = outputs
-    return Maps(probability, others[0] if others else None, shape, blank, outputs[2:] if len(outputs) > 2 else None)
+    distance = outputs[1] if len(outputs) > 1 else None
+    return Maps(outputs[0], distance, shape, blank, outputs[2:] if len(outputs) > 2 else None)
 
 
 def _predict_mirrored(model: UNet, x: Tensor, axes: tuple[int, ...]) -> Tensor:

@@ -100,9 +100,13 @@ class Decoded(NamedTuple):
 
 
 def decode(frame: Frame) -> Decoded:
-    """Read and normalise one pair and make its target. Raises SegkitError where a file cannot be used."""
+    """Read one pair; see `decode_pair`. Raises SegkitError where a file cannot be used."""
     whole, labels = read_whole_pair(frame)
-    image, labels = common_area(frame.image.name, whole, labels)
+    return decode_pair(*common_area(frame.image.name, whole, labels), hash_pixels(whole))
+
+
+def decode_pair(image: np.ndarray, labels: np.ndarray, image_hash: str = "") -> Decoded:
+    """Normalise an image (H, W) and make the target of its labels."""
     blank = blank_pixels(image)
     labels = np.where(blank, 0, labels)
     # The target, and some of its foreground pixels for crops that must contain cells
@@ -112,8 +116,7 @@ def decode(frame: Frame) -> Decoded:
     if len(inside):
         points[:] = inside[np.linspace(0, len(inside) - 1, POINTS).astype(np.int64)]
     numbers = np.where(labels, (labels - 1) % np.iinfo(np.int16).max + 1, 0).astype(np.int16)
-    return Decoded(normalise(image, blank=blank), target, numbers, points, widths, whole_areas(labels),
-                   hash_pixels(whole))
+    return Decoded(normalise(image, blank=blank), target, numbers, points, widths, whole_areas(labels), image_hash)
 
 
 def build_store(frames: Sequence[Frame], device: torch.device, cache_dir: Path) -> tuple[Store, dict[Frame, str]]:
@@ -155,8 +158,7 @@ def build_store(frames: Sequence[Frame], device: torch.device, cache_dir: Path) 
         decoded, pixels, targets, labels, torch.cumsum(size, 0) - size, height, width,
         torch.from_numpy(index["points"]).long(),
         torch.tensor(scale.reindex(units).fillna(1).clip(*SCALES).to_numpy(), dtype=torch.float32), cell_width,
-        index["areas"],
-        float(index["foreground"].sum() / size.sum()), tuple(index["hashes"].tolist()))
+        index["areas"], float(index["foreground"].sum() / size.sum()), tuple(index["hashes"].tolist()))
     return store, reasons
 
 

@@ -138,14 +138,14 @@ def _train(model: UNet, split: Split, settings: Settings, group: ProcessGroup, h
     # Initial weights, and the record of all images that they were trained on
     start_from = trainer.initialise(data.foreground)
     leaked = positions_trained_on(start_from, data.validated_on, settings) if start_from else []
-    if leaked and trainer.start_from == "starter":
+    if leaked and trainer.settings.start_from == "starter":
         log.info("the starter was trained on images of validation positions (%s): the training starts from random "
                  "weights instead", ", ".join(leaked[:5]))
-        trainer.start_from = ""
+        trainer.settings = replace(trainer.settings, start_from="")
         start_from = trainer.initialise(data.foreground)
     model.info = replace(model.info, cell_width=round(data.cell_width, 2), min_area=data.min_area, fully_recorded=True,
                          trained_on=data.trained_on, validated_on=data.validated_on,
-                         settings=settings.as_dict() | {"START_FROM": trainer.start_from})
+                         settings=trainer.settings.as_dict())
     if copies := positions_trained_on(model.info, data.validated_on, settings):
         log.info("%s: images of these validation positions are training images too, as copies", ", ".join(copies))
     if start_from:
@@ -227,11 +227,12 @@ class Trainer:
         if settings.batch_size % group.size:
             raise SegkitError(f"BATCH_SIZE={settings.batch_size}: a multiple of the {group.size} processes was needed")
         keep_memory()
-        self.settings, self.group, self.device = settings, group, group.device
+        # a resumed run has its weights, and the record of what they started from
+        again = settings.resume and settings.start_from == "starter"
+        self.settings = replace(settings, start_from="") if again else settings
+        self.group, self.device = group, group.device
         self.batch_size = settings.batch_size // group.size
         self.learning_rate = 0.0
-        # a resumed run has its weights, and the record of what they started from
-        self.start_from = "" if settings.resume and settings.start_from == "starter" else settings.start_from
         model.precision = settings.precision
         self.model = model.to(self.device).to(memory_format=torch.channels_last)
         self.network = group.wrap(self.model)
@@ -285,7 +286,7 @@ class Trainer:
         Returns what START_FROM's file says about its model, or None.
         """
         torch.manual_seed(self.settings.seed + 1000 * tries)
-        start_from = self.start_from
+        start_from = "" if tries else self.settings.start_from  # the same weights would fail again
         initial = load_model(self.settings.find_model(start_from), "cpu") if start_from else UNet(self.model.info)
         if not start_from:
             share = min(max(foreground, 1e-3), 0.9)
@@ -341,7 +342,7 @@ def _roll_back(trainer: Trainer, history: History, last_good: dict[str, Any] | N
         history.epoch = last_good["state"]["epoch"]
         return f"rolled back to epoch {history.epoch}"
     history.epoch, history.best_dice, history.least_loss = 0, -1.0, math.inf
-    trainer.start_from = trainer.model.info.settings["START_FROM"] = ""
+    trainer.model.info.settings["START_FROM"] = ""
     trainer.initialise(foreground, history.tries)
     return "restarted with other weights"
 
