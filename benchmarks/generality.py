@@ -1,15 +1,17 @@
 """Where a student holds that was not tuned there: `python benchmarks/generality.py DATA=folder [NAME=value ...]`.
 
 DATA holds sets of real frames in the users' layout. A student is trained on synthetic frames (`scenes.draw_frame`)
-alone and evaluated on every set; then, for each set, one on synthetic frames and all other sets, evaluated on the one
-left out. For each: Dice, panoptic quality, and panoptic quality with the threshold of `join_fragments` set best for
-every image. Then, for the first student: false cells on frames without any, and sweeps of magnification, light, focus
-and noise. Cells are brought to the student's width (SCALE=labels, by the set's labels; or auto, or a number), and
-outlines that lie far inside of Omnipose's are moved first, as for the starter.
+alone, kept in artefacts/synthetic_SEED.safetensors, and evaluated on every set; then, for each set, this student is
+trained on with synthetic frames and all other sets, and evaluated on the one left out. For each: Dice, panoptic
+quality, and panoptic quality with the threshold of `join_fragments` set best for every image. For the first student
+also: false cells on frames without any, and sweeps of magnification, light, focus and noise. Cells are brought to the
+student's width (SCALE=labels, by the set's labels; or auto, or a number), and outlines that lie far inside of
+Omnipose's are moved first, as for the starter.
 
-STUDENTS=synthetic (or left_out, or both, the default), SETS=delta,omnipose (default all), SEEDS=1, STEPS=1500,
-SECONDS=3600, FRAMES=900 (synthetic ones), CROP=128, LIMIT=5 (evaluated frames of a set), WORKERS=2 (processes that
-draw), PARALLEL=1 (students trained beside each other); MODEL=run or starter evaluates a student that is there.
+STUDENTS=synthetic (or left_out, or both, the default), SETS=delta,omnipose (default all), SEEDS=1, STEPS=2400 (of the
+first student), MORE=500 (of each of the others), SECONDS=3600 (of each, at most), FRAMES=1500 (synthetic ones),
+CROP=128, LIMIT=5 (evaluated frames of a set), WORKERS=2 (processes that draw), PARALLEL=1 (students trained beside
+each other); MODEL=run or starter: a student in place of the first.
 """
 
 from __future__ import annotations
@@ -36,14 +38,16 @@ from segkit.data.dataset import read_pair
 from segkit.data.discovery import discover
 from segkit.data.images import normalise
 from segkit.measure.metrics import dice, match_instances
+from segkit.model.checkpoint import save_model
 from segkit.model.postprocess import distance_target
-from segkit.model.predict import estimate_scale, label, predict
+from segkit.model.predict import estimate_quality, estimate_scale, find_cells, label, predict
 from segkit.settings import Settings
 from segkit.training.frames import Decoded
 
-OPTIONS = {"DATA": "", "STUDENTS": "both", "SETS": "", "SEEDS": "1", "STEPS": "1500", "SECONDS": "3600",
-           "FRAMES": "900", "CROP": "128", "LIMIT": "5", "SCALE": "labels", "WORKERS": "2", "PARALLEL": "1",
-           "MODEL": ""}
+OPTIONS = {"DATA": "", "STUDENTS": "both", "SETS": "", "SEEDS": "1", "STEPS": "2400", "MORE": "500",
+           "SECONDS": "3600", "FRAMES": "1500", "CROP": "128", "LIMIT": "5", "SCALE": "labels", "WORKERS": "2",
+           "PARALLEL": "1", "MODEL": ""}
+FIRST = Path(__file__).parents[1] / "artefacts/synthetic_{}.safetensors"
 HELD = 8  # synthetic frames of the sweeps, and frames without cells
 THRESHOLDS = (0.3, 0.4, 0.5, 0.6, 0.7)  # of the mean affinity
 PAINT = 24  # pixels around a cell that are painted over with it: its halo
@@ -127,7 +131,8 @@ def evaluate(model: segkit.UNet, image: np.ndarray, labels: np.ndarray, scale: s
         scores[threshold] = match_instances(found, labels).panoptic_quality, dice(found > 0, labels > 0)
     best = max(scores, key=lambda threshold: scores[threshold][0])
     return {"cells": len(np.unique(labels[labels > 0])), "Dice": scores[0.5][1], "PQ": scores[0.5][0],
-            "best PQ": scores[best][0], "best threshold": best}
+            "best PQ": scores[best][0], "best threshold": best,
+            "quality": estimate_quality(maps, find_cells(model.info, maps))}
 
 
 def evaluate_set(model: segkit.UNet, folder: Path, limit: int, scale: str) -> pd.DataFrame:
@@ -144,13 +149,12 @@ def false_cells(model: segkit.UNet, sparse: Sequence[Pair]) -> pd.DataFrame:
 
 
 def sweep(model: segkit.UNet) -> pd.DataFrame:
-    """Scores of synthetic frames after each of `changes`; the factor of the magnification is to be found."""
+    """Scores of synthetic frames, each after each of `changes`; the factor of the magnification is to be found."""
     rng = np.random.default_rng(2)
     drawn = ((normalise(image), labels) for image, labels in iter(lambda: scenes.draw_frame(rng), None))
     pairs = list(islice((pair for pair in drawn if pair[1].max() >= HELD), HELD))
-    rows = [{"change": name} | evaluate(model, *change(*pair), "auto") for name, change in changes().items()
-            for pair in pairs]
-    return pd.DataFrame(rows).groupby("change", sort=False)[["Dice", "PQ", "best PQ"]].mean().reset_index()
+    return pd.DataFrame([{"change": name} | evaluate(model, *change(*pair), "auto")
+                         for name, change in changes().items() for pair in pairs])
 
 
 def table(title: str, rows: pd.DataFrame) -> None:
@@ -160,6 +164,13 @@ def table(title: str, rows: pd.DataFrame) -> None:
     print(f"\n{title}\n\n" + "\n".join(lines), flush=True)
 
 
+def rank_correlation(**scores: pd.DataFrame) -> pd.DataFrame:
+    """Spearman's correlation of the quality that is estimated without labels with the panoptic quality."""
+    frames = scores | {"all": pd.concat(scores.values())}
+    return pd.DataFrame([{"frames": name, "count": len(rows), "rank correlation":
+                          float(rows["quality"].corr(rows["PQ"], method="spearman"))} for name, rows in frames.items()])
+
+
 def means(scores: pd.DataFrame) -> pd.DataFrame:
     """Cells and mean scores of every set, then of all sets."""
     by_set = scores.groupby("set", sort=False).agg({"cells": "sum", "Dice": "mean", "PQ": "mean", "best PQ": "mean"})
@@ -167,48 +178,63 @@ def means(scores: pd.DataFrame) -> pd.DataFrame:
     return pd.concat([by_set, mean]).rename_axis("set").reset_index()
 
 
-def student(sets: Sequence[Path], settings: Settings, options: Mapping[str, str]) -> segkit.UNet:
-    """A student of synthetic frames and of these sets."""
+def student(sets: Sequence[Path], settings: Settings, options: Mapping[str, str], steps: str,
+            start: str = "") -> segkit.UNet:
+    """A student of synthetic frames and of these sets, which starts from a model or from random weights."""
     torch.set_num_threads(max(1, torch.get_num_threads() // int(options["PARALLEL"])))
     real = {folder.name: read_set(folder, settings.validation) for folder in sets}
-    return train(DRAWN, real, settings, steps=int(options["STEPS"]), seconds=float(options["SECONDS"]))
+    return train(DRAWN, real, settings, steps=int(steps), seconds=float(options["SECONDS"]), start=start)
 
 
-def left_out(folder: Path, sets: Sequence[Path], settings: Settings, options: Mapping[str, str]) -> pd.DataFrame:
+def train_first(settings: Settings, options: Mapping[str, str]) -> str:
+    """Train the student of synthetic frames alone; returns its file."""
+    path = Path(str(FIRST).format(settings.seed))
+    path.parent.mkdir(exist_ok=True)
+    save_model(student((), settings, options, options["STEPS"]).cpu(), path)
+    return str(path)
+
+
+def left_out(folder: Path, sets: Sequence[Path], settings: Settings, options: Mapping[str, str],
+             first: str) -> pd.DataFrame:
     """Scores of the set that a student did not see."""
-    model = student([other for other in sets if other != folder], settings, options)
-    return evaluate_set(model, folder, int(options["LIMIT"]), options["SCALE"])
+    model = student([other for other in sets if other != folder], settings, options, options["MORE"], first)
+    scores = evaluate_set(model, folder, int(options["LIMIT"]), options["SCALE"])
+    print(scores.to_string(), flush=True)
+    return scores
 
 
-def alone(sets: Sequence[Path], settings: Settings, options: Mapping[str, str]) -> dict[str, pd.DataFrame]:
-    """Tables of the student of synthetic frames, or of MODEL, by title."""
-    model = segkit.load_model(settings.find_model(options["MODEL"]), settings.device) if options["MODEL"] \
-        else student((), settings, options)
+def alone(sets: Sequence[Path], settings: Settings, options: Mapping[str, str], first: str) -> dict[str, pd.DataFrame]:
+    """Tables of the first student, by title."""
+    model = segkit.load_model(settings.find_model(first), settings.device)
     scores = pd.concat([evaluate_set(model, folder, int(options["LIMIT"]), options["SCALE"]) for folder in sets])
     sparse = [pair for folder in sets if folder.name == "sparse" for pair in evaluation_set(folder, 14)]
+    swept = sweep(model)
+    by_change = swept.groupby("change", sort=False)[["Dice", "PQ", "best PQ"]].mean().reset_index()
     return {"Every frame": scores, f"{options['MODEL'] or 'Synthetic frames alone'}, seed {settings.seed}":
             means(scores), "False cells on frames without any": false_cells(model, sparse),
-            "Sweeps on synthetic frames": sweep(model)}
+            "Sweeps on synthetic frames": by_change,
+            "Estimated against true quality": rank_correlation(real=scores, changed=swept)}
 
 
 def main(arguments: list[str]) -> None:
     options, settings, sets = parse(arguments, OPTIONS)
     for seed in range(settings.seed, settings.seed + int(options["SEEDS"])):
         settings = replace(settings, seed=seed)
-        if not options["MODEL"]:
+        if options["STUDENTS"] != "synthetic" or not options["MODEL"]:
             drawing = Drawing(int(options["WORKERS"]), seed)
             DRAWN[:] = islice(drawing.take(wait=True), int(options["FRAMES"]))
             drawing.pool.shutdown(cancel_futures=True)
         with ProcessPoolExecutor(int(options["PARALLEL"]), get_context("fork")) as pool:
-            first = pool.submit(alone, sets, settings, options) if options["STUDENTS"] != "left_out" else None
-            others = [pool.submit(left_out, folder, sets, settings, options)
-                      for folder in (sets if options["STUDENTS"] != "synthetic" else ())]
-            for title, rows in first.result().items() if first else ():
-                table(title, rows)
-            if others:
+            first = options["MODEL"] or pool.submit(train_first, settings, options).result()
+            if options["STUDENTS"] != "left_out":
+                for title, rows in pool.submit(alone, sets, settings, options, first).result().items():
+                    table(title, rows)
+            if options["STUDENTS"] != "synthetic":
+                others = [pool.submit(left_out, folder, sets, settings, options, first) for folder in sets]
                 scores = pd.concat([job.result() for job in others])
                 table("Every frame", scores)
                 table(f"Leave one out, seed {seed}", means(scores))
+                table("Estimated against true quality", rank_correlation(real=scores))
 
 
 if __name__ == "__main__":

@@ -39,7 +39,7 @@ from segkit.training.frames import SCALES, Decoded, Store, decode_pair
 from segkit.training.trainer import Trainer, learning_rate_at, recompute_bn_stats
 
 OPTIONS = {"DATA": "", "OUT": "segkit/starter.safetensors", "SETS": "", "STEPS": "6000", "SECONDS": "9000",
-           "FRAMES": "1500", "CROP": "160", "WORKERS": "1"}
+           "FRAMES": "1500", "CROP": "160", "WORKERS": "1", "START": ""}
 SIDE = 256  # pixels, of a synthetic frame
 TIGHT = 0.7  # pixels inside of Omnipose's outline from which on outlines are moved
 Pair = tuple[np.ndarray, np.ndarray]  # image, labels
@@ -124,12 +124,12 @@ class Drawing:
 
 
 def train(drawn: Sequence[Decoded], real: Mapping[str, Mapping[Frame, Decoded]], settings: Settings, *, steps: int,
-          seconds: float, drawing: Drawing | None = None) -> segkit.UNet:
-    """A student of these frames; new ones of `drawing` take the places of the oldest."""
+          seconds: float, drawing: Drawing | None = None, start: str = "") -> segkit.UNet:
+    """A student of these frames; new ones of `drawing` take the places of the oldest. start: a model to go on from."""
     group = ProcessGroup(settings.device)
     store, side = mixed_store(drawn, real, group.device), int(settings.crop.partition("x")[0])
     model = segkit.UNet()
-    trainer = Trainer(model, replace(settings, start_from=""), group)
+    trainer = Trainer(model, replace(settings, start_from=start), group)
     trainer.initialise(0.2)
     trainer.model.train()
     generator, began, oldest = torch.Generator().manual_seed(settings.seed), time.monotonic(), 0
@@ -178,7 +178,8 @@ def main(arguments: list[str]) -> None:
     drawing = Drawing(int(own["WORKERS"]), settings.seed)
     real = {folder.name: read_set(folder, settings.validation) for folder in folders}
     drawn = list(islice(drawing.take(wait=True), int(own["FRAMES"])))
-    model = train(drawn, real, settings, steps=int(own["STEPS"]), seconds=float(own["SECONDS"]), drawing=drawing)
+    model = train(drawn, real, settings, steps=int(own["STEPS"]), seconds=float(own["SECONDS"]), drawing=drawing,
+                  start=own["START"])
     save_model(model.cpu(), Path(own["OUT"]), half=True)
     drawing.pool.shutdown(cancel_futures=True)
 

@@ -48,7 +48,7 @@ for _, image, labels in read_valid(split.validation, 1):
 
 # %% [markdown]
 # An untrained student has random weights (middle: even grey, no cells yet). Training makes it predict
-# the teacher's mask (right). With START_FROM=starter, the default, the training starts from the
+# the teacher's mask (right). With START_FROM=auto, the default, the training starts from the
 # *starter* instead, a student that comes with segkit; with an empty START_FROM, or where the starter
 # was trained on your validation frames, it starts from random weights.
 #

@@ -81,7 +81,8 @@ class Settings:
     validation: tuple[str, ...] = _setting(("09", "10", "19", "20"), "suffixes of the validation positions")
     exclude: tuple[str, ...] = _setting((), "pairs to leave out: EXPERIMENT/PosXXX/frame, or EXPERIMENT/PosXXX")
     resume: bool = _setting(False, "resume an interrupted run, or a finished one with more EPOCHS")
-    start_from: str = _setting("starter", "starter, run or model file that the training starts from; empty: none")
+    start_from: str = _setting("auto", "starter, run or model file that the training starts from; auto: the starter, "
+                                       "unless it knows validation images; empty: none")
     model: str = _setting("", "starter, run or model file to segment with; empty: this run's, else the starter")
     scale: float | str = _setting("auto", "zoom to the width of the model's training cells; auto: found", 0.02, 50)
     flips: bool = _setting(False, "average the predictions for four mirror images: slower, a little better")
@@ -145,7 +146,7 @@ class Settings:
         return self.find_model(self.model) if self.model else own
 
     def find_model(self, text: str) -> Path:
-        """Where the model lies that MODEL or START_FROM names: "starter", a run of that name, else a path."""
+        """Where the model lies that MODEL or START_FROM names: the starter, a run of that name, else a path."""
         run = self.root / "runs" / text
         return STARTER if text == "starter" else run if run.exists() else self._absolute(text)
 
@@ -348,11 +349,11 @@ def load_settings(parameters: Mapping[str, Any] | None = None, root: Path | None
 
 
 def _resolve_from(caller: Path, values: dict[str, Any]) -> dict[str, Any]:
-    """The values with relative paths made absolute; "starter" and a model that is not there, a run's name, are left."""
+    """The values with relative paths made absolute; the starter, and a run's name where no such path is, are left."""
     paths = {name: os.path.normpath(caller / os.path.expanduser(values[name])) for name in
              ("DATASET_PATH", "MASKS_PATH", "MODEL", "START_FROM") if values.get(name)}
-    return values | {name: path for name, path in paths.items()
-                     if name in ("DATASET_PATH", "MASKS_PATH") or (values[name] != "starter" and os.path.exists(path))}
+    return values | {name: path for name, path in paths.items() if name in ("DATASET_PATH", "MASKS_PATH")
+                     or (values[name] not in ("auto", "starter") and os.path.exists(path))}
 
 
 def _layer(below: dict[str, Any], above: dict[str, Any], root: Path) -> dict[str, Any]:

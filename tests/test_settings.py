@@ -283,7 +283,7 @@ def test_starter_is_the_student_of_the_package_and_a_path_is_the_users_file(tmp_
 
 
 def test_trainings_start_from_the_starter_unless_start_from_is_empty(tmp_path, monkeypatch):
-    assert load_settings(root=tmp_path).start_from == "starter"
+    assert load_settings(root=tmp_path).start_from == "auto"
     save_form(parse_settings({"START_FROM": ""}, Settings(root=tmp_path)))
     assert load_settings(root=tmp_path).start_from == ""
     monkeypatch.setenv("SEGKIT_START_FROM", "starter")

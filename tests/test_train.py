@@ -398,7 +398,7 @@ def test_a_training_begins_with_the_starters_weights_and_adds_its_record(four, s
     assert list(model.info.trained_on) == ["LAB/Pos1", "REF/Pos101", "REF/Pos102", "REF/Pos103"]
     assert model.info.fully_recorded
     assert "starting from starter," in (settings.run_dir / "MODEL_CARD.md").read_text()
-    info, card = train_on(four, EPOCHS=2, RESUME=1, START_FROM="starter")
+    info, card = train_on(four, EPOCHS=2, RESUME=1, START_FROM="auto")
     assert list(info.trained_on) == ["LAB/Pos1", "REF/Pos101", "REF/Pos102", "REF/Pos103"]
     assert "starting from starter," in card
 
@@ -406,7 +406,7 @@ def test_a_training_begins_with_the_starters_weights_and_adds_its_record(four, s
 def test_a_starter_that_was_trained_on_validation_frames_gives_way_to_random_weights(four, starter):
     scratch, _ = train_on(four)
     starter(**{"LAB/Pos2": scratch.validated_on["REF/Pos109"][:1]})
-    info, card = train_on(four, RUN="b", START_FROM="starter")
+    info, card = train_on(four, RUN="b", START_FROM="auto")
     log = (four / "runs/b/run.log").read_text()
     assert log.count("the starter was trained on images of validation positions (REF/Pos109): the training starts from "
                      "random weights instead") == 1
@@ -414,11 +414,12 @@ def test_a_starter_that_was_trained_on_validation_frames_gives_way_to_random_wei
     assert "starting from random weights," in card
     first, second = (load_model(four / "runs" / run, "cpu").state_dict() for run in "rb")
     assert all(torch.equal(value, second[name]) for name, value in first.items())
-    info, card = train_on(four, RUN="b", START_FROM="starter", EPOCHS=2, RESUME=1)
+    info, card = train_on(four, RUN="b", START_FROM="auto", EPOCHS=2, RESUME=1)
     assert "starting from random weights," in card
     assert (four / "runs/b/run.log").read_text().count("the starter was trained") == 1
-    with pytest.raises(SegkitError, match=r"trained on 1 of the validation positions \(REF/Pos109\): set VALIDATION"):
-        train_on(four, RUN="c", START_FROM="starter.safetensors")  # the same file, named as any other
+    for name in ("starter", "starter.safetensors"):  # the same file, asked for by name
+        with pytest.raises(SegkitError, match=r"on 1 of the validation positions \(REF/Pos109\): set VALIDATION"):
+            train_on(four, RUN="c", START_FROM=name)
 
 
 def test_an_empty_start_from_means_random_weights(four, starter):

@@ -117,19 +117,23 @@ def _channels(shape: tuple[int, int], radius: float, rng: np.random.Generator) -
 
 
 def _debris(shape: tuple[int, int], radius: float, rng: np.random.Generator) -> np.ndarray:
-    """What is not a cell (H, W), 1 as thick as a cell: ragged clumps, some of them in rows as on a scratch."""
+    """What is not a cell (H, W), 1 as thick as a cell: ragged clumps and scratches, darker or brighter than around."""
     y, x = np.mgrid[:shape[0], :shape[1]]
-    rough = ndimage.gaussian_filter(rng.normal(size=shape), radius * rng.uniform(0.15, 0.4))
-    debris, slope = np.zeros(shape), rng.uniform(-1, 1, 2)
-    in_rows = rng.random() < 0.3
-    for _ in range(rng.integers(8, 40) if in_rows else rng.integers(1, 7)):
-        middle = rng.uniform(0, 1, 2) * shape
-        if in_rows:
-            middle = np.array(shape) * (0.5 + slope * rng.uniform(-1, 1)) + rng.normal(0, radius, 2)
-        size = radius * rng.uniform(0.3, 1.5, 2)
-        blob = np.exp(-((y - middle[0]) / size[0]) ** 2 - ((x - middle[1]) / size[1]) ** 2)
-        debris += rng.uniform(-0.4, 1) * blob
-    return debris * np.clip(1 + rough / rough.std(), 0, 2)
+    rough = ndimage.gaussian_filter(rng.normal(size=shape), radius * rng.uniform(0.15, 0.45))
+    relief = rng.uniform(-0.5, 1) + rough / rough.std()
+    if rng.random() < 0.5:  # fragments with gaps between them
+        relief = np.maximum(relief, 0)
+    cover = np.zeros(shape)
+    for _ in range(rng.integers(0, 4)):  # scratches through the whole frame
+        (top, left), angle = rng.uniform(0, shape), rng.uniform(0, np.pi)
+        across = (y - top) * np.cos(angle) + (x - left) * np.sin(angle)
+        across += radius * rng.uniform(0, 3) * smooth_noise(shape, rng.uniform(20, 80), rng)
+        cover += np.exp(rng.uniform(-3, 0) - (across / (radius * rng.uniform(0.4, 2))) ** 2)
+    for _ in range(rng.integers(0, 9)):
+        top, left = rng.uniform(0, shape)
+        height, width = radius * np.exp(rng.uniform(-1.2, 0.9, 2))
+        cover += rng.uniform(0.1, 1) * np.exp(-((y - top) / height) ** 2 - ((x - left) / width) ** 2)
+    return cover * relief
 
 
 def draw_frame(rng: np.random.Generator, shape: tuple[int, int] = (256, 256)) -> tuple[np.ndarray, np.ndarray]:
@@ -169,7 +173,7 @@ def draw_frame(rng: np.random.Generator, shape: tuple[int, int] = (256, 256)) ->
     thickness = texture * draw_thickness(rods, shape, -outline_shift(microscope, radius), warp,
                                          rng.uniform(0.85, 1.15, len(rods.area)))
     obstacles, light = field(shape, microscope, rng)
-    if rng.random() < 0.25:
+    if rng.random() < (0.5 if kind in ("empty", "few") else 0.25):
         obstacles += microscope.phase * _debris(shape, radius, rng)
     depth = rng.uniform(0.2, 1.2) if rng.random() < 0.8 else rng.uniform(-0.6, -0.2)  # radians
     obstacles += depth * ndimage.gaussian_filter(walls, rng.uniform(0.5, 3))

@@ -99,7 +99,7 @@ def fit(model: UNet, split: Split, settings: Settings, on_epoch: Callable[[Histo
     ------
     SegkitError
         The run exists already or another process writes into it; START_FROM was trained on validation positions
-        (instead of the starter, random weights are used then); no pair can be decoded; the training diverges more
+        (with START_FROM=auto, random weights are used then); no pair can be decoded; the training diverges more
         than 3 times; a file cannot be written; or the kernel is interrupted (finished epochs are saved then).
     """
     group, history = ProcessGroup(settings.device), History()
@@ -138,7 +138,7 @@ def _train(model: UNet, split: Split, settings: Settings, group: ProcessGroup, h
     # Initial weights, and the record of all images that they were trained on
     start_from = trainer.initialise(data.foreground)
     leaked = positions_trained_on(start_from, data.validated_on, settings) if start_from else []
-    if leaked and trainer.settings.start_from == "starter":
+    if leaked and settings.start_from == "auto":
         log.info("the starter was trained on images of validation positions (%s): the training starts from random "
                  "weights instead", ", ".join(leaked[:5]))
         trainer.settings = replace(trainer.settings, start_from="")
@@ -228,8 +228,9 @@ class Trainer:
             raise SegkitError(f"BATCH_SIZE={settings.batch_size}: a multiple of the {group.size} processes was needed")
         keep_memory()
         # a resumed run has its weights, and the record of what they started from
-        again = settings.resume and settings.start_from == "starter"
-        self.settings = replace(settings, start_from="") if again else settings
+        if settings.start_from == "auto":
+            settings = replace(settings, start_from="" if settings.resume else "starter")
+        self.settings = settings
         self.group, self.device = group, group.device
         self.batch_size = settings.batch_size // group.size
         self.learning_rate = 0.0
@@ -294,7 +295,7 @@ class Trainer:
             initial.out.bias = nn.Parameter(torch.tensor(bias))
         elif initial.info.outputs != self.model.info.outputs:
             raise SegkitError(f"START_FROM {start_from} is a model of version 1.1 or of the starting recipe: set "
-                              "START_FROM=starter, or empty")
+                              "START_FROM=auto, or empty")
         self.model.load_state_dict(initial.state_dict())
         self.ema = AveragedModel(self.model, multi_avg_fn=update_ema)
         self.ema_model = cast(UNet, self.ema.module)
