@@ -27,7 +27,7 @@ def taught(tmp_path_factory):
     folder = tmp_path_factory.mktemp("taught")
     small_demo(folder / "data")
     settings = parse_settings({"DATASET_PATH": folder / "data", "RUN": "taught", "DEVICE": "cpu", "CROP": 48,
-                               "BATCH_SIZE": 8, "CROPS_PER_EPOCH": 160, "EPOCHS": 4},
+                               "BATCH_SIZE": 8, "CROPS_PER_EPOCH": 160, "EPOCHS": 2},
                               Settings(root=folder))
     return settings, fit(UNet(), discover_split(settings), settings)
 

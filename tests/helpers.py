@@ -34,10 +34,13 @@ def write(path, array, **options):
 
 
 def untrained_student():
-    """Deterministic: some pixels are cells, most are not."""
+    """Deterministic: some pixels are cells, most are not; certain of it, so that cells are kept."""
     torch.manual_seed(1)
     student = UNet()
     update_bn([torch.rand(4, 1, 64, 64)], student)
+    with torch.no_grad():
+        student.out.weight[0] *= 20
+        student.out.bias[0] *= 20
     return student.eval()
 
 

@@ -58,7 +58,7 @@ def test_every_frame_is_validated_once_and_every_batch_is_halved(runs):
     alone, together = runs
     said = (together.run_dir / "run.log").read_text()
     assert "8+8 training frames, 4+4 validation frames" in said
-    assert said.count("epoch 4/4") == 1  # one process writes the log
+    assert said.count("epoch 2/2") == 1  # one process writes the log
     one, two = (load_model(settings.run_dir, "cpu").info for settings in (alone, together))
     assert sum(len(hashes) for unit, hashes in two.trained_on.items() if unit.startswith("REF/")) == 16
     assert (two.trained_on, two.validated_on) == (one.trained_on, one.validated_on)
@@ -66,8 +66,8 @@ def test_every_frame_is_validated_once_and_every_batch_is_halved(runs):
 
 
 def test_one_process_continues_what_two_began(runs):
-    history = train(replace(runs[1], epochs=5, resume=True))
-    assert [row["epoch"] for row in history.rows] == list(range(1, 6))
+    history = train(replace(runs[1], epochs=3, resume=True))
+    assert [row["epoch"] for row in history.rows] == [1, 2, 3]
 
 
 def test_a_lost_process_ends_the_run_with_a_sentence_and_its_epochs_are_kept(taught):

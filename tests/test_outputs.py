@@ -157,18 +157,19 @@ def test_maps_agree_less_where_cells_are_merged_missed_or_imagined():
     assert agreement(Maps(np.zeros((9, 9)), np.zeros((9, 9)), (9, 9)), np.zeros((9, 9), int))[0] == 1
 
 
-def test_quality_is_lower_where_borders_are_blurred_or_maps_differ():
+def test_quality_is_lower_where_borders_are_blurred_or_cells_are_doubtful():
     cells = squares((5, 5), (5, 20), (25, 20))
     maps = Maps((cells > 0).astype(np.float32), distance_target(cells)[0] / np.float32(255), cells.shape)
     blurred = maps._replace(probability=ndimage.gaussian_filter(maps.probability, 2.0))
     assert estimate_quality(maps, cells) == 1
     assert estimate_quality(blurred, cells) < 0.9
-    assert estimate_quality(maps, np.where(cells == 3, 0, cells)) < 0.8
-    assert estimate_quality(maps, 0 * cells) == 0.5  # empty, or not seen
+    unsure = maps._replace(probability=np.where(cells == 3, np.float32(0.6), maps.probability))
+    assert 0.5 < estimate_quality(unsure, cells) < 0.8
+    assert np.isnan(estimate_quality(maps, 0 * cells))  # empty, or not seen
 
 
 def test_the_worst_frames_come_first_and_are_flagged(tmp_path):
-    table = pd.DataFrame({"experiment": "A", "position": "Pos1", "frame": range(4), "quality": [0.9, 0.1, 0.95, 0.3]})
+    table = pd.DataFrame({"experiment": "A", "position": "Pos1", "frame": range(4), "quality": [0.9, 0.1, np.nan, 0.6]})
     table.to_csv(tmp_path / "frames.csv", index=False)
     worst = worst_frames(tmp_path, 3)
     assert worst["frame"].tolist() == [1, 3, 0]

@@ -203,6 +203,14 @@ def test_cells_with_a_waist_are_told_from_cells_end_to_end_by_affinity():
         assert found.max() == labels.max()
 
 
+def test_a_student_that_predicts_affinity_drops_cells_of_which_it_is_uncertain():
+    labels = squares((5, 5), (25, 20))
+    probability = np.choose(labels, [0, 0.9, 0.7])
+    distance = distance_target(labels)[0] / 255
+    assert np.array_equal(label_cells(probability, distance), labels)  # as version 1.1 does
+    assert np.array_equal(label_cells(probability, distance, affinity=affinity_of(labels)), labels == 1)
+
+
 @pytest.mark.parametrize("axes", predict.MIRRORS)
 def test_pairs_of_a_mirror_image_change_places(monkeypatch, axes):
     """A stand-in for the network predicts of each pair the brightness of its first pixel times that of its second."""

@@ -29,7 +29,7 @@ class Microscope:
 def draw_microscope(rng: np.random.Generator, radius: float) -> Microscope:
     """A random microscope for cells of this half width (pixels); ranges measured on real images (FACTS.md)."""
     phase = rng.uniform(0.25, 1.0)
-    ring = max(0.3, phase * np.exp(rng.uniform(np.log(0.8), np.log(2))))  # with less, thick cells turn bright
+    ring = max(0.3, phase * np.exp(rng.uniform(np.log(0.62), np.log(2))))  # below 0.8 the middle of cells turns bright
     return Microscope(
         phase=phase,
         ring=ring,

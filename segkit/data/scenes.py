@@ -119,7 +119,7 @@ def _channels(shape: tuple[int, int], radius: float, rng: np.random.Generator) -
 def _debris(shape: tuple[int, int], radius: float, rng: np.random.Generator) -> np.ndarray:
     """What is not a cell (H, W), 1 as thick as a cell: ragged clumps and scratches, darker or brighter than around."""
     y, x = np.mgrid[:shape[0], :shape[1]]
-    rough = ndimage.gaussian_filter(rng.normal(size=shape), radius * rng.uniform(0.15, 0.45))
+    rough = ndimage.gaussian_filter(rng.normal(size=shape), radius * rng.uniform(0.12, 0.3))
     relief = rng.uniform(-0.5, 1) + rough / rough.std()
     if rng.random() < 0.5:  # fragments with gaps between them
         relief = np.maximum(relief, 0)

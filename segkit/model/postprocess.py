@@ -16,6 +16,7 @@ LEVELS = np.arange(0.35, 1.0, 0.05)  # of the distance, at which peaks are separ
 SMOOTHING = 1.2  # pixels
 PLATEAU, DEEP = 0.75, 2.5  # the target is 1 from this share of half the width nearby, or from so many pixels inside
 NEARBY = 7  # pixels
+CERTAIN = 0.8  # mean foreground probability of a cell; debris is below it, one cell in a thousand is (benchmarks)
 GREYS = 254  # the target's distance is stored as 1 + round(254 * distance), 0 = background
 
 
@@ -82,7 +83,7 @@ def label_cells(probability: np.ndarray, distance: np.ndarray | None, threshold:
     probability, distance: float (H, W); distance None: connected components (8-neighbourhood). prominence: how far the
     distance must fall between two peaks for them to be two fragments. affinity: (pairs, H, W), see `join_fragments`;
     without it each fragment is a cell. Cells smaller than min_area (pixels) are removed, smaller holes inside one cell
-    filled; gaps between cells stay.
+    filled; gaps between cells stay. With affinity, cells whose mean probability is below CERTAIN are removed, too.
     Returns int32 (H, W), 0 = background, numbered from 1 without gaps.
     """
     foreground = probability > threshold
@@ -97,10 +98,13 @@ def label_cells(probability: np.ndarray, distance: np.ndarray | None, threshold:
         if affinity is not None:
             labels = join_fragments(relabel(labels), affinity)
 
-    # a cell's own pixels decide whether it is large enough, not its holes
+    # a cell's own pixels decide whether it is large and certain enough, not its holes
     areas = np.bincount(labels.ravel())
+    unfit = areas < min_area
+    if affinity is not None:  # files of version 1.1 give the labels that they gave then
+        unfit |= np.bincount(labels.ravel(), probability.ravel()) < CERTAIN * areas
     filled = _fill_holes(labels, min_area)
-    filled[areas[filled] < min_area] = 0
+    filled[unfit[filled]] = 0
     return relabel(filled)
 
 

@@ -19,7 +19,7 @@ from .baseline import BaselineUNet
 from .postprocess import distance_target, label_cells, relabel
 from .unet import PAIRS, STRIDE, ModelInfo, UNet
 
-POSTPROCESSING = 3  # version; raise it with every change that gives other labels for the same image and weights
+POSTPROCESSING = 4  # version; raise it with every change that gives other labels for the same image and weights
 TILE, MARGIN = 1024, 128  # pixels, multiples of STRIDE: tile size, and overlap on either side
 MIRRORS = ((), (-2,), (-1,), (-2, -1))  # axes to flip
 MIN_SCALE, MAX_SCALE = 0.02, 50
@@ -29,7 +29,6 @@ MIN_CELLS = 5  # fewer cells do not show how wide cells are
 SAME_WIDTH = 2 ** 0.25  # a smaller factor, up to half a step of the ladder, is not worth a change of scale
 FAINT = 0.1  # of a map; less is background
 STEP = 0.44  # gradient, smoothed by 0.7 pixels, beside a step from 0 to 1
-QUALITY_RANGE = 0.65, 0.95  # where estimated quality is 0 and 1, so that it is about the panoptic quality
 MIN_AGREEMENT, LOSS = 0.8, 0.02  # of the maps: what a scale needs, and how much less than at the first guess it may be
 
 
@@ -210,16 +209,17 @@ def agreement(maps: Maps, cells: np.ndarray) -> tuple[float, np.ndarray]:
 
 
 def estimate_quality(maps: Maps, cells: np.ndarray) -> float:
-    """The quality of a frame, 0 to 1, without labels: agreement of the maps, and sharpness of the cells' borders.
+    """The quality of a frame, 0 to 1, without labels: how certain its cells are, and how sharp their borders.
 
-    It ranks frames about as panoptic quality does (figures in benchmarks/README.md). 0.5 without any cell: the frame is
-    empty, or its cells are not seen.
+    It ranks frames about as panoptic quality does, and is about as large (figures in benchmarks/README.md). NaN without
+    any cell: the frame is empty, or its cells are not seen.
     """
     border = (cells > 0) & ~ndimage.binary_erosion(cells > 0)
     if not border.any():
-        return 0.5
+        return math.nan
     sharpness = ndimage.gaussian_gradient_magnitude(maps.probability, 0.7)[border].mean() / STEP
-    return float(np.interp(agreement(maps, cells)[0] * min(1, sharpness) ** 0.3, QUALITY_RANGE, (0, 1)))
+    certainty = ndimage.mean(maps.probability, cells, np.unique(cells[cells > 0])).mean()
+    return float(min(1, sharpness) ** 0.5 * certainty ** 3)
 
 
 def estimate_scale(model: UNet, images: Iterable[np.ndarray], guess: float = 1.0) -> float | None:
