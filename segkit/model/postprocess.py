@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 from scipy import ndimage
-from skimage.graph import RAG, merge_hierarchical
 from skimage.segmentation import watershed
 
 from ..data.images import EIGHT, SPECK
@@ -115,6 +114,8 @@ def join_fragments(fragments: np.ndarray, affinity: np.ndarray) -> np.ndarray:
     The two fragments with the highest mean over all pairs that reach from one to the other are joined first, until no
     mean is above a half (average linkage, Bailoni et al. 2022, arXiv 1906.11713).
     """
+    from skimage.graph import RAG, merge_hierarchical  # networkx takes half a second to import
+
     fragments, size, keys, values = fragments.astype(np.int64), int(fragments.max()) + 1, [], []
     component = ndimage.label(fragments > 0, structure=EIGHT)[0]  # cells with background between them stay apart
     for half, same in zip(PAIRS, affinity, strict=True):
@@ -135,7 +136,7 @@ def join_fragments(fragments: np.ndarray, affinity: np.ndarray) -> np.ndarray:
                               merge_func=lambda graph, source, target: None, weight_func=_mean_of_both)
 
 
-def _mean_of_both(graph: RAG, source: int, target: int, other: int) -> dict[str, float]:
+def _mean_of_both(graph: Any, source: int, target: int, other: int) -> dict[str, float]:
     """The edge from two joined fragments to a third: the mean over the pairs of both."""
     edges = [graph[node][other] for node in (source, target) if graph.has_edge(node, other)]
     count = sum(edge["count"] for edge in edges)

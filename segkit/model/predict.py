@@ -9,7 +9,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import ArrayLike
-from scipy import ndimage, stats
+from scipy import ndimage
 from torch import Tensor
 
 from ..data.images import blank_pixels, has_contrast, normalise
@@ -272,7 +272,8 @@ def _try_scale(model: UNet, inputs: Sequence[np.ndarray], scale: float) -> tuple
         widths += found.tolist()
     if len(widths) < MIN_CELLS:
         return 0.0, 0.0
-    return float(np.mean(values)), scale * model.info.cell_width / float(stats.trim_mean(widths, 0.25))
+    middle = np.sort(widths)[len(widths) // 4:len(widths) - len(widths) // 4]
+    return float(np.mean(values)), scale * model.info.cell_width / float(middle.mean())
 
 
 def _alike(factor: float, other: float) -> bool:
