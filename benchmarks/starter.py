@@ -4,7 +4,8 @@ DATA holds sets of real frames in the users' layout. Half of the crops show synt
 others come from all real sets with equal shares, training positions only. Outlines that lie 0.7 pixels or more inside
 of where Omnipose draws them are moved outwards. Frames are drawn by processes beside the training, so that none need
 come twice. STEPS=6000, SECONDS=9000 (whatever ends first), FRAMES=1500 (kept at a time), CROP=160, WORKERS=1 (processes
-that draw), SETS=delta,omnipose (default all). Other names are settings of the training (SEED, BATCH_SIZE, DEVICE, ...).
+that draw), SETS=delta,omnipose (default all), START=run or model file to go on from (default random weights). Other
+names are settings of the training (SEED, BATCH_SIZE, DEVICE, ...).
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from segkit.data.discovery import discover
 from segkit.data.images import hash_pixels, normalise
 from segkit.data.label_review import outline_offset
 from segkit.data.scenes import draw_frame
-from segkit.measure.metrics import hashes_by_position
+from segkit.measure.metrics import hashes_by_position, join_records
 from segkit.model.checkpoint import save_model
 from segkit.model.postprocess import smallest_area
 from segkit.settings import Settings, load_settings, parse_settings
@@ -130,7 +131,7 @@ def train(drawn: Sequence[Decoded], real: Mapping[str, Mapping[Frame, Decoded]],
     store, side = mixed_store(drawn, real, group.device), int(settings.crop.partition("x")[0])
     model = segkit.UNet()
     trainer = Trainer(model, replace(settings, start_from=start), group)
-    trainer.initialise(0.2)
+    earlier = trainer.initialise(0.2)
     trainer.model.train()
     generator, began, oldest = torch.Generator().manual_seed(settings.seed), time.monotonic(), 0
     for step in count():
@@ -158,9 +159,9 @@ def train(drawn: Sequence[Decoded], real: Mapping[str, Mapping[Frame, Decoded]],
     records = [(frame, decoded.image_hash) for frames in real.values() for frame, decoded in frames.items()]
     trainer.ema_model.info = replace(
         model.info, cell_width=round(store.cell_width, 2), min_area=smallest_area(store.areas, store.cell_width),
-        trained_on=hashes_by_position(records), fully_recorded=True,
-        settings={"DATASET_PATH": ", ".join(["synthetic", *real]), "RUN": "starter", "STEPS": step,
-                  "SEED": settings.seed})
+        trained_on=join_records(hashes_by_position(records), earlier.trained_on if earlier else {}),
+        fully_recorded=True, settings={"DATASET_PATH": ", ".join(["synthetic", *real]), "RUN": "starter", "STEPS": step,
+                                       "SEED": settings.seed})
     return trainer.ema_model
 
 

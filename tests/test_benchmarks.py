@@ -72,9 +72,12 @@ def test_tight_outlines_are_moved_outwards_before_the_starters_training(benchmar
 
 def test_the_starter_is_trained_to_its_end(benchmark_of, tmp_path, capsys):
     small_demo(tmp_path / "data/demo")
-    benchmark_of("starter").main([f"DATA={tmp_path / 'data'}", f"OUT={tmp_path / 'new.safetensors'}", "STEPS=2",
-                                  "FRAMES=3", "CROP=32", "BATCH_SIZE=2", "DEVICE=cpu"])
-    info = segkit.load_model(tmp_path / "new.safetensors").info
-    assert info.fully_recorded
-    assert set(info.trained_on) == {"REF/Pos101", "REF/Pos102"}
-    assert "step 0" in capsys.readouterr().out
+    new, later = tmp_path / "new.safetensors", tmp_path / "later.safetensors"
+    for values in ([f"OUT={new}", "STEPS=2"], [f"OUT={later}", "STEPS=1", f"START={new}", "SETS=none"]):
+        benchmark_of("starter").main([f"DATA={tmp_path / 'data'}", "FRAMES=3", "CROP=32", "BATCH_SIZE=2", "DEVICE=cpu",
+                                      *values])
+    for path in (new, later):  # what the first weights were trained on stays known
+        info = segkit.load_model(path).info
+        assert info.fully_recorded
+        assert set(info.trained_on) == {"REF/Pos101", "REF/Pos102"}
+    assert capsys.readouterr().out.count("step 0") == 2
