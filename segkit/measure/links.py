@@ -12,10 +12,12 @@ HALVED = 2.0  # cost of a division of which one daughter is missing
 ALIGNED = 0.6  # of 1, all cells in one direction: cells in channels are at least so much
 SIGMA = 0.18  # standard deviation of a step of log area about the frame's growth
 # a cell that can be linked; places are complex, x + iy. axis: unit vector along it; alone: cost of having no partner;
-# seen: frame in which it was measured; channel: -1 none; rank: order in the channel; slack: pixels it may be off
+# seen: frame in which it was measured; channel: -1 none; rank: order in the channel; slack: pixels it may be off; row:
+# its number among all cells of the film. What is found: before, the row of the cell that it comes from (-1: none), by a
+# division or not, with which doubt; leaves: it stands where cells leave or come in
 CELL = np.dtype([("label", int), ("area", float), ("centre", complex), ("axis", complex), ("length", float),
-                 ("width", float), ("alone", float), ("seen", int), ("track", int), ("channel", int), ("rank", int),
-                 ("slack", float)])
+                 ("width", float), ("alone", float), ("seen", int), ("channel", int), ("rank", int), ("slack", float),
+                 ("row", int), ("before", int), ("divided", bool), ("doubt", float), ("leaves", bool)])
 
 
 def _couples(one: np.ndarray, two: np.ndarray, i: np.ndarray, j: np.ndarray) -> np.ndarray:
