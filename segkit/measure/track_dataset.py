@@ -166,9 +166,8 @@ def predecessors(cells: pd.DataFrame, tracks: pd.DataFrame) -> pd.DataFrame:
     key = [*UNIT, "track"]
     ordered = cells.merge(tracks[[*key, "mother_track"]], on=key).sort_values([*key, "frame"], ignore_index=True)
     before = ordered.groupby(key)[["frame", "label"]].shift()
-    last = ordered.groupby(key, as_index=False)[["frame", "label"]].last()
-    mother = ordered[[*UNIT, "mother_track"]].merge(
-        last.rename(columns={"track": "mother_track"}), on=[*UNIT, "mother_track"], how="left")
+    last = ordered.groupby(key)[["frame", "label"]].last()
+    mother = ordered[[*UNIT, "mother_track"]].join(last, on=[*UNIT, "mother_track"])
     ordered[["from_frame", "from_label"]] = before.fillna(mother[["frame", "label"]])
     return ordered
 

@@ -16,10 +16,11 @@ HALVES = (0.35, 0.65)  # area of a daughter over her mother's
 GROWTH = (0.05, 0.15, 0.3, 0.5)  # log area per frame, before any is measured
 
 
-def _measure(labels: np.ndarray, frame: int) -> tuple[np.ndarray, np.ndarray]:
+def _measure(labels: np.ndarray, frame: int, count: int) -> tuple[np.ndarray, np.ndarray]:
     """The cells (n,) of a frame (H, W), in the order of their labels, and their runs of pixels (4, r).
 
-    A run lies in one row: its cell, y, first x and length. There are several times fewer runs than pixels.
+    A run lies in one row of the image: its cell's row among all, y, first x and length. There are several times fewer
+    runs than pixels. count: cells of the frames before.
     """
     if not isinstance(labels, np.ndarray) or labels.ndim != 2 or labels.dtype.kind not in "iu" \
             or labels.min(initial=0) < 0:
@@ -49,27 +50,9 @@ def _measure(labels: np.ndarray, frame: int) -> tuple[np.ndarray, np.ndarray]:
     cells["length"], cells["width"] = 4 * np.sqrt((both + np.abs(long)) / 2), 4 * np.sqrt((both - np.abs(long)) / 2)
     edge = (y == 0) | (x == 0) | (y == height - 1) | (x + n == width)
     cells["alone"] = np.where(np.bincount(owner, edge, len(cells)) > 0, AT_EXIT, ALONE)
-    cells["seen"], cells["channel"], cells["before"] = frame, -1, -1
-    return cells, np.stack([owner, y, x, n])
-
-
-def _kept(cells: np.ndarray, runs: np.ndarray, keep: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Cells and runs of those where keep (n,) is True."""
-    if keep.all():
-        return cells, runs
-    runs = runs[:, keep[runs[0]]]
-    runs[0] = (np.cumsum(keep) - 1)[runs[0]]
-    return cells[keep], runs
-
-
-def _moved(cells: np.ndarray, runs: np.ndarray, by: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Cells and runs moved by (n,), x + iy."""
-    if not by.any():
-        return cells, runs
-    cells, runs = cells.copy(), runs.copy()
-    cells["centre"] += by
-    runs[1:3] += np.round([by.imag, by.real]).astype(int)[:, runs[0]]
-    return cells, runs
+    cells["row"], cells["seen"] = count + np.arange(len(cells)), frame
+    cells["source"], cells["channel"], cells["before"] = cells["row"], -1, -1
+    return cells, np.stack([cells["row"][owner], y, x, n])
 
 
 def _thumb(picture: np.ndarray) -> np.ndarray:
@@ -97,10 +80,15 @@ def _drift(before: np.ndarray, after: np.ndarray, whiten: bool) -> complex:
     return 4 * complex(*top[::-1])
 
 
-def _pixels(runs: np.ndarray, shape: tuple[int, ...], by: complex = 0j) -> tuple[np.ndarray, np.ndarray]:
-    """Cell and flat index of each pixel of runs (4, r), moved by x + iy, that lies in a frame of this shape."""
-    owner, (y, x, n) = runs[0], runs[1:]
-    y, (low, high) = y + round(by.imag), np.clip(np.stack([x, x + n]) + round(by.real), 0, shape[1])
+def _pixels(cells: np.ndarray, runs: np.ndarray, shape: tuple[int, ...], by: complex = 0j) \
+        -> tuple[np.ndarray, np.ndarray]:
+    """Cell and flat index of each pixel of the cells' runs, moved by x + iy, that lies in a frame of this shape."""
+    index = np.zeros(cells["row"].max(initial=0) + 1, int)
+    index[cells["row"]] = np.arange(len(cells))
+    owner, (y, x, n) = index[runs[0]], runs[1:]
+    moved = cells["moved"] + np.round(by)
+    right, down = np.array([moved.real, moved.imag], int)[:, owner]
+    y, (low, high) = y + down, np.clip(np.stack([x, x + n]) + right, 0, shape[1])
     n = (high - low) * ((y >= 0) & (y < shape[0]))
     return np.repeat(owner, n), np.arange(n.sum()) + np.repeat(y * shape[1] + low - np.cumsum(n) + n, n)
 
@@ -111,11 +99,11 @@ def _shared(a: np.ndarray, runs: np.ndarray, b: np.ndarray, others: np.ndarray, 
 
     runs, others: those of a and of b, (4, r).
     """
-    index, (owner, at) = np.full(shape, len(b), np.int32).ravel(), _pixels(others, shape)
+    index, (owner, at) = np.full(shape, len(b), np.int32).ravel(), _pixels(b, others, shape)
     index[at] = owner
-    covered = [np.count_nonzero(index[_pixels(runs[:, ::4], shape, by)[1]] < len(b)) for by in (shift, 0j)]
+    covered = [np.count_nonzero(index[_pixels(a, runs[:, ::4], shape, by)[1]] < len(b)) for by in (shift, 0j)]
     shift *= covered[0] > 1.05 * covered[1]
-    owner, at = _pixels(runs, shape, shift)
+    owner, at = _pixels(a, runs, shape, shift)
     pairs = np.bincount(owner * (len(b) + 1) + index[at], minlength=len(a) * (len(b) + 1))
     return pairs.reshape(len(a), len(b) + 1)[:, :-1], shift
 
@@ -134,9 +122,8 @@ def _forced(a: np.ndarray, b: np.ndarray, todo: dict[tuple[int, int], tuple[int,
     return np.maximum(np.array(rows, int).reshape(-1, 4), -1)
 
 
-def _carry(a: np.ndarray, runs: np.ndarray, b: np.ndarray, others: np.ndarray, members: np.ndarray, frame: int,
-           longest: int) -> tuple[np.ndarray, np.ndarray]:
-    """Cells to link to the next frame, with runs: b, and those of a to look for again, moved as their neighbours.
+def _carry(a: np.ndarray, b: np.ndarray, members: np.ndarray, frame: int, longest: int) -> np.ndarray:
+    """Cells to link to the next frame: b, and those of a to look for again, moved as their neighbours.
 
     longest: for how many frames a cell is looked for.
     """
@@ -149,13 +136,19 @@ def _carry(a: np.ndarray, runs: np.ndarray, b: np.ndarray, others: np.ndarray, m
     keep[i[merged]] = keep[i2[merged]] = True
     a["alone"] = LOST
     a["alone"][i[merged]] = ALONE
-    for name in ("label", "row"):
+    for name in ("label", "source"):
         a[name][i[merged]] = b[name][j[merged]]
-    (a, runs), (b, others) = _kept(a, runs, keep), _kept(b, others, shown)
+    a = a[keep]
     if len(moves):
-        a, runs = _moved(a, runs, moves[np.argsort(np.abs(a["centre"][:, None] - stays), axis=1)[:, :2]].mean(1))
-    runs[0] += len(b)
-    return np.concatenate([b, a]), np.concatenate([others, runs], axis=1)
+        near = np.argsort(np.abs(a["centre"][:, None] - stays), axis=1)[:, :2]
+        _move(a, moves[near].mean(1))
+    return np.concatenate([b[shown], a])
+
+
+def _move(cells: np.ndarray, by: np.ndarray | complex) -> None:
+    """Move cells by x + iy: their centres, and their runs by whole pixels."""
+    cells["centre"] += by
+    cells["moved"] += np.round(by)
 
 
 def link_cells(labels: Iterable[np.ndarray], frames: Iterable[int] | None = None,
@@ -216,29 +209,30 @@ def link_frames(labels: Iterable[np.ndarray], frames: Iterable[int] | None = Non
     # growth of log area per frame, and for how many links it stands; what tells of channels so far
     memory = {"growth": np.zeros(2), "files": np.zeros(0), "open": np.zeros(2), "blind": np.zeros(())}
     todo, last, film = dict(corrections or {}), 0, [np.zeros(0, CELL)]
-    (known, runs), thumb = _measure(np.zeros((1, 1), int), 0), np.zeros((0, 0), np.float32)
+    known, runs, thumb = film[0], np.zeros((4, 0), int), np.zeros((0, 0), np.float32)
     for number, picture, image in _together(labels, numbers, images):
-        cells, others = _measure(picture, number)
-        cells["row"] = sum(map(len, film)) + np.arange(len(cells))
+        cells, others = _measure(picture, number, sum(map(len, film)))
         before, thumb = thumb, _thumb(picture > 0 if image is None else image)
         # links from the frame before, and from cells that were missing there
-        known, runs = _kept(known, runs, number - known["seen"] <= (GAP + 1) * step)
+        known = known[number - known["seen"] <= (GAP + 1) * step]
+        runs = runs[:, np.isin(runs[0], known["row"])]
         shared, shift = _shared(known, runs, cells, others, picture.shape, _drift(before, thumb, image is not None))
-        known, runs = _moved(known, runs, np.full(len(known), shift))
+        _move(known, shift)
         memory["blind"] = np.array(shift * (image is None))
         forced, age = _forced(known, cells, todo, last), (number - known["seen"]) / step
         members, doubt, out = _follow(known, cells, shared, forced, memory, age)
         for daughter in members.T[2:]:  # one cell that continues the track, or two
             linked = daughter >= 0
-            cells["before"][daughter[linked]] = known["row"][members[linked, 0]]
+            cells["before"][daughter[linked]] = known["source"][members[linked, 0]]
             cells["divided"][daughter[linked]] = members[linked, 3] >= 0
             cells["doubt"][daughter[linked]] = doubt[linked]
         cells["leaves"] = (cells["alone"] == AT_EXIT) | out[len(known):]
-        film[-1]["leaves"] |= np.isin(film[-1]["row"], known["row"][out[:len(known)]])
+        film[-1]["leaves"] |= np.isin(film[-1]["row"], known["source"][out[:len(known)]])
         film.append(cells)
 
         # this frame's cells, and those still to be found
-        (known, runs), last = _carry(known, runs, cells, others, members, number, GAP * step), number
+        known, runs = _carry(known, cells, members, number, GAP * step), np.concatenate([others, runs], axis=1)
+        last = number
     if todo:
         raise SegkitError(f"corrections name cells that are not there, or not before another frame: {sorted(todo)}")
     cells = np.concatenate(film)
