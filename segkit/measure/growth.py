@@ -1,8 +1,8 @@
 """From cells to growth: area over time, growth rates, and treated experiments against their reference."""
 
+import os
 import re
 from collections.abc import Iterable, Mapping
-from os.path import commonprefix  # of any text, here of names
 from pathlib import Path
 from typing import Any
 
@@ -226,7 +226,8 @@ def find_reference(experiment: str, experiments: Iterable[str], reference: str) 
     named = [e for e in sorted(experiments) if reference and pattern.fullmatch(e)]
     if experiment in named:
         return None
-    return max(named, key=lambda name: (len(commonprefix([name, experiment])), name == reference), default=None)
+    alike = {name: len(os.path.commonprefix([name, experiment])) for name in named}  # noqa: RUF071  (letters)
+    return max(named, key=lambda name: (alike[name], name == reference), default=None)
 
 
 def compare_growth(growth: pd.DataFrame, reference: str | Mapping[str, str] = "REF") -> pd.DataFrame:
