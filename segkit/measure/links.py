@@ -221,11 +221,8 @@ def solve(a: np.ndarray, b: np.ndarray, shared: np.ndarray, forced: np.ndarray, 
     _channels(a, b, memory)
     members, gain, useful = _hypotheses(a, b, shared)
     # what the user chose leaves no choice to these cells
-    blocked = np.zeros(total + 1, bool)
-    blocked[np.where(forced < 0, total, forced + offset)] = True
-    blocked[total] = False
     nodes = np.where(members < 0, total, members + offset)
-    keep = ~blocked[nodes].any(1)
+    keep = ~np.isin(nodes, (forced + offset)[forced >= 0]).any(1)
     members, gain, useful, nodes = members[keep], gain[keep], useful[keep], nodes[keep]
     channel, chosen, leaves = a["channel"][members[:, 0]], np.zeros(len(gain), bool), np.zeros(total, bool)
 

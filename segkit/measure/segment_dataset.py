@@ -237,12 +237,12 @@ def write_labels(path: Path, labels: np.ndarray, pixel_size_um: float | None, pr
     """Write labels (H, W) as TIFF, uint16, with the pixel size where it is known (Fiji and napari read it)."""
     if labels.max() > 65535:
         raise SegkitError(f"{path.name}: {labels.max()} cells in one frame, and 16-bit labels hold 65535")
-    per_cm = 1e4 / pixel_size_um if pixel_size_um else None
-    resolution: dict[str, Any] = {"resolution": (per_cm, per_cm), "resolutionunit": "CENTIMETER"} if per_cm else {}
     text = f"{provenance}; {pixel_size_um} um; {not_seen:.6g} not seen; {quality:.4f} quality"
+    options: dict[str, Any] = {"compression": "zlib", "metadata": None, "description": text}
+    if pixel_size_um:
+        options |= {"resolution": (1e4 / pixel_size_um, 1e4 / pixel_size_um), "resolutionunit": "CENTIMETER"}
     with replacing(path) as temporary:
-        tifffile.imwrite(temporary, labels.astype(np.uint16), compression="zlib", metadata=None, description=text,
-                         **resolution)
+        tifffile.imwrite(temporary, labels.astype(np.uint16), **options)
 
 
 def _read_own_labels(given: FrameResult) -> FrameResult | None:
