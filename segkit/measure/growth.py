@@ -343,7 +343,7 @@ def _death_unknown(one: pd.DataFrame, other: pd.DataFrame) -> str:
 def _no_rates(y: pd.DataFrame, x: pd.DataFrame, one: pd.DataFrame) -> str:
     """Why the rates of treated (y of one) and reference positions (x) cannot be compared, or an empty text."""
     for table, whose in ((y, "treated"), (x, "reference")):
-        if table.empty or table["mean_cells"].sum() < MIN_CELLS:
+        if table["mean_cells"].sum() < MIN_CELLS:
             return f"too few cells: the {whose} positions have {table['mean_cells'].sum():.1f} in an average frame"
     if not x["growth_per_hour"].mean() > 0:
         return NO_GROWTH

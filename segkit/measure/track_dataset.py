@@ -221,21 +221,19 @@ def write_ctc(frames: Iterable[Frame], cells: pd.DataFrame, tracks: pd.DataFrame
     Returns the folder ctc; an older one is replaced.
     """
     out_dir = Path(out_dir)
-    mothers = tracks.set_index([*UNIT, "track"])["mother_track"]
     ordered = sorted(frames, key=lambda f: (f.unit, f.frame))
     with replacing(out_dir / "ctc") as folder:
         for unit, group in groupby(ordered, key=lambda f: f.unit):
             film = list(group)
-            table = rows_of(cells, *unit)
-            table = table.assign(time=table["frame"].map({f.frame: k for k, f in enumerate(film)}))
-            table = table.sort_values(["track", "time"])
-            # a new number wherever the track is another one, or misses frames
-            same = table["track"].diff() == 0
-            table["number"] = (~same | (table["time"].diff() != 1)).cumsum()
-            pieces = table.groupby("number").agg(track=("track", "first"), first=("time", "min"), last=("time", "max"))
-            last_of = pieces.reset_index().groupby("track")["number"].max()
-            mother = pieces["track"].map(mothers.loc[unit].map(last_of).fillna(0))
-            pieces["mother"] = mother.where(pieces["track"].diff() != 0, pieces.index - 1).astype(int)
+            table = predecessors(rows_of(cells, *unit), tracks)
+            table["time"] = table["frame"].map({f.frame: k for k, f in enumerate(film)})
+            # a new number wherever the track is another one, or misses frames; its mother is the number before
+            new = (table["track"].diff() != 0) | (table["time"].diff() != 1)
+            table["number"] = new.cumsum()
+            pieces = table.groupby("number").agg(first=("time", "min"), last=("time", "max"))
+            number_of = table.set_index(["frame", "label"])["number"]
+            before = pd.MultiIndex.from_frame(table.loc[new, ["from_frame", "from_label"]])
+            pieces["mother"] = number_of.reindex(before).fillna(0).astype(int).to_numpy()
             place = folder / unit[0] / f"{unit[1]}_GT" / "TRA"
             place.mkdir(parents=True)
             pieces[["first", "last", "mother"]].to_csv(place / "man_track.txt", sep=" ", header=False)
