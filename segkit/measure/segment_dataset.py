@@ -99,20 +99,27 @@ def segment_dataset(model: UNet, frames: Dataset | Iterable[Frame], out_dir: str
     same image.
     """
     out_dir, frames = Path(out_dir), frames_of(frames)
-    results: list[FrameResult] = []
     with locked(out_dir), logging_to(out_dir / "run.log"):
-        try:
-            work = partial(segment_frames, out_dir=out_dir.resolve(), scales=find_scales(model, frames, scale),
-                           pixel_size_um=pixel_size_um, flips=flips)
-            with closing(run_on_cluster(cluster, work, model, frames) if cluster else work(model, frames)) as running:
-                results.extend(tqdm(running, total=len(frames), desc="segmenting", unit="frame", leave=False))
-        except KeyboardInterrupt:
-            raise SegkitError(f"interrupted: {len(results)} of {len(frames)} frames are segmented in {out_dir}; "
-                              "run this again to continue") from None
+        results = _segment_all(model, frames, out_dir, scale, cluster, pixel_size_um=pixel_size_um, flips=flips)
         _report(model, results)
         _write_tables(results, out_dir)
         link_dataset([result.frame for result in results if result.cells is not None], out_dir)
     return out_dir / "cells.csv"
+
+
+def _segment_all(model: UNet, frames: Sequence[Frame], out_dir: Path, scale: float | str, cluster: str,
+                 **options: Any) -> list[FrameResult]:
+    """The result of every frame, behind a progress bar; options: of `segment_frames`."""
+    results: list[FrameResult] = []
+    try:
+        scales = find_scales(model, frames, scale)
+        work = partial(segment_frames, out_dir=out_dir.resolve(), scales=scales, **options)
+        with closing(run_on_cluster(cluster, work, model, frames) if cluster else work(model, frames)) as running:
+            results.extend(tqdm(running, total=len(frames), desc="segmenting", unit="frame", leave=False))
+    except KeyboardInterrupt:
+        raise SegkitError(f"interrupted: {len(results)} of {len(frames)} frames are segmented in {out_dir}; "
+                          "run this again to continue") from None
+    return results
 
 
 def find_scales(model: UNet, frames: Sequence[Frame], scale: float | str) -> dict[tuple[str, str], float]:

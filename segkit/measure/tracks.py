@@ -122,6 +122,15 @@ def _forced(a: np.ndarray, b: np.ndarray, todo: dict[tuple[int, int], tuple[int,
     return np.maximum(np.array(rows, int).reshape(-1, 4), -1)
 
 
+def _link(a: np.ndarray, b: np.ndarray, members: np.ndarray, doubt: np.ndarray) -> None:
+    """Note for the cells b what they come from, and how sure that is; members, doubt: as in `solve`."""
+    for daughter in members.T[2:]:  # one cell that continues the track, or two
+        linked = daughter >= 0
+        b["before"][daughter[linked]] = a["source"][members[linked, 0]]
+        b["divided"][daughter[linked]] = members[linked, 3] >= 0
+        b["doubt"][daughter[linked]] = doubt[linked]
+
+
 def _carry(a: np.ndarray, b: np.ndarray, members: np.ndarray, frame: int, longest: int) -> np.ndarray:
     """Cells to link to the next frame: b, and those of a to look for again, moved as their neighbours.
 
@@ -221,11 +230,7 @@ def link_frames(labels: Iterable[np.ndarray], frames: Iterable[int] | None = Non
         memory["blind"] = np.array(shift * (image is None))
         forced, age = _forced(known, cells, todo, last), (number - known["seen"]) / step
         members, doubt, out = _follow(known, cells, shared, forced, memory, age)
-        for daughter in members.T[2:]:  # one cell that continues the track, or two
-            linked = daughter >= 0
-            cells["before"][daughter[linked]] = known["source"][members[linked, 0]]
-            cells["divided"][daughter[linked]] = members[linked, 3] >= 0
-            cells["doubt"][daughter[linked]] = doubt[linked]
+        _link(known, cells, members, doubt)
         cells["leaves"] = (cells["alone"] == AT_EXIT) | out[len(known):]
         film[-1]["leaves"] |= np.isin(film[-1]["row"], known["source"][out[:len(known)]])
         film.append(cells)
@@ -259,7 +264,7 @@ def _founders(before: np.ndarray) -> np.ndarray:
 
 
 def _join_late_sisters(cells: np.ndarray, longest: int) -> None:
-    """Make divisions, of which one daughter was missing at first, divisions.
+    """Join daughters that were missing at first to their mothers; sets before, divided and doubt.
 
     The track of a cell that became half as large ends there, if one begins beside it up to `longest` frames later.
     """
