@@ -100,20 +100,20 @@ def segment_dataset(model: UNet, frames: Dataset | Iterable[Frame], out_dir: str
     """
     out_dir, frames = Path(out_dir), frames_of(frames)
     with locked(out_dir), logging_to(out_dir / "run.log"):
-        results = _segment_all(model, frames, out_dir, scale, cluster, pixel_size_um=pixel_size_um, flips=flips)
+        results = _segment_all(model, frames, out_dir, pixel_size_um, scale, flips, cluster)
         _report(model, results)
         _write_tables(results, out_dir)
         link_dataset([result.frame for result in results if result.cells is not None], out_dir)
     return out_dir / "cells.csv"
 
 
-def _segment_all(model: UNet, frames: Sequence[Frame], out_dir: Path, scale: float | str, cluster: str,
-                 **options: Any) -> list[FrameResult]:
-    """The result of every frame, behind a progress bar; options: of `segment_frames`."""
+def _segment_all(model: UNet, frames: Sequence[Frame], out_dir: Path, pixel_size_um: float | Mapping[str, float] | None,
+                 scale: float | str, flips: bool, cluster: str) -> list[FrameResult]:
+    """The result of every frame, behind a progress bar; see `segment_dataset`."""
     results: list[FrameResult] = []
     try:
-        scales = find_scales(model, frames, scale)
-        work = partial(segment_frames, out_dir=out_dir.resolve(), scales=scales, **options)
+        work = partial(segment_frames, out_dir=out_dir.resolve(), scales=find_scales(model, frames, scale),
+                       pixel_size_um=pixel_size_um, flips=flips)
         with closing(run_on_cluster(cluster, work, model, frames) if cluster else work(model, frames)) as running:
             results.extend(tqdm(running, total=len(frames), desc="segmenting", unit="frame", leave=False))
     except KeyboardInterrupt:
