@@ -172,14 +172,13 @@ def _lost_share(line: pd.DataFrame, part: pd.DataFrame) -> float:
 
 def _slope(line: pd.DataFrame, minutes: float) -> dict[str, float]:
     """Growth per hour with standard error and 95 % interval, and the doubling time, of frames that hold cells."""
-    names = GROWTH_COLUMNS[-7:]
     if len(line) < MIN_FRAMES:
-        return dict.fromkeys(names, np.nan)
+        return {}
     hours, log_area = line["since_start"].to_numpy() * minutes / 60, np.log(line["area_px"].to_numpy(float))
     rate, error, freedom = slope_with_error(hours, log_area)
     half = error * scipy.stats.t.ppf(1 - ALPHA, freedom)
     doubling = [60 * np.log(2) / r if r > 0 else np.inf for r in (rate, rate + half, rate - half)]
-    return dict(zip(names, (rate, error, rate - half, rate + half, *doubling), strict=True))
+    return dict(zip(GROWTH_COLUMNS[-7:], (rate, error, rate - half, rate + half, *doubling), strict=True))
 
 
 def slope_with_error(x: np.ndarray, y: np.ndarray) -> tuple[float, float, float]:
@@ -227,10 +226,8 @@ def find_reference(experiment: str, experiments: Iterable[str], reference: str) 
     named = [e for e in sorted(experiments) if reference and pattern.fullmatch(e)]
     if experiment in named:
         return None
-
-    def likeness(name: str) -> tuple[int, bool]:
-        return len(os.path.commonprefix([name, experiment])), name == reference  # noqa: RUF071  (letters, not folders)
-    return max(named, key=likeness, default=None)
+    alike = {name: len(os.path.commonprefix([name, experiment])) for name in named}  # noqa: RUF071  (letters)
+    return max(named, key=lambda name: (alike[name], name == reference), default=None)
 
 
 def compare_growth(growth: pd.DataFrame, reference: str | Mapping[str, str] = "REF") -> pd.DataFrame:
@@ -283,14 +280,14 @@ def _compare(treated: pd.DataFrame, reference: pd.DataFrame) -> dict[str, Any]:
     one = treated[treated["phase"] == phase]
     # a reference without drug grows the same all the time
     other = reference[reference["phase"] == (phase if (reference["phase"] == phase).any() else "all")]
-    y, x = _rated(one), _rated(other)
+    y, x = (table.dropna(subset="growth_per_hour") for table in (one, other))
     died = int(one["died_out"].eq(True).sum())
     row: dict[str, Any] = {
         "phase": phase, "positions": len(y) + died,
         "reference_positions": len(x) + int(other["died_out"].eq(True).sum()),
         "positions_died_out": died, "positions_slowed": _count_slower(y["growth_per_hour"], x["growth_per_hour"]),
         "growth_per_hour": y["growth_per_hour"].mean(), "reference_growth_per_hour": x["growth_per_hour"].mean(),
-        "ratio": np.nan, "low": np.nan, "high": np.nan, "verdict": "cannot say"}
+        "verdict": "cannot say"}
 
     # death comes first: positions that died out have no rate
     if reason := _death_unknown(one, other):
@@ -301,9 +298,8 @@ def _compare(treated: pd.DataFrame, reference: pd.DataFrame) -> dict[str, Any]:
     if reason := _no_rates(y, x, one):
         return row | {"reason": reason}
     # the survivors' growth would hide a sudden loss
-    verdict, reason = _sudden_loss(y["lost_share"], x["lost_share"])
-    if verdict:
-        return row | {"verdict": verdict, "reason": reason}
+    if loss := _sudden_loss(y["lost_share"], x["lost_share"]):
+        return row | loss
 
     # only now the rates speak for all positions
     row["ratio"] = row["growth_per_hour"] / row["reference_growth_per_hour"]
@@ -312,20 +308,14 @@ def _compare(treated: pd.DataFrame, reference: pd.DataFrame) -> dict[str, Any]:
     for table, rated, whose in ((one, y, ""), (other, x, "reference ")):
         if len(rated) < len(table):
             reason += f"; {len(table) - len(rated)} of {len(table)} {whose}positions have no rate"
-    return row | {"reason": reason + _slower_before(treated, reference, phase)}
+    return row | {"reason": reason + _slower_before(treated, reference)}
 
 
-def _rated(table: pd.DataFrame) -> pd.DataFrame:
-    """The rows that have a growth rate."""
-    return table[table["growth_per_hour"].notna()]
-
-
-def _slower_before(treated: pd.DataFrame, reference: pd.DataFrame, phase: str) -> str:
+def _slower_before(treated: pd.DataFrame, reference: pd.DataFrame) -> str:
     """That the treated positions grew less before the drug, too; an empty text where they did not."""
-    y, x = (_rated(table[table["phase"] == "before"]) for table in (treated, reference))
-    if phase != "after" or len(y) + len(x) < 3 or not len(y) or not x["growth_per_hour"].mean() > 0:
-        return ""
-    return "; but they grew less before the drug, too" if ratio_interval(x, y)[1] < 1 else ""
+    y, x = (table[table["phase"] == "before"].dropna(subset="growth_per_hour") for table in (treated, reference))
+    known = len(y) and len(y) + len(x) > 2 and x["growth_per_hour"].mean() > 0
+    return "; but they grew less before the drug, too" if known and ratio_interval(x, y)[1] < 1 else ""
 
 
 def _death_unknown(one: pd.DataFrame, other: pd.DataFrame) -> str:
@@ -339,9 +329,8 @@ def _death_unknown(one: pd.DataFrame, other: pd.DataFrame) -> str:
                 "time-lapse")
 
     # of the positions that began with cells, in both arms
-    held = [table.loc[table["start_cells"] > 0, "died_out"] for table in (one, other)]
-    dead = [int(died.sum()) for died in held]
-    alive = [len(died) - int(died.sum()) for died in held]
+    died = [table.loc[table["start_cells"] > 0, "died_out"].astype(bool) for table in (one, other)]
+    dead, alive = [int(arm.sum()) for arm in died], [int((~arm).sum()) for arm in died]
     if dead[1] and not alive[1]:
         return f"all {dead[1]} reference positions died out"
     if all(dead) and scipy.stats.fisher_exact([dead, alive], "greater").pvalue > ALPHA:
@@ -354,7 +343,7 @@ def _death_unknown(one: pd.DataFrame, other: pd.DataFrame) -> str:
 def _no_rates(y: pd.DataFrame, x: pd.DataFrame, one: pd.DataFrame) -> str:
     """Why the rates of treated (y of one) and reference positions (x) cannot be compared, or an empty text."""
     for table, whose in ((y, "treated"), (x, "reference")):
-        if table.empty or table["mean_cells"].sum() < MIN_CELLS:
+        if table["mean_cells"].sum() < MIN_CELLS:
             return f"too few cells: the {whose} positions have {table['mean_cells'].sum():.1f} in an average frame"
     if not x["growth_per_hour"].mean() > 0:
         return NO_GROWTH
@@ -367,18 +356,18 @@ def _no_rates(y: pd.DataFrame, x: pd.DataFrame, one: pd.DataFrame) -> str:
     return ""
 
 
-def _sudden_loss(treated: pd.Series, reference: pd.Series) -> tuple[str, str]:
-    """Verdict and reason where many treated positions lost much of their area suddenly (lost_share), else two "".
+def _sudden_loss(treated: pd.Series, reference: pd.Series) -> dict[str, str]:
+    """Verdict and reason where many treated positions lost much of their area suddenly (lost_share), else nothing.
 
     It is death unless the reference, without drug, loses area in the same way.
     """
     lost, usual = treated > LOST, reference > LOST
     if lost.mean() <= MAX_LOST:
-        return "", ""
+        return {}
     reason = f"at least {LOST:.0%} of the area vanished within a few frames in {lost.sum()} of {len(lost)} positions"
     if treated.median() > MOST and usual.mean() <= MAX_LOST:
-        return "dying", f"{reason}, {treated.median():.0%} in the middle one"
-    return "cannot say", reason
+        return {"verdict": "dying", "reason": f"{reason}, {treated.median():.0%} in the middle one"}
+    return {"reason": reason}
 
 
 def _count_slower(y: pd.Series, x: pd.Series) -> int:

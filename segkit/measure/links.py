@@ -12,10 +12,14 @@ HALVED = 2.0  # cost of a division of which one daughter is missing
 ALIGNED = 0.6  # of 1, all cells in one direction: cells in channels are at least so much
 SIGMA = 0.18  # standard deviation of a step of log area about the frame's growth
 # a cell that can be linked; places are complex, x + iy. axis: unit vector along it; alone: cost of having no partner;
-# seen: frame in which it was measured; channel: -1 none; rank: order in the channel; slack: pixels it may be off
+# seen: frame in which it was measured; moved: by how many pixels since; channel: -1 none; rank: order in the channel;
+# slack: pixels it may be off; row: its number among all cells of the film; source: the row at which it was seen last.
+# What is found: before, the row of the cell that it comes from (-1: none), by a division or not, with which doubt;
+# leaves: it stands where cells leave or come in
 CELL = np.dtype([("label", int), ("area", float), ("centre", complex), ("axis", complex), ("length", float),
-                 ("width", float), ("alone", float), ("seen", int), ("track", int), ("channel", int), ("rank", int),
-                 ("slack", float)])
+                 ("width", float), ("alone", float), ("seen", int), ("moved", complex), ("channel", int), ("rank", int),
+                 ("slack", float), ("row", int), ("source", int), ("before", int), ("divided", bool),
+                 ("doubt", float), ("leaves", bool)])
 
 
 def _couples(one: np.ndarray, two: np.ndarray, i: np.ndarray, j: np.ndarray) -> np.ndarray:
@@ -50,44 +54,40 @@ def _hypotheses(a: np.ndarray, b: np.ndarray, shared: np.ndarray) -> tuple[np.nd
     i, j = _candidates(a, b, shared)
     (m, d, e), (w, p, q) = _couples(a, b, i, j), _couples(b, a, j, i)
     p, q = np.where(a["area"][p] >= a["area"][q], [p, q], [q, p])
-    members = np.full((len(i) + len(m) + len(w), 4), -1)
-    divided, merged = slice(len(i), len(i) + len(m)), slice(len(i) + len(m), None)
-    members[:, 0], members[:, 2] = np.concatenate([i, m, p]), np.concatenate([j, d, w])
-    members[divided, 3], members[merged, 1] = e, q
+    kinds = (i, -1, j, -1), (m, -1, d, e), (p, q, w, -1)
+    members = np.concatenate([np.stack(np.broadcast_arrays(*kind), axis=1) for kind in kinds])
+    i, i2, j, j2 = members.T
+    single = (i2 < 0) & (j2 < 0)
 
-    # conserved area; parts that lie together and are alike
+    # conserved area; parts that lie together and are alike. The last cell stands for none
     sides, cost, gain = [], np.zeros(len(members)), np.zeros(len(members))
-    for cells, one, some, two, price in ((a, members[:, 0], merged, q, MERGES),
-                                         (b, members[:, 2], divided, e, DIVIDES)):
-        values = [np.ascontiguousarray(cells[name]) for name in ("area", "alone", "centre", "length")]
-        values[2] = values[2] * values[0]
-        area, alone, place = (value[one] for value in values[:3])
-        first, others = area[some], [value[two] for value in values]
-        far = np.abs(place[some] / first - others[2] / others[0]) - 0.6 * (values[3][one[some]] + others[3])
-        unlike = np.maximum(np.abs(np.log(first / others[0])) - 0.4, 0)
-        for sums, other in zip((area, alone, place), others, strict=False):
-            sums[some] += other
-        gain += alone
-        cost[some] += price + 3 * unlike ** 2 + 2 * np.maximum(far, 0) / np.sqrt(area[some])
-        sides.append((area, place / area))
+    for cells, one, two, price in ((a, i, i2, MERGES), (b, j, j2, DIVIDES)):
+        area, alone, length, place = (np.append(v, 0) for v in (
+            cells["area"], cells["alone"], cells["length"], cells["centre"] * cells["area"]))
+        gain += alone[one] + alone[two]
+        sides.append((area[one] + area[two], (place[one] + place[two]) / (area[one] + area[two])))
+        some = two >= 0
+        one, two = one[some], two[some]
+        far = np.abs(place[one] / area[one] - place[two] / area[two]) - 0.6 * (length[one] + length[two])
+        unlike = np.maximum(np.abs(np.log(area[one] / area[two])) - 0.4, 0)
+        cost[some] += price + 3 * unlike ** 2 + 2 * np.maximum(far, 0) / np.sqrt(area[one] + area[two])
     (area, place), (to_area, to_place) = sides
-    exits, slack, channel = (a[name][members[:, 0]] for name in ("alone", "slack", "channel"))
+    exits, slack, channel = (a[name][i] for name in ("alone", "slack", "channel"))
     ratio = np.log(to_area / area)
     change = np.minimum((ratio / SIGMA) ** 2 / 2, np.where(exits == AT_EXIT, 1.5, 4.5))
-    change[:len(i)] = np.minimum(change[:len(i)], HALVED + ((ratio[:len(i)] + np.log(2)) / SIGMA) ** 2 / 2)
-    cost += change
+    halved = HALVED + ((ratio + np.log(2)) / SIGMA) ** 2 / 2
+    cost += np.where(single, np.minimum(change, halved), change)
 
     # place: overlap and distance, in units of the root of the area; channels let cells slide
     off = np.maximum(np.abs(to_place - place) - slack, 0) / np.sqrt(to_area)
-    pixels = shared[members[:, 0], members[:, 2]]
-    pixels[divided] += shared[m, e]
-    pixels[merged] += shared[q, w]
+    shared = np.pad(shared, (0, 1))
+    pixels = shared[i, j] + shared[i2, j] + shared[i, j2]
     cost += np.where(channel >= 0, 0.5 * np.minimum(off, 3), 2 - 2 * pixels / np.minimum(area, to_area) + off)
     gain -= cost
     links = np.full(shared.shape, -np.inf)
-    links[i, j] = gain[:len(i)]
-    useful = gain > np.concatenate([np.zeros(len(i)), np.maximum(links[m, d], links[m, e]),
-                                    np.maximum(links[p, w], links[q, w])])
+    links[i[single], j[single]] = gain[single]
+    rival = np.max([links[i, j], links[i2, j], links[i, j2]], axis=0)
+    useful = gain > np.where(single, 0, rival)
     return members[gain > 0], gain[gain > 0], useful[gain > 0]
 
 
@@ -221,11 +221,8 @@ def solve(a: np.ndarray, b: np.ndarray, shared: np.ndarray, forced: np.ndarray, 
     _channels(a, b, memory)
     members, gain, useful = _hypotheses(a, b, shared)
     # what the user chose leaves no choice to these cells
-    blocked = np.zeros(total + 1, bool)
-    blocked[np.where(forced < 0, total, forced + offset)] = True
-    blocked[total] = False
     nodes = np.where(members < 0, total, members + offset)
-    keep = ~blocked[nodes].any(1)
+    keep = ~np.isin(nodes, (forced + offset)[forced >= 0]).any(1)
     members, gain, useful, nodes = members[keep], gain[keep], useful[keep], nodes[keep]
     channel, chosen, leaves = a["channel"][members[:, 0]], np.zeros(len(gain), bool), np.zeros(total, bool)
 

@@ -6,7 +6,7 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing, suppress
+from contextlib import closing
 from functools import partial
 from itertools import groupby, islice
 from pathlib import Path
@@ -18,7 +18,7 @@ import tifffile
 from tqdm.auto import tqdm
 
 from ..data.dataset import Dataset, Frame, frames_of, masks_path_in, of_experiment
-from ..data.images import read_image
+from ..data.images import read_image, read_labels
 from ..data.tiff import DAMAGE, open_tiff
 from ..errors import SegkitError
 from ..files import locked, log, logging_to, read_table, replacing, write_errno, write_table
@@ -28,7 +28,7 @@ from ..model.unet import UNet
 from .cells import CELL_COLUMNS, cells_of_frame
 from .dask_backend import run_on_cluster
 from .metrics import score_frame
-from .track_dataset import link_dataset
+from .track_dataset import image_of, link_dataset
 
 GPU_BATCH = 8  # frames that go through the network together
 SCALE_FRAMES = 3  # frames of a position from which scale="auto" is estimated
@@ -38,38 +38,25 @@ MIN_DICE = 0.5  # a lower mean Dice gives a warning
 MAX_WIDTH_RATIO = 1.4  # a larger factor between the cells' width and the training cells' gives a warning
 
 
-class InferenceOptions(NamedTuple):
-    """How frames are segmented and measured; see `segkit.segment_dataset`."""
-
-    scales: Mapping[tuple[str, str], float]  # by experiment and position
-    pixel_size_um: float | Mapping[str, float] | None = None  # one for all, or by experiment
-    flips: bool = False
-    width_of: frozenset[str] = frozenset()  # names of the frames whose cells' widths are measured
-
-
-class _Input(NamedTuple):
-    """A frame that was read: the labels in its label file if they are up to date, else its image."""
+class FrameResult(NamedTuple):
+    """A frame, and what becomes of it: it is read, segmented, and in the end measured or skipped."""
 
     frame: Frame
     path: Path  # of the label file
+    scale: float
+    pixel_size_um: float | None
     provenance: str = ""  # in the label file: which model, options and image it was made of
-    not_seen: float = 0.0  # share of the pixels of a label file that are blank, see images.blank_pixels
-    quality: float = 0.0  # of a label file
-    image: np.ndarray | None = None  # float32 (H, W)
-    labels: np.ndarray | None = None  # int32 (H, W)
-    error: str = ""
-
-
-class FrameResult(NamedTuple):
-    """The outcome for one frame."""
-
+    image: np.ndarray | None = None  # float32 (H, W), until it is segmented
+    labels: np.ndarray | None = None  # int32 (H, W), until its cells are measured
+    not_seen: float = 0.0  # share of the image's pixels that hold no picture, see images.blank_pixels
+    quality: float = 0.0  # 0 to 1, see predict.estimate_quality
     cells: pd.DataFrame | None = None
     scores: dict[str, Any] | None = None
     skipped: tuple[str, str, str] | None = None  # frame, file, reason
-    widths: np.ndarray = np.zeros(0)  # pixels
-    scale: float = 1.0
-    not_seen: float = 0.0  # share of the image's pixels that hold no picture
-    quality: float = 0.0  # 0 to 1, see predict.estimate_quality
+
+    def skip(self, file: Path, reason: Exception | str) -> "FrameResult":
+        """This result, with the reason why the frame has no cells, or no scores."""
+        return self._replace(labels=None, skipped=(self.frame.name, str(file), str(reason)))
 
 
 def segment_dataset(model: UNet, frames: Dataset | Iterable[Frame], out_dir: str | Path, *,
@@ -112,16 +99,27 @@ def segment_dataset(model: UNet, frames: Dataset | Iterable[Frame], out_dir: str
     same image.
     """
     out_dir, frames = Path(out_dir), frames_of(frames)
-    width_of = frozenset(f.name for f in frames[::max(1, len(frames) // WIDTH_FRAMES)])  # a sample
     with locked(out_dir), logging_to(out_dir / "run.log"):
-        options = InferenceOptions(find_scales(model, frames, scale), pixel_size_um, flips, width_of)
-        work = partial(segment_frames, out_dir=out_dir.resolve(), options=options)
-        running = run_on_cluster(cluster, work, model, frames) if cluster else work(model, frames)
-        results = _collect(running, frames, out_dir)
+        results = _segment_all(model, frames, out_dir, pixel_size_um, scale, flips, cluster)
         _report(model, results)
-        _write_tables(frames, results, out_dir)
-        link_dataset([f for f, r in zip(frames, results, strict=True) if r.cells is not None], out_dir)
+        _write_tables(results, out_dir)
+        link_dataset([result.frame for result in results if result.cells is not None], out_dir)
     return out_dir / "cells.csv"
+
+
+def _segment_all(model: UNet, frames: Sequence[Frame], out_dir: Path, pixel_size_um: float | Mapping[str, float] | None,
+                 scale: float | str, flips: bool, cluster: str) -> list[FrameResult]:
+    """The result of every frame, behind a progress bar; see `segment_dataset`."""
+    results: list[FrameResult] = []
+    try:
+        work = partial(segment_frames, out_dir=out_dir.resolve(), scales=find_scales(model, frames, scale),
+                       pixel_size_um=pixel_size_um, flips=flips)
+        with closing(run_on_cluster(cluster, work, model, frames) if cluster else work(model, frames)) as running:
+            results.extend(tqdm(running, total=len(frames), desc="segmenting", unit="frame", leave=False))
+    except KeyboardInterrupt:
+        raise SegkitError(f"interrupted: {len(results)} of {len(frames)} frames are segmented in {out_dir}; "
+                          "run this again to continue") from None
+    return results
 
 
 def find_scales(model: UNet, frames: Sequence[Frame], scale: float | str) -> dict[tuple[str, str], float]:
@@ -136,19 +134,13 @@ def find_scales(model: UNet, frames: Sequence[Frame], scale: float | str) -> dic
         raise SegkitError(f'scale is {scale!r}: a number, or "auto", was needed')
     scales: dict[tuple[str, str], float] = {}
     unknown = []
-    try:
-        for unit, position in tqdm(groupby(frames, key=lambda f: f.unit), desc="finding the scale", leave=False):
-            sample = list(position)
-            images = []
-            for frame in sample[::-(-len(sample) // SCALE_FRAMES)]:
-                with suppress(SegkitError, OSError):  # damaged frames are listed later
-                    images.append(read_image(frame.image, frame.page))
-            guess = next((scale for (name, _), scale in reversed(scales.items()) if name == unit[0]), 1.0)
-            factor = estimate_scale(model, images, guess)
-            scales[unit] = factor or guess
-            unknown += ["/".join(unit)] if factor is None else []
-    except KeyboardInterrupt:
-        raise SegkitError("interrupted while the scale was measured; run this again") from None
+    for unit, position in tqdm(groupby(frames, key=lambda f: f.unit), desc="finding the scale", leave=False):
+        sample = list(position)
+        images = map(image_of, sample[::-(-len(sample) // SCALE_FRAMES)])  # damaged frames are listed later
+        guess = next((scale for (name, _), scale in reversed(scales.items()) if name == unit[0]), 1.0)
+        factor = estimate_scale(model, [image for image in images if image is not None], guess)
+        scales[unit] = factor or guess
+        unknown += ["/".join(unit)] if factor is None else []
     if not model.info.cell_width:
         log.info("SCALE=auto: how wide the student's training cells were is not known: 1 is used")
     elif unknown:
@@ -157,29 +149,19 @@ def find_scales(model: UNet, frames: Sequence[Frame], scale: float | str) -> dic
     return scales
 
 
-def _collect(running: Generator[FrameResult, None, None], frames: Sequence[Frame], out_dir: Path) -> list[FrameResult]:
-    """The result of every frame, behind a progress bar."""
-    done: list[FrameResult] = []
-    try:
-        with closing(running):
-            done.extend(tqdm(running, total=len(frames), desc="segmenting", unit="frame", leave=False))
-    except KeyboardInterrupt:
-        raise SegkitError(f"interrupted: {len(done)} of {len(frames)} frames are segmented in {out_dir}; "
-                          "run this again to continue") from None
-    return done
-
-
-def segment_frames(model: UNet, frames: Sequence[Frame], out_dir: Path,
-                   options: InferenceOptions) -> Generator[FrameResult, None, None]:
-    """Segment frames in order and write their label files; yields the result of each."""
+def segment_frames(model: UNet, frames: Sequence[Frame], out_dir: Path, scales: Mapping[tuple[str, str], float],
+                   pixel_size_um: float | Mapping[str, float] | None,
+                   flips: bool) -> Generator[FrameResult, None, None]:
+    """Segment frames in order and write their label files; yields the result of each. scales: of `find_scales`."""
     batch = 1 if next(model.parameters()).device.type == "cpu" else GPU_BATCH
-    keys = {scale: _fingerprint(model, options, scale) for scale in set(options.scales.values())}
+    keys = {scale: _fingerprint(model, flips, scale) for scale in set(scales.values())}
+    todo = [FrameResult(frame, masks_path_in(out_dir / "masks", frame), scales[frame.unit],
+                        of_experiment(pixel_size_um, frame.experiment)) for frame in frames]
     # two threads read the next frames and finish the last ones while the network computes
     with ThreadPoolExecutor(2) as pool:
-        inputs = prefetch(pool, lambda frame: _read(frame, out_dir, keys[options.scales[frame.unit]], options), frames,
-                          2 * batch)
-        predicted = _predict_batches(model, inputs, batch, options)
-        yield from prefetch(pool, lambda pair: _finish(model, options, *pair), predicted, 4)
+        inputs = prefetch(pool, lambda given: _read(given, keys[given.scale]), todo, 2 * batch)
+        predicted = _predict_batches(model, inputs, batch, flips)
+        yield from prefetch(pool, lambda pair: _finish(model, *pair), predicted, 4)
 
 
 def prefetch(pool: ThreadPoolExecutor, work: Callable[[Any], Any], items: Iterable[Any], depth: int) -> Iterator[Any]:
@@ -193,72 +175,64 @@ def prefetch(pool: ThreadPoolExecutor, work: Callable[[Any], Any], items: Iterab
         yield waiting.popleft().result()
 
 
-def _read(frame: Frame, out_dir: Path, key: str, options: InferenceOptions) -> _Input:
+def _read(given: FrameResult, key: str) -> FrameResult:
     """Read a frame's labels if this model made them from the same image and in the same way, else its image."""
-    path, um = masks_path_in(out_dir / "masks", frame), of_experiment(options.pixel_size_um, frame.experiment)
+    frame = given.frame
     try:
         stat = frame.image.stat()
-        provenance = f"segkit labels {key} of {stat.st_size} {stat.st_mtime_ns} {frame.page}"
-        labels, not_seen, quality = _read_own_labels(path, provenance, um)
-        image = read_image(frame.image, frame.page) if labels is None else None
+        given = given._replace(provenance=f"segkit labels {key} of {stat.st_size} {stat.st_mtime_ns} {frame.page}")
+        return _read_own_labels(given) or given._replace(image=read_image(frame.image, frame.page))
     except (SegkitError, OSError) as error:
-        return _Input(frame, path, error=str(error))
-    return _Input(frame, path, provenance, not_seen, quality, image, labels)
+        return given.skip(frame.image, error)
 
 
-def _predict_batches(model: UNet, inputs: Iterable[_Input], batch: int,
-                     options: InferenceOptions) -> Iterator[tuple[_Input, Maps | None]]:
+def _predict_batches(model: UNet, inputs: Iterable[FrameResult], batch: int,
+                     flips: bool) -> Iterator[tuple[FrameResult, Maps | None]]:
     """Run the network on the inputs that have an image, neighbours of one size and scale together; order is kept."""
-    for alike, group in groupby(inputs, key=lambda given: given.image is not None and (
-            given.image.shape, options.scales[given.frame.unit])):
+    for alike, group in groupby(inputs, key=lambda given: given.image is not None and (given.image.shape, given.scale)):
         while together := list(islice(group, batch)):
-            if not alike:  # labels from a file, or an error
-                yield from ((given, None) for given in together)
-                continue
             images = [given.image for given in together if given.image is not None]
-            scale = options.scales[together[0].frame.unit]
-            yield from zip(together, predict(model, images, scale=scale, flips=options.flips), strict=True)
+            # without an image there are labels from a file, or an error
+            maps = predict(model, images, scale=together[0].scale, flips=flips) if alike else [None] * len(together)
+            yield from zip((given._replace(image=None) for given in together), maps, strict=True)
 
 
-def _finish(model: UNet, options: InferenceOptions, given: _Input, maps: Maps | None) -> FrameResult:
+def _finish(model: UNet, given: FrameResult, maps: Maps | None) -> FrameResult:
     """Post-process the prediction, write the label file, measure and score the cells."""
-    frame, labels, um = given.frame, given.labels, of_experiment(options.pixel_size_um, given.frame.experiment)
-    error, not_seen, quality = given.error, given.not_seen, given.quality
+    frame = given.frame
     # a lamp that was off is no frame without cells: its growth would count as death
     if maps is not None and np.all(maps.blank):
-        error = f"{frame.image.name} is constant: it shows nothing"
-    elif maps is not None:
+        return given.skip(frame.image, f"{frame.image.name} is constant: it shows nothing")
+    if maps is not None:
         found = find_cells(model.info, maps)
         labels, not_seen = label(model.info, maps, found).labels, float(np.mean(maps.blank))
-        quality = estimate_quality(maps, found)
+        given = given._replace(labels=labels, not_seen=not_seen, quality=estimate_quality(maps, found))
         try:
-            write_labels(given.path, labels, um, given.provenance, not_seen, quality)
+            write_labels(given.path, labels, given.pixel_size_um, given.provenance, not_seen, given.quality)
         except SegkitError as unwritten:  # one frame's own fault costs no other; a full disk would cost all
             if write_errno(unwritten) not in (0, errno.ENAMETOOLONG, errno.EISDIR):
                 raise
-            error = str(unwritten)
-    if error:
-        return FrameResult(skipped=(frame.name, str(frame.image), error))
+            return given.skip(frame.image, unwritten)
+    if given.labels is None:
+        return given
 
-    assert labels is not None
-    widths = distance_target(labels)[1] if frame.name in options.width_of else np.zeros(0)
-    result = FrameResult(cells_of_frame(labels, frame, um), widths=widths, scale=options.scales[frame.unit],
-                         not_seen=not_seen, quality=quality)
     # a damaged masks file costs the score, not the cells
+    result = given._replace(cells=cells_of_frame(given.labels, frame, given.pixel_size_um), labels=None)
+    if not frame.masks:
+        return result
     try:
-        # of labels from a file it is known how much is not seen, but not where
-        blank = np.asarray(maps.blank) if maps else None if not_seen else np.zeros(labels.shape, bool)
-        return result._replace(scores=score_frame(frame, labels, blank)) if frame.masks else result
+        blank = None if maps is None else np.asarray(maps.blank)
+        return result._replace(scores=score_frame(frame, given.labels, blank))
     except SegkitError as no_score:
-        return result._replace(skipped=(frame.name, str(frame.masks), str(no_score)))
+        return result.skip(frame.masks, no_score)
 
 
-def _fingerprint(model: UNet, options: InferenceOptions, scale: float) -> str:
+def _fingerprint(model: UNet, flips: bool, scale: float) -> str:
     """A hash of everything but the image that labels depend on."""
     # settings that change labels, then the weights
     info = model.info
     parts = (POSTPROCESSING, info.normalisation, info.upsampling, info.threshold, info.prominence, info.min_area,
-             scale, options.flips, model.precision)
+             scale, flips, model.precision)
     digest = hashlib.sha256(repr(parts).encode())
     for tensor in model.state_dict().values():
         digest.update(tensor.cpu().contiguous().numpy().tobytes())
@@ -270,31 +244,31 @@ def write_labels(path: Path, labels: np.ndarray, pixel_size_um: float | None, pr
     """Write labels (H, W) as TIFF, uint16, with the pixel size where it is known (Fiji and napari read it)."""
     if labels.max() > 65535:
         raise SegkitError(f"{path.name}: {labels.max()} cells in one frame, and 16-bit labels hold 65535")
-    per_cm = 1e4 / pixel_size_um if pixel_size_um else None
-    resolution: dict[str, Any] = {"resolution": (per_cm, per_cm), "resolutionunit": "CENTIMETER"} if per_cm else {}
     text = f"{provenance}; {pixel_size_um} um; {not_seen:.6g} not seen; {quality:.4f} quality"
+    options: dict[str, Any] = {"compression": "zlib", "metadata": None, "description": text}
+    if pixel_size_um:
+        options |= {"resolution": (1e4 / pixel_size_um, 1e4 / pixel_size_um), "resolutionunit": "CENTIMETER"}
     with replacing(path) as temporary:
-        tifffile.imwrite(temporary, labels.astype(np.uint16), compression="zlib", metadata=None, description=text,
-                         **resolution)
+        tifffile.imwrite(temporary, labels.astype(np.uint16), **options)
 
 
-def _read_own_labels(path: Path, provenance: str, um: float | None) -> tuple[np.ndarray | None, float, float]:
-    """The labels in a file of this provenance, else None; which share of the image is not seen; their quality.
+def _read_own_labels(given: FrameResult) -> FrameResult | None:
+    """The result with the labels in its file, if their provenance is the same.
 
     Another pixel size in the file is replaced by this one.
     """
     try:
-        with open_tiff(path) as tif:
+        with open_tiff(given.path) as tif:
             found, size, *numbers = tif.pages.first.description.split("; ")
             not_seen, quality = (float(number.partition(" ")[0]) for number in numbers)
-            if found != provenance:
-                return None, 0.0, 0.0
+            if found != given.provenance:
+                return None
             labels = tif.asarray().astype(np.int32)
     except DAMAGE:
-        return None, 0.0, 0.0
-    if size != f"{um} um":
-        write_labels(path, labels, um, provenance, not_seen, quality)
-    return labels, not_seen, quality
+        return None
+    if size != f"{given.pixel_size_um} um":
+        write_labels(given.path, labels, given.pixel_size_um, given.provenance, not_seen, quality)
+    return given._replace(labels=labels, not_seen=not_seen, quality=quality)
 
 
 def _report(model: UNet, results: Sequence[FrameResult]) -> None:
@@ -307,24 +281,25 @@ def _report(model: UNet, results: Sequence[FrameResult]) -> None:
 
     # in the notebook, too: the user must see that this student is not the right one
     scale = float(np.median([result.scale for result in results] or [1.0]))  # positions may differ
-    widths = np.concatenate([np.zeros(0), *(result.widths * (result.scale / scale) for result in results)])
+    sample = [result for result in results[::max(1, len(results) // WIDTH_FRAMES)] if result.cells is not None]
+    widths = [distance_target(read_labels(result.path))[1] * (result.scale / scale) for result in sample]
     scores = [result.scores for result in results if result.scores]
-    for text in filter(None, (width_warning(model, widths, scale), dice_warning(scores))):
+    warned = width_warning(model, np.concatenate([np.zeros(0), *widths]), scale), dice_warning(scores)
+    for text in filter(None, warned):
         log.info(text)
         warnings.warn(text, stacklevel=3)
 
 
-def _write_tables(frames: Sequence[Frame], results: Sequence[FrameResult], out_dir: Path) -> None:
+def _write_tables(results: Sequence[FrameResult], out_dir: Path) -> None:
     """Write cells.csv and frames.csv, and scores.csv and skipped.csv where they have rows."""
     skipped = pd.DataFrame([r.skipped for r in results if r.skipped], columns=["frame", "file", "reason"])
-    segmented = [(f, r, r.cells) for f, r in zip(frames, results, strict=True) if r.cells is not None]
-    if frames and not segmented:
-        raise SegkitError(f"none of {len(frames)} frames could be read; the first: {skipped['reason'][0]}")
-    cells = [found for _, _, found in segmented] or [pd.DataFrame(columns=list(CELL_COLUMNS))]
+    segmented = [(r, r.cells) for r in results if r.cells is not None]
+    if results and not segmented:
+        raise SegkitError(f"none of {len(results)} frames could be read; the first: {skipped['reason'][0]}")
+    cells = [found for _, found in segmented] or [pd.DataFrame(columns=list(CELL_COLUMNS))]
     write_table(out_dir / "cells.csv", pd.concat(cells, ignore_index=True))
     # frames without any cell are not in cells.csv, but count in growth
-    rows = [(f.experiment, f.position, f.frame, len(found), r.not_seen, r.scale, r.quality)
-            for f, r, found in segmented]
+    rows = [(*r.frame.unit, r.frame.frame, len(found), r.not_seen, r.scale, r.quality) for r, found in segmented]
     table = pd.DataFrame(rows, columns=["experiment", "position", "frame", "cells", "not_seen", "scale", "quality"])
     write_table(out_dir / "frames.csv", table)
     log.info(scale_text(table))

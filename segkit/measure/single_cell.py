@@ -199,7 +199,7 @@ def _with_ratio(own: pd.DataFrame, table: pd.DataFrame, chosen: Mapping[str, str
     groups, found = dict(tuple(parts.groupby([*POSITION, "minutes"]))), []
     for experiment, position, minutes in table[[*POSITION, "minutes"]].itertuples(index=False):
         y, x = groups[experiment, position, minutes], groups.get((chosen[experiment], "all", minutes), own[:0])
-        mean = x["growth_per_hour"].mean() if len(x) else 0.0
+        mean = x["growth_per_hour"].mean()  # empty without a reference
         interval = ratio_interval(x, y) if mean > 0 and len(x) + len(y) > 2 else (np.nan, np.nan)
         found.append((y["growth_per_hour"].mean() / mean if mean > 0 else np.nan, *interval))
     return table.assign(**dict(zip(POPULATION_COLUMNS[-3:], np.reshape(found, (-1, 3)).T, strict=True)))

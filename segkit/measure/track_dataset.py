@@ -52,16 +52,16 @@ def link_dataset(frames: Iterable[Frame], out_dir: str | Path) -> tuple[pd.DataF
     ordered = sorted(frames, key=lambda f: (f.unit, f.frame))
     with locked(out_dir):
         cells = read_table(out_dir / "cells.csv").drop(columns=["track", "link_doubt"], errors="ignore")
-        corrections = read_corrections(out_dir)
+        corrections = dict(iter(read_corrections(out_dir).groupby(UNIT)))
         linked = [cells[:0].assign(track=0, link_doubt=0.0)]
         lineages = [pd.DataFrame(columns=list(TRACK_COLUMNS))]
         shown = tqdm(ordered, desc="following cells", unit="frame", leave=False)
         for unit, group in groupby(shown, key=lambda f: f.unit):
             film = list(group)
-            chosen = _usable(rows_of(corrections, *unit), film, out_dir, problems)
+            chosen = _usable(corrections.pop(unit), film, out_dir, problems) if unit in corrections else {}
             # frames are read one after the other, so that only a few are in memory
             labels = (labels_of(frame, out_dir) for frame in film)
-            links = link_frames(labels, [f.frame for f in film], map(_image, film), chosen)
+            links = link_frames(labels, [f.frame for f in film], map(image_of, film), chosen)
             one = rows_of(cells, *unit).merge(links.rename(columns={"doubt": "link_doubt"}), on=["frame", "label"])
             tracks = tracks_table(one, film[0].frame, film[-1].frame)
             linked.append(one.drop(columns=["mother_track", "leaves"]))
@@ -70,8 +70,7 @@ def link_dataset(frames: Iterable[Frame], out_dir: str | Path) -> tuple[pd.DataF
         write_table(out_dir / "cells.csv", cells)
         write_table(out_dir / "tracks.csv", tracks)
 
-    units = {frame.unit for frame in ordered}
-    for unit in set(zip(corrections["experiment"], corrections["position"], strict=True)) - units:
+    for unit in corrections:
         problems.add(out_dir / LINKS, f"{LINKS}: {' '.join(unit)} has no cells here")
     for problem in problems:
         log.info("%s", problem.reason)
@@ -89,8 +88,8 @@ def labels_of(frame: Frame, out_dir: Path) -> np.ndarray:
     return read_labels(masks_path_in(out_dir / "masks", frame))
 
 
-def _image(frame: Frame) -> np.ndarray | None:
-    """A frame's image, by which frames are registered; None where it cannot be read any more."""
+def image_of(frame: Frame) -> np.ndarray | None:
+    """A frame's image (H, W); None where it cannot be read."""
     with suppress(SegkitError):
         return read_image(frame.image, frame.page)
     return None
@@ -108,17 +107,14 @@ def read_corrections(out_dir: Path) -> pd.DataFrame:
     return table.astype({"next_label": "Int64"})
 
 
-def _usable(rows: pd.DataFrame, film: Sequence[Frame], out_dir: Path,
-            problems: Problems) -> Corrections:
+def _usable(rows: pd.DataFrame, film: Sequence[Frame], out_dir: Path, problems: Problems) -> Corrections:
     """The corrections of one position, as `link_frames` takes them; rows of other labels become problems."""
     pairs = {first.frame: (first, second) for first, second in pairwise(film)}
     usable: Corrections = {}
     for (frame, label), links in rows.groupby(["frame", "label"]):
         chosen = tuple(int(number) for number in links["next_label"].dropna())
-        reason = "no segmented frame follows it"
-        if frame in pairs:
-            reason = _misfit(label, chosen, set(links["labels_hash"]), pairs[frame], out_dir)
-        if reason:
+        hashes = set(links["labels_hash"].astype(str))
+        if reason := _misfit(label, chosen, hashes, pairs.get(frame), out_dir):
             name = f"{film[0].experiment} {film[0].position}, frame {frame}, label {label}"
             problems.add(out_dir / LINKS, f"{LINKS}: {name}: {reason}")
         else:
@@ -126,9 +122,12 @@ def _usable(rows: pd.DataFrame, film: Sequence[Frame], out_dir: Path,
     return usable
 
 
-def _misfit(label: int, chosen: tuple[int, ...], hashes: set[str], pair: tuple[Frame, Frame], out_dir: Path) -> str:
+def _misfit(label: int, chosen: tuple[int, ...], hashes: set[str], pair: tuple[Frame, Frame] | None,
+            out_dir: Path) -> str:
     """Why a correction does not fit the labels of its two frames, or an empty text."""
-    if {str(code) for code in hashes} != {labels_hash(*pair, out_dir)}:
+    if pair is None:
+        return "no segmented frame follows it"
+    if hashes != {labels_hash(*pair, out_dir)}:
         return "the frames were segmented again since: make this correction again"
     first, second = (labels_of(frame, out_dir) for frame in pair)
     missing = [number for labels, numbers in ((first, (label,)), (second, chosen))
@@ -151,9 +150,8 @@ def correct_link(frame: Frame, label: int, next_labels: Sequence[int], following
     """
     with locked(out_dir):
         table = read_corrections(out_dir)
-        here = (table["experiment"] == frame.experiment) & (table["position"] == frame.position)
-        here &= table["frame"] == frame.frame
-        table = table[~here | ((table["label"] != label) & ~table["next_label"].isin(list(next_labels)))]
+        here = rows_of(table, *frame.unit, frame.frame)
+        table = table.drop(here.index[(here["label"] == label) | here["next_label"].isin(list(next_labels))])
         code = labels_hash(frame, following, out_dir)
         rows = [(*frame.unit, frame.frame, label, number, code) for number in next_labels or [pd.NA]]
         added = pd.DataFrame(rows, columns=list(LINK_COLUMNS)).astype({"next_label": "Int64"})
@@ -168,18 +166,23 @@ def predecessors(cells: pd.DataFrame, tracks: pd.DataFrame) -> pd.DataFrame:
     key = [*UNIT, "track"]
     ordered = cells.merge(tracks[[*key, "mother_track"]], on=key).sort_values([*key, "frame"], ignore_index=True)
     before = ordered.groupby(key)[["frame", "label"]].shift()
-    last = ordered.groupby(key, as_index=False)[["frame", "label"]].last()
-    mother = ordered[[*UNIT, "mother_track"]].merge(
-        last.rename(columns={"track": "mother_track"}), on=[*UNIT, "mother_track"], how="left")
+    last = ordered.groupby(key)[["frame", "label"]].last()
+    mother = ordered[[*UNIT, "mother_track"]].join(last, on=[*UNIT, "mother_track"])
     ordered[["from_frame", "from_label"]] = before.fillna(mother[["frame", "label"]])
     return ordered
 
 
+def _links(cells: pd.DataFrame, tracks: pd.DataFrame) -> pd.DataFrame:
+    """A row per link: experiment, position, frame and label of the cell, next_label, link_doubt."""
+    names = {"label": "next_label", "from_frame": "frame", "from_label": "label"}
+    linked = predecessors(cells, tracks).dropna(subset="from_label").drop(columns="frame")
+    return linked.rename(columns=names).astype({"frame": int, "label": int})
+
+
 def successors(cells: pd.DataFrame, tracks: pd.DataFrame) -> dict[tuple[str, str, int, int], tuple[int, ...]]:
     """The next labels of every cell that has some, by experiment, position, frame and label."""
-    linked = predecessors(cells, tracks).dropna(subset="from_label").astype({"from_frame": int, "from_label": int})
     found: dict[tuple[str, str, int, int], tuple[int, ...]] = (
-        linked.groupby([*UNIT, "from_frame", "from_label"])["label"].agg(tuple).to_dict())
+        _links(cells, tracks).groupby([*UNIT, "frame", "label"])["next_label"].agg(tuple).to_dict())
     return found
 
 
@@ -189,11 +192,9 @@ def doubtful_links(cells: pd.DataFrame, tracks: pd.DataFrame) -> pd.DataFrame:
     cells, tracks: from `link_dataset`. Columns: experiment, position, frame, label, doubt, and next_label, the numbers
     of what follows as text; empty where the cell is lost.
     """
-    linked = predecessors(cells, tracks)
-    doubtful = linked[(linked["link_doubt"] > DOUBTFUL) & linked["from_label"].notna()]
-    doubtful = doubtful.assign(next_label=doubtful["label"].astype(str), frame=doubtful["from_frame"].astype(int),
-                               label=doubtful["from_label"].astype(int), doubt=doubtful["link_doubt"])
-    rows = doubtful.groupby([*UNIT, "frame", "label"], as_index=False).agg({"next_label": " ".join, "doubt": "max"})
+    doubtful = _links(cells, tracks).query("link_doubt > @DOUBTFUL").astype({"next_label": str})
+    rows = doubtful.groupby([*UNIT, "frame", "label"], as_index=False).agg(
+        next_label=("next_label", " ".join), doubt=("link_doubt", "max"))
     # a cell that vanishes inside the image has no link that could be doubtful
     lost = tracks[tracks["ended"] == "lost"].rename(columns={"last_frame": "frame"})
     lost = lost[[*UNIT, "track", "frame"]].merge(cells[[*UNIT, "track", "frame", "label"]])
@@ -220,21 +221,19 @@ def write_ctc(frames: Iterable[Frame], cells: pd.DataFrame, tracks: pd.DataFrame
     Returns the folder ctc; an older one is replaced.
     """
     out_dir = Path(out_dir)
-    mothers = tracks.set_index([*UNIT, "track"])["mother_track"]
     ordered = sorted(frames, key=lambda f: (f.unit, f.frame))
     with replacing(out_dir / "ctc") as folder:
         for unit, group in groupby(ordered, key=lambda f: f.unit):
             film = list(group)
-            table = rows_of(cells, *unit)
-            table = table.assign(time=table["frame"].map({f.frame: k for k, f in enumerate(film)}))
-            table = table.sort_values(["track", "time"])
-            # a new number wherever the track is another one, or misses frames
-            same = table["track"].diff() == 0
-            table["number"] = (~same | (table["time"].diff() != 1)).cumsum()
-            pieces = table.groupby("number").agg(track=("track", "first"), first=("time", "min"), last=("time", "max"))
-            last_of = pieces.reset_index().groupby("track")["number"].max()
-            mother = pieces["track"].map(mothers.loc[unit].map(last_of).fillna(0))
-            pieces["mother"] = mother.where(pieces["track"].diff() != 0, pieces.index - 1).astype(int)
+            table = predecessors(rows_of(cells, *unit), tracks)
+            table["time"] = table["frame"].map({f.frame: k for k, f in enumerate(film)})
+            # a new number wherever the track is another one, or misses frames; its mother is the number before
+            new = (table["track"].diff() != 0) | (table["time"].diff() != 1)
+            table["number"] = new.cumsum()
+            pieces = table.groupby("number").agg(first=("time", "min"), last=("time", "max"))
+            number_of = table.set_index(["frame", "label"])["number"]
+            before = pd.MultiIndex.from_frame(table.loc[new, ["from_frame", "from_label"]])
+            pieces["mother"] = number_of.reindex(before).fillna(0).astype(int).to_numpy()
             place = folder / unit[0] / f"{unit[1]}_GT" / "TRA"
             place.mkdir(parents=True)
             pieces[["first", "last", "mother"]].to_csv(place / "man_track.txt", sep=" ", header=False)

@@ -16,10 +16,11 @@ HALVES = (0.35, 0.65)  # area of a daughter over her mother's
 GROWTH = (0.05, 0.15, 0.3, 0.5)  # log area per frame, before any is measured
 
 
-def _measure(labels: np.ndarray, frame: int) -> tuple[np.ndarray, np.ndarray]:
+def _measure(labels: np.ndarray, frame: int, count: int) -> tuple[np.ndarray, np.ndarray]:
     """The cells (n,) of a frame (H, W), in the order of their labels, and their runs of pixels (4, r).
 
-    A run lies in one row: its cell, y, first x and length. There are several times fewer runs than pixels.
+    A run lies in one row of the image: its cell's row among all, y, first x and length. There are several times fewer
+    runs than pixels. count: cells of the frames before.
     """
     if not isinstance(labels, np.ndarray) or labels.ndim != 2 or labels.dtype.kind not in "iu" \
             or labels.min(initial=0) < 0:
@@ -49,27 +50,9 @@ def _measure(labels: np.ndarray, frame: int) -> tuple[np.ndarray, np.ndarray]:
     cells["length"], cells["width"] = 4 * np.sqrt((both + np.abs(long)) / 2), 4 * np.sqrt((both - np.abs(long)) / 2)
     edge = (y == 0) | (x == 0) | (y == height - 1) | (x + n == width)
     cells["alone"] = np.where(np.bincount(owner, edge, len(cells)) > 0, AT_EXIT, ALONE)
-    cells["seen"], cells["channel"] = frame, -1
-    return cells, np.stack([owner, y, x, n])
-
-
-def _kept(cells: np.ndarray, runs: np.ndarray, keep: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Cells and runs of those where keep (n,) is True."""
-    if keep.all():
-        return cells, runs
-    runs = runs[:, keep[runs[0]]]
-    runs[0] = (np.cumsum(keep) - 1)[runs[0]]
-    return cells[keep], runs
-
-
-def _moved(cells: np.ndarray, runs: np.ndarray, by: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Cells and runs moved by (n,), x + iy."""
-    if not by.any():
-        return cells, runs
-    cells, runs = cells.copy(), runs.copy()
-    cells["centre"] += by
-    runs[1:3] += np.round([by.imag, by.real]).astype(int)[:, runs[0]]
-    return cells, runs
+    cells["row"], cells["seen"] = count + np.arange(len(cells)), frame
+    cells["source"], cells["channel"], cells["before"] = cells["row"], -1, -1
+    return cells, np.stack([cells["row"][owner], y, x, n])
 
 
 def _thumb(picture: np.ndarray) -> np.ndarray:
@@ -97,10 +80,15 @@ def _drift(before: np.ndarray, after: np.ndarray, whiten: bool) -> complex:
     return 4 * complex(*top[::-1])
 
 
-def _pixels(runs: np.ndarray, shape: tuple[int, ...], by: complex = 0j) -> tuple[np.ndarray, np.ndarray]:
-    """Cell and flat index of each pixel of runs (4, r), moved by x + iy, that lies in a frame of this shape."""
-    owner, (y, x, n) = runs[0], runs[1:]
-    y, (low, high) = y + round(by.imag), np.clip(np.stack([x, x + n]) + round(by.real), 0, shape[1])
+def _pixels(cells: np.ndarray, runs: np.ndarray, shape: tuple[int, ...], by: complex = 0j) \
+        -> tuple[np.ndarray, np.ndarray]:
+    """Cell and flat index of each pixel of the cells' runs, moved by x + iy, that lies in a frame of this shape."""
+    index = np.zeros(cells["row"].max(initial=0) + 1, int)
+    index[cells["row"]] = np.arange(len(cells))
+    owner, (y, x, n) = index[runs[0]], runs[1:]
+    moved = cells["moved"] + np.round(by)
+    right, down = np.array([moved.real, moved.imag], int)[:, owner]
+    y, (low, high) = y + down, np.clip(np.stack([x, x + n]) + right, 0, shape[1])
     n = (high - low) * ((y >= 0) & (y < shape[0]))
     return np.repeat(owner, n), np.arange(n.sum()) + np.repeat(y * shape[1] + low - np.cumsum(n) + n, n)
 
@@ -111,11 +99,11 @@ def _shared(a: np.ndarray, runs: np.ndarray, b: np.ndarray, others: np.ndarray, 
 
     runs, others: those of a and of b, (4, r).
     """
-    index, (owner, at) = np.full(shape, len(b), np.int32).ravel(), _pixels(others, shape)
+    index, (owner, at) = np.full(shape, len(b), np.int32).ravel(), _pixels(b, others, shape)
     index[at] = owner
-    covered = [np.count_nonzero(index[_pixels(runs[:, ::4], shape, by)[1]] < len(b)) for by in (shift, 0j)]
+    covered = [np.count_nonzero(index[_pixels(a, runs[:, ::4], shape, by)[1]] < len(b)) for by in (shift, 0j)]
     shift *= covered[0] > 1.05 * covered[1]
-    owner, at = _pixels(runs, shape, shift)
+    owner, at = _pixels(a, runs, shape, shift)
     pairs = np.bincount(owner * (len(b) + 1) + index[at], minlength=len(a) * (len(b) + 1))
     return pairs.reshape(len(a), len(b) + 1)[:, :-1], shift
 
@@ -134,9 +122,17 @@ def _forced(a: np.ndarray, b: np.ndarray, todo: dict[tuple[int, int], tuple[int,
     return np.maximum(np.array(rows, int).reshape(-1, 4), -1)
 
 
-def _carry(a: np.ndarray, runs: np.ndarray, b: np.ndarray, others: np.ndarray, members: np.ndarray, frame: int,
-           longest: int) -> tuple[np.ndarray, np.ndarray]:
-    """Cells to link to the next frame, with runs: b, and those of a to look for again, moved as their neighbours.
+def _link(a: np.ndarray, b: np.ndarray, members: np.ndarray, doubt: np.ndarray) -> None:
+    """Note for the cells b what they come from, and how sure that is; members, doubt: as in `solve`."""
+    for daughter in members.T[2:]:  # one cell that continues the track, or two
+        linked = daughter >= 0
+        b["before"][daughter[linked]] = a["source"][members[linked, 0]]
+        b["divided"][daughter[linked]] = members[linked, 3] >= 0
+        b["doubt"][daughter[linked]] = doubt[linked]
+
+
+def _carry(a: np.ndarray, b: np.ndarray, members: np.ndarray, frame: int, longest: int) -> np.ndarray:
+    """Cells to link to the next frame: b, and those of a to look for again, moved as their neighbours.
 
     longest: for how many frames a cell is looked for.
     """
@@ -147,13 +143,21 @@ def _carry(a: np.ndarray, runs: np.ndarray, b: np.ndarray, others: np.ndarray, m
     merged = (i2 >= 0) & (frame - np.minimum(a["seen"][i], a["seen"][i2]) < longest)
     keep[i] = keep[i2[i2 >= 0]] = shown[j[merged]] = False
     keep[i[merged]] = keep[i2[merged]] = True
-    a["alone"], a["label"][i[merged]] = np.full(len(a), LOST), b["label"][j[merged]]
+    a["alone"] = LOST
     a["alone"][i[merged]] = ALONE
-    (a, runs), (b, others) = _kept(a, runs, keep), _kept(b, others, shown)
+    for name in ("label", "source"):
+        a[name][i[merged]] = b[name][j[merged]]
+    a = a[keep]
     if len(moves):
-        a, runs = _moved(a, runs, moves[np.argsort(np.abs(a["centre"][:, None] - stays), axis=1)[:, :2]].mean(1))
-    runs[0] += len(b)
-    return np.concatenate([b, a]), np.concatenate([others, runs], axis=1)
+        near = np.argsort(np.abs(a["centre"][:, None] - stays), axis=1)[:, :2]
+        _move(a, moves[near].mean(1))
+    return np.concatenate([b[shown], a])
+
+
+def _move(cells: np.ndarray, by: np.ndarray | complex) -> None:
+    """Move cells by x + iy: their centres, and their runs by whole pixels."""
+    cells["centre"] += by
+    cells["moved"] += np.round(by)
 
 
 def link_cells(labels: Iterable[np.ndarray], frames: Iterable[int] | None = None,
@@ -213,48 +217,63 @@ def link_frames(labels: Iterable[np.ndarray], frames: Iterable[int] | None = Non
         raise SegkitError(f"frames are {numbers}: each number must be larger than the one before")
     # growth of log area per frame, and for how many links it stands; what tells of channels so far
     memory = {"growth": np.zeros(2), "files": np.zeros(0), "open": np.zeros(2), "blind": np.zeros(())}
-    todo, mothers, last = dict(corrections or {}), np.zeros(1, int), 0
-    rows: list[tuple[np.ndarray, ...]] = []
-    (known, runs), thumb = _measure(np.zeros((1, 1), int), 0), np.zeros((0, 0), np.float32)
+    todo, last, film = dict(corrections or {}), 0, [np.zeros(0, CELL)]
+    known, runs, thumb = film[0], np.zeros((4, 0), int), np.zeros((0, 0), np.float32)
     for number, picture, image in _together(labels, numbers, images):
-        cells, others = _measure(picture, number)
+        cells, others = _measure(picture, number, sum(map(len, film)))
         before, thumb = thumb, _thumb(picture > 0 if image is None else image)
         # links from the frame before, and from cells that were missing there
-        known, runs = _kept(known, runs, number - known["seen"] <= (GAP + 1) * step)
+        known = known[number - known["seen"] <= (GAP + 1) * step]
+        runs = runs[:, np.isin(runs[0], known["row"])]
         shared, shift = _shared(known, runs, cells, others, picture.shape, _drift(before, thumb, image is not None))
-        known, runs = _moved(known, runs, np.full(len(known), shift))
+        _move(known, shift)
         memory["blind"] = np.array(shift * (image is None))
         forced, age = _forced(known, cells, todo, last), (number - known["seen"]) / step
         members, doubt, out = _follow(known, cells, shared, forced, memory, age)
-        mothers, doubts = _name(known, cells, members, doubt, mothers)
-        if rows:
-            left = known["label"][out[:len(known)] & (known["alone"] > LOST)]
-            rows[-1][-1][np.isin(rows[-1][0]["label"], left)] = True
-        rows.append((cells, doubts, (cells["alone"] == AT_EXIT) | out[len(known):]))
+        _link(known, cells, members, doubt)
+        cells["leaves"] = (cells["alone"] == AT_EXIT) | out[len(known):]
+        film[-1]["leaves"] |= np.isin(film[-1]["row"], known["source"][out[:len(known)]])
+        film.append(cells)
 
         # this frame's cells, and those still to be found
-        (known, runs), last = _carry(known, runs, cells, others, members, number, GAP * step), number
+        known, runs = _carry(known, cells, members, number, GAP * step), np.concatenate([others, runs], axis=1)
+        last = number
     if todo:
         raise SegkitError(f"corrections name cells that are not there, or not before another frame: {sorted(todo)}")
-    start = np.zeros(0, CELL), np.zeros(0), np.zeros(0, bool)
-    cells, doubts, leaves = (np.concatenate(values) for values in zip(start, *rows, strict=True))
-    track, mother = _late_sisters(cells, mothers, doubts, leaves, GAP * step)
+    cells = np.concatenate(film)
+    _join_late_sisters(cells, GAP * step)
+    track, mother = _tracks(cells)
     return pd.DataFrame({"frame": cells["seen"], "label": cells["label"], "track": track, "mother_track": mother,
-                         "doubt": doubts, "leaves": leaves})
+                         "doubt": cells["doubt"], "leaves": cells["leaves"]})
 
 
-def _late_sisters(cells: np.ndarray, mothers: np.ndarray, doubts: np.ndarray, leaves: np.ndarray, longest: int) \
-        -> tuple[np.ndarray, np.ndarray]:
-    """Tracks and their mothers (n,), with divisions of which one daughter was missing at first; sets her doubt.
+def _tracks(cells: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Tracks of the cells of a film and of their mothers (n,), numbered in the order in which they begin."""
+    before, begins = cells["before"], (cells["before"] < 0) | cells["divided"]
+    first = _founders(np.where(begins, -1, before))
+    track = pd.factorize(first)[0] + 1
+    return track, np.where(cells["divided"], track[before], 0)[first]
+
+
+def _founders(before: np.ndarray) -> np.ndarray:
+    """What each of n things, in a line of others that come before it, begins with; before (n,): -1 where none does."""
+    root = np.where(before >= 0, before, np.arange(len(before)))
+    for _ in range(len(root).bit_length()):  # twice as many steps back each time
+        root = root[root]
+    return root
+
+
+def _join_late_sisters(cells: np.ndarray, longest: int) -> None:
+    """Join daughters that were missing at first to their mothers; sets before, divided and doubt.
 
     The track of a cell that became half as large ends there, if one begins beside it up to `longest` frames later.
     """
-    track, frame, area = cells["track"].copy(), cells["seen"], cells["area"]
-    order = np.lexsort([frame, track])
-    same, ratio = np.diff(track[order], prepend=0) == 0, area[order] / np.roll(area[order], 1)
-    halved = order[same & (ratio > HALVES[0]) & (ratio < HALVES[1])]
-    halved, new = halved[doubts[halved] > 0], order[~same]  # the user's own links have no doubt
-    new = new[(mothers[track[new]] == 0) & ~leaves[new] & (frame[new] > frame.min(initial=0))]
+    (track, _), frame, area, before = _tracks(cells), cells["seen"], cells["area"], cells["before"]
+    ratio = area / area[before]
+    # the user's own links have no doubt
+    halved = np.flatnonzero((before >= 0) & ~cells["divided"] & (cells["doubt"] > 0) & (ratio > HALVES[0])
+                            & (ratio < HALVES[1]))
+    new = np.flatnonzero((before < 0) & ~cells["leaves"])
     wait, found = frame[new] - frame[halved][:, None], []
     at = {place: cell for cell, place in enumerate(zip(track.tolist(), frame.tolist(), strict=True))}
     for i, j in np.argwhere((wait > 0) & (wait <= longest)):
@@ -267,29 +286,9 @@ def _late_sisters(cells: np.ndarray, mothers: np.ndarray, doubts: np.ndarray, le
     for _, here, sister in sorted(found):
         if taken.isdisjoint((here, sister)):
             taken |= {here, sister}
-            mother, doubts[sister] = track[here], doubts[here]
-            track[(track == mother) & (frame >= frame[here])] = len(mothers)
-            mothers = np.append(np.where(mothers == mother, len(mothers), mothers), mother)
-            mothers[track[sister]] = mother
-    # numbers in the order in which tracks begin
-    number = np.zeros(len(mothers), int)
-    number[track] = pd.factorize(track)[0] + 1
-    return number[track], number[mothers[track]]
-
-
-def _name(a: np.ndarray, b: np.ndarray, members: np.ndarray, doubt: np.ndarray, mothers: np.ndarray) \
-        -> tuple[np.ndarray, np.ndarray]:
-    """Set the tracks of b; returns the mothers of all tracks so far, and the doubt (m,) about the link to each of b."""
-    i, _, j, j2 = members.T
-    link, split = (j >= 0) & (j2 < 0), j2 >= 0
-    # a link carries the track on; a division begins two, and every cell without a link one
-    b["track"][j[link]] = a["track"][i[link]]
-    mother, doubts, new = np.zeros(len(b), int), np.zeros(len(b)), b["track"] == 0
-    for daughter in (j, j2):
-        mother[daughter[split]] = a["track"][i[split]]
-        doubts[daughter[daughter >= 0]] = doubt[daughter >= 0]
-    b["track"][new] = len(mothers) + np.arange(new.sum())
-    return np.append(mothers, mother[new]), doubts
+            cells["divided"][[here, sister]] = True
+            for name in ("before", "doubt"):
+                cells[name][sister] = cells[name][here]
 
 
 def _grown(a: np.ndarray, growth: float, age: np.ndarray) -> np.ndarray:
@@ -312,9 +311,10 @@ def _follow(a: np.ndarray, b: np.ndarray, shared: np.ndarray, forced: np.ndarray
     growth, weight = memory["growth"]
     grown = _grown(a, growth, age)
     members, doubt, leaves, _ = solve(grown, b, shared, forced, memory)
-    i, i2, j, j2 = members.T
-    step = np.log(np.append(b["area"], 0)[[j, j2]].sum(0)[j >= 0] / a["area"][i[j >= 0]]) / age[i[j >= 0]]
-    step = step[((i2 < 0) & (grown["alone"][i] == ALONE) & (b["alone"][j] == ALONE))[j >= 0]]
+    # only cells that are whole, and were in the frame before, show it
+    i, i2, j, _ = members.T
+    i, _, *daughters = members[(i2 < 0) & (j >= 0) & (grown["alone"][i] == ALONE) & (b["alone"][j] == ALONE)].T
+    step = np.log(np.append(b["area"], 0)[daughters].sum(0) / a["area"][i]) / age[i]
     if len(step):
         weight += len(step)
         memory["growth"] = np.array([growth + (np.median(step) - growth) * len(step) / weight, min(weight, 50)])
@@ -341,10 +341,7 @@ def lineages(tracks: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
     names, mothers = (pd.MultiIndex.from_frame(tracks[["experiment", "position", column]])
                       for column in ("track", "mother_track"))
     mother = names.get_indexer(mothers)
-    root = np.where(mother >= 0, mother, np.arange(len(mother)))
-    for _ in range(len(root).bit_length()):  # twice as many generations each time
-        root = root[root]
-    return mother, root
+    return mother, _founders(mother)
 
 
 def tracks_table(cells: pd.DataFrame, first_frame: int, last_frame: int) -> pd.DataFrame:
