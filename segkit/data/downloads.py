@@ -67,13 +67,27 @@ class Entry(NamedTuple):
 def file_crc(path: str | Path) -> int:
     """CRC-32 of a file. Raises SegkitError where it cannot be read."""
     crc = 0
-    try:
-        with open(path, "rb") as file:
-            while part := file.read(1 << 20):
-                crc = zlib.crc32(part, crc)
-    except OSError as error:
-        raise SegkitError(f"{path} cannot be read ({error.strerror}): {TO_BE_READ}") from None
+    for part in read_parts(str(path)):
+        crc = zlib.crc32(part, crc)
     return crc
+
+
+def read_parts(source: str, archive: Path | None = None,
+               open_archive: Callable[[Path], zipfile.ZipFile] = zipfile.ZipFile) -> Iterator[bytes]:
+    """The content of a file, or of an archive's entry, in parts.
+
+    open_archive: opens an archive, or gives it as it is open for other entries; it is not closed here.
+    Raises SegkitError, without an OSError as its cause, where the file cannot be read.
+    """
+    try:
+        opened = open_archive(archive) if archive else None
+        with opened.open(source) if opened else open(source, "rb") as file:
+            while part := file.read(1 << 20):
+                yield part
+    except (*DAMAGED_ZIP, OSError) as error:
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # that of a place before the archive's beginning
+            raise SegkitError(f"{source} cannot be read ({error.strerror or error}): {TO_BE_READ}") from None
+        raise SegkitError(f"{source} is damaged ({error}): download the archive again") from None
 
 
 def list_images(source: Path, leave_out: Path, problems: Problems) -> Iterator[Entry]:
@@ -157,7 +171,6 @@ def _what_instead(path: Path, error: Exception) -> str:
 
 def _archive_entries(path: Path, problems: Problems) -> Iterator[Entry]:
     """The images in an archive; what cannot be unpacked, or not safely, is a problem."""
-    is_zip = path.suffix.lower() == ".zip"
     try:
         if PART.search(path.name):  # of the last part zipfile reads the names
             raise zipfile.BadZipFile
@@ -183,8 +196,8 @@ def _archive_entries(path: Path, problems: Problems) -> Iterator[Entry]:
             problems.add(path, f"{path.name} holds {info.filename}, which would land outside the dataset: left out")
         elif suffix in IMAGE_SUFFIXES and used is info:
             # without a folder named as an experiment, the archive's own name is that of the experiment
-            stem = () if any(map(EXPERIMENT.match, parts[:-1])) else (path.stem if is_zip else path.name,)
-            yield Entry("/".join((*stem, *parts)), path, info.filename, info.file_size, info.CRC)
+            outer = () if any(map(EXPERIMENT.match, parts[:-1])) else (path.name,)
+            yield Entry("/".join((*outer, *parts)), path, info.filename, info.file_size, info.CRC)
         elif suffix in IMAGE_SUFFIXES and (used.file_size, used.CRC) != (info.file_size, info.CRC):
             problems.add(path, f"{path.name} holds two different files named {info.filename}: the last is used; look "
                                "whether it is the right one", 1)
@@ -286,13 +299,17 @@ def arrange(source: str | Path, dataset_path: str | Path) -> Plan:
 
     _check_space(plan.dataset_path, sum(entry.size for entry in todo.values()))
 
-    # each archive is opened once; a damaged file costs no other
+    # each archive is opened once; a damaged file costs no other, and a full disk would cost all
     with ExitStack() as stack:
         open_archive = cache(lambda path: stack.enter_context(
             zipfile.ZipFile(path, metadata_encoding=find_encoding(path)[0])))
         for target, entry in tqdm(todo.items(), desc="arranging", unit="file", leave=False):
-            if wrong := _copy(entry, target, open_archive):
-                plan.problems.add(Path(entry.source), f"{entry.where}: {entry.source} {wrong}", 1)
+            try:
+                _copy(entry, target, open_archive)
+            except SegkitError as error:
+                if write_errno(error) in COSTS_ALL:
+                    raise
+                plan.problems.add(Path(entry.source), f"{entry.where}: {error}", 1)
     return plan
 
 
@@ -305,38 +322,15 @@ def _check_space(folder: Path, needed: int) -> None:
                           "space or choose another disk")
 
 
-def _copy(entry: Entry, target: Path, open_archive: Callable[[Path], zipfile.ZipFile]) -> str:
-    """Copy or extract one file; returns what is wrong with it, "" if nothing is."""
-    try:
-        with replacing(target) as temporary:
-            with open(temporary, "wb") as file:
-                for part in _content(entry, open_archive):
-                    file.write(part)
-            # times and permissions, where the disk has them
-            if entry.archive is None:
-                with suppress(OSError):
-                    shutil.copystat(entry.source, temporary)
-    except SegkitError as error:  # one file's own fault costs no other; a full disk would cost all
-        if write_errno(error) in COSTS_ALL:
-            raise
-        return f"was left out: {error}" if write_errno(error) else str(error)
-    return ""
-
-
-def _content(entry: Entry, open_archive: Callable[[Path], zipfile.ZipFile]) -> Iterator[bytes]:
-    """A file's content in parts. Raises SegkitError, without an OSError as its cause, where it cannot be read."""
-    try:
-        # the archive stays open for its other entries
-        archive = entry.archive and open_archive(entry.archive)
-        with archive.open(entry.source) if archive else open(entry.source, "rb") as file:
-            while part := file.read(1 << 20):
-                yield part
-    except DAMAGED_ZIP as error:
-        raise SegkitError(f"is damaged ({error}): download the archive again") from None
-    except OSError as error:
-        if error.errno == errno.EINVAL:  # a place before the archive's beginning
-            raise SegkitError("is damaged: download the archive again") from None
-        raise SegkitError(f"cannot be read ({error.strerror or error}): {TO_BE_READ}") from None
+def _copy(entry: Entry, target: Path, open_archive: Callable[[Path], zipfile.ZipFile]) -> None:
+    """Copy or extract one file; its time and permissions too, where the disk has them."""
+    with replacing(target) as temporary:
+        with open(temporary, "wb") as file:
+            for part in read_parts(entry.source, entry.archive, open_archive):
+                file.write(part)
+        if entry.archive is None:
+            with suppress(OSError):
+                shutil.copystat(entry.source, temporary)
 
 
 def _place(name: str) -> str | None:

@@ -58,11 +58,8 @@ def _damage_named(path: Path, action: str, cause: str) -> Iterator[None]:
         yield
     except DAMAGE as error:
         # a decoder gives no number for damaged content, or that of a place before the file's beginning
-        number = error.errno if isinstance(error, OSError) else None
-        if number in UNREACHABLE:
-            why = UNREACHABLE[number]
-        elif isinstance(error, OSError) and number not in (None, errno.EINVAL):
-            why = f"cannot be read ({error.strerror}): check the disk or the connection"
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
+            why = UNREACHABLE.get(error.errno, f"cannot be read ({error.strerror}): check the disk or the connection")
         else:
             why = f"cannot be {action} ({type(error).__name__}): {cause}; copy or export it again"
         raise SegkitError(f"{path.name} {why}") from None
@@ -260,29 +257,22 @@ def blank_pixels(image: np.ndarray) -> np.ndarray:
     return blank
 
 
-def _with_gaps(image: np.ndarray, blank: np.ndarray | None) -> np.ndarray:
-    """An image (H, W) of any dtype as float32, NaN where it holds no picture; blank: `blank_pixels`, where known."""
-    blank = blank_pixels(image) if blank is None else blank
-    with np.errstate(over="ignore"):  # beyond float32 is infinite
-        return np.where(blank, np.nan, np.asarray(image)).astype(np.float32)
+def _filled(image: np.ndarray, blank: np.ndarray) -> np.ndarray:
+    """An image (H, W) of any dtype as float32, with the median of the other pixels in place of the blank ones."""
+    filled = np.array(image, np.float32)
+    if blank.any():
+        filled[blank] = 0 if blank.all() else np.median(filled[~blank])
+    return filled
 
 
-def fill_gaps(image: np.ndarray) -> np.ndarray:
-    """An image (H, W), float32, with the median of its finite pixels in place of the others (NaN, infinite)."""
-    finite = np.isfinite(image)
-    if finite.all():
-        return image
-    return np.where(finite, image, np.median(image[finite]) if finite.any() else 0).astype(np.float32)
-
-
-def has_contrast(image: np.ndarray, blank: np.ndarray | None = None) -> bool:
-    """Whether an image (H, W) shows more than one constant and some single pixels; blank: as in `normalise`.
+def has_contrast(image: np.ndarray, blank: np.ndarray) -> bool:
+    """Whether an image (H, W) shows more than one constant and some single pixels; blank: its `blank_pixels`.
 
     A camera's image has noise everywhere. Where most pixels are equal (to float32's rounding), a connected piece of
     the others must be as large as the smallest cell, SPECK pixels.
     """
     with np.errstate(over="ignore"):
-        image = fill_gaps(_with_gaps(image, blank))
+        image = _filled(image, blank)
         usual = np.median(image)
         other = np.abs(image - usual) > 4 * np.spacing(np.abs(usual))
     if other.mean() > 0.5:
@@ -293,7 +283,7 @@ def has_contrast(image: np.ndarray, blank: np.ndarray | None = None) -> bool:
 
 
 def intensity_range(image: np.ndarray, normalisation: str = "percentile") -> tuple[float, float]:
-    """The intensities (low, high) of an image (H, W) that normalise to 0 and 1: its 0.5 and 99.5 percentiles.
+    """The intensities (low, high) of an image's pixels that normalise to 0 and 1: the 0.5 and 99.5 percentiles.
 
     Training crops and inference use the range of the whole frame. "minmax" is the starting recipe's (Visuna et al.
     2025, Eq. 1). Non-finite pixels are passed over; a constant image gives (value, value + 1).
@@ -314,8 +304,9 @@ def normalise(image: np.ndarray, normalisation: str = "percentile", blank: np.nd
     blank: its `blank_pixels`, where they are known already; they have no part in the range, and become the median of
     the others.
     """
-    with np.errstate(over="ignore"):
-        image = _with_gaps(image, blank)
-        low, high = intensity_range(image, normalisation)
-        scaled = (fill_gaps(image) - np.float32(low)) * np.float32(1 / (high - low))
+    blank = blank_pixels(image) if blank is None else blank
+    with np.errstate(over="ignore"):  # beyond float32 is infinite
+        image = _filled(image, blank)
+        low, high = intensity_range(image[~blank], normalisation)
+        scaled = (image - np.float32(low)) * np.float32(1 / (high - low))
     return np.clip(scaled, -OUTLIER, 1 + OUTLIER)
