@@ -6,7 +6,6 @@ import glob
 import os
 import re
 import shutil
-import struct
 import unicodedata
 import zipfile
 import zlib
@@ -25,6 +24,7 @@ from ..errors import SegkitError
 from ..files import replacing, write_errno
 from .dataset import JUNK, Problems, table_of_problems, walk
 from .images import IMAGE_SUFFIXES
+from .tiff import DAMAGE
 
 UNPACKED_BY_HAND = "unpack it with another program, such as 7-Zip, then arrange the folder"
 TO_BE_READ = "check its permissions or the connection"
@@ -35,8 +35,7 @@ ENCODINGS = {"cp437": LATIN, "cp1252": LATIN,  # of names in archives, with thei
              "cp932": "[\u3040-\u30ff\u4e00-\u9fff\uff10-\uff5a]|[\uff66-\uff9f]{2,}"}
 PACKED = (".zip", ".tar", ".gz", ".tgz", ".7z", ".rar", ".bz2", ".xz", ".part", ".crdownload", ".download")
 COSTS_ALL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST}
-DAMAGED_ZIP = (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, ValueError, LookupError, ArithmeticError,
-               struct.error)  # what zipfile raises for one; NotImplementedError is a RuntimeError
+DAMAGED_ZIP = (*DAMAGE, zipfile.BadZipFile, zlib.error, LookupError)  # what zipfile raises for one
 OTHER_ARCHIVES = (b"7z\xbc\xaf", b"rar!", b"\x1f\x8b")  # how 7z, rar and gz files begin, in lower case
 PART = re.compile(r"\.(z\d\d|(zip|7z|rar)\.\d{3}|part\d+)$", re.IGNORECASE)  # of a split archive
 EXPERIMENT = re.compile(r"(?!preprocessedphasemasks$).*(raw_data|masks)", re.IGNORECASE | re.DOTALL)
@@ -84,7 +83,7 @@ def read_parts(source: str, archive: Path | None = None,
         with opened.open(source) if opened else open(source, "rb") as file:
             while part := file.read(1 << 20):
                 yield part
-    except (*DAMAGED_ZIP, OSError) as error:
+    except DAMAGED_ZIP as error:
         if isinstance(error, OSError) and error.errno != errno.EINVAL:  # that of a place before the archive's beginning
             raise SegkitError(f"{source} cannot be read ({error.strerror or error}): {TO_BE_READ}") from None
         raise SegkitError(f"{source} is damaged ({error}): download the archive again") from None
@@ -177,7 +176,7 @@ def _archive_entries(path: Path, problems: Problems) -> Iterator[Entry]:
         encoding, certain = find_encoding(path)
         with zipfile.ZipFile(path, metadata_encoding=encoding) as archive:
             infos = archive.infolist()
-    except (*DAMAGED_ZIP, OSError) as error:
+    except DAMAGED_ZIP as error:
         problems.add(path, f"{path.name} {_what_instead(path, error)}")
         return
     if certain < 0.5:

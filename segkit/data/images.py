@@ -38,11 +38,10 @@ def read_header(path: str | Path, *, labels: bool = False) -> Header:
     Raises SegkitError where the file is empty, damaged, cut short or of a kind segkit does not read.
     """
     path = Path(path)
-    is_png = path.suffix.lower() == ".png"
-    with _damage_named(path, "read as PNG" if is_png else "read as TIFF", "it is damaged or of another kind"):
+    with _damage_named(path, "read"):
         if path.stat().st_size == 0:
             raise SegkitError(f"{path.name} is empty (0 bytes): copy it again from its source")
-        if is_png:
+        if path.suffix.lower() == ".png":
             with warnings.catch_warnings(action="ignore"), Image.open(path) as image:
                 return Header(1, image.height, image.width)
         header = find_planes(path)
@@ -52,7 +51,7 @@ def read_header(path: str | Path, *, labels: bool = False) -> Header:
 
 
 @contextmanager
-def _damage_named(path: Path, action: str, cause: str) -> Iterator[None]:
+def _damage_named(path: Path, action: str) -> Iterator[None]:
     """Turn every error that a decoder raises for a damaged file into a SegkitError that names the file."""
     try:
         yield
@@ -61,7 +60,7 @@ def _damage_named(path: Path, action: str, cause: str) -> Iterator[None]:
         if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
             why = UNREACHABLE.get(error.errno, f"cannot be read ({error.strerror}): check the disk or the connection")
         else:
-            why = f"cannot be {action} ({type(error).__name__}): {cause}; copy or export it again"
+            why = f"cannot be {action} ({type(error).__name__}): it is damaged or of another kind; export it again"
         raise SegkitError(f"{path.name} {why}") from None
 
 
@@ -70,7 +69,7 @@ def _read_plane(path: Path, page: int, *, image: bool = False) -> np.ndarray:
 
     image: see `decode_tiff`.
     """
-    with _damage_named(path, "decoded", "it is damaged"):
+    with _damage_named(path, "decoded"):
         if path.suffix.lower() == ".png":
             if page:
                 raise SegkitError(f"{path.name} has 1 page, page {page} was asked for")
