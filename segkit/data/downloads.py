@@ -317,8 +317,7 @@ def _check_space(folder: Path, needed: int) -> None:
     existing = next(place for place in (folder, *folder.absolute().parents) if place.exists())
     free = shutil.disk_usage(existing).free
     if needed * 1.02 > free:
-        raise SegkitError(f"{needed / 1e9:.1f} GB are needed in {folder}, {free / 1e9:.1f} GB are free: free some "
-                          "space or choose another disk")
+        raise SegkitError(f"{folder} needs {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free: choose another disk")
 
 
 def _copy(entry: Entry, target: Path, open_archive: Callable[[Path], zipfile.ZipFile]) -> None:

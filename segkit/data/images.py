@@ -208,8 +208,7 @@ def _cells_of_mask(mask: np.ndarray) -> np.ndarray:
 def _labels_from_colours(name: str, colours: np.ndarray) -> np.ndarray:
     """One label per colour of (H, W, 3), in order of the colour's value; black is background."""
     if not np.isfinite(colours).all() or colours.min() < 0:
-        raise SegkitError(f"{name} holds colours that are negative or not numbers: one colour a cell was needed, and "
-                          "black for the background")
+        raise SegkitError(f"{name} holds colours that are negative or not numbers: numbers from 0 were needed")
     pixels = pd.DataFrame(colours.reshape(-1, 3))  # (H * W, 3)
     index = pixels.groupby([0, 1, 2]).ngroup().to_numpy().reshape(colours.shape[:2])  # (H, W), sorted by colour
     has_background = (colours == 0).all(axis=-1).any()

@@ -174,11 +174,9 @@ def outline_offset(image: np.ndarray, labels: np.ndarray) -> float:
 
     # mean intensity by distance from the outline
     near = alone & (np.abs(depth) < PROFILE)
-    edges = np.arange(-PROFILE - 0.25, PROFILE + 0.5, 0.5)
-    counts = np.histogram(depth[near], edges)[0]
-    sums = np.histogram(depth[near], edges, weights=image[near])[0]
-    enough = counts >= MIN_PROFILE
-    at, profile = (edges[:-1] + 0.25)[enough], sums[enough] / counts[enough]
+    by_distance = pd.Series(image[near]).groupby((2 * depth[near]).round() / 2)
+    mean = by_distance.mean()[by_distance.size() >= MIN_PROFILE]
+    at, profile = mean.index.to_numpy(), mean.to_numpy()
     if not (at < -1).any() or not (at > 2).any():
         return math.nan
 

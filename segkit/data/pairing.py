@@ -343,8 +343,7 @@ def _usable_masks(image: Path, header: Header, files: list[Path | None],
             masks = read_header(file, labels=True)
             check_sizes(image.name, header.size, masks.size)
             if pages != masks.pages:
-                raise SegkitError(f"{image.name} has {pages} page(s), its masks file {masks.pages}: one page of masks "
-                                  "a page of images was needed")
+                raise SegkitError(f"{image.name} has {pages} page(s), its masks file {masks.pages}: both need as many")
             differ += pages * (header.size != masks.size)
         except SegkitError as error:
             problems.add(file, str(error), pages)
@@ -371,9 +370,8 @@ def _first_frames(images: Mapping[Key, _Image], where: Path, problems: Problems)
     elif len(numbers) < len(images) and 1 not in counts:
         numbers, doubt = {key: k for k, key in enumerate(headers)}, UNTOLD
     if strays := sorted(images[key].path.name for key in images.keys() - numbers.keys()):
-        problems.add(where, f"{len(strays)} image(s) are left out, {strays[0]} the first: their names do not fit the "
-                            f"others, such as {images[next(iter(numbers))].path.name}; move them elsewhere, or rename "
-                            "them if they are frames", len(strays))
+        problems.add(where, f"{len(strays)} image(s) are left out, {strays[0]} the first: rename them if they are "
+                            f"frames, as {images[next(iter(numbers))].path.name}, or move them elsewhere", len(strays))
 
     # planes along z count as times only where the position has no other file
     is_alone = len(numbers) == 1
@@ -404,6 +402,6 @@ def _by_key(files: Sequence[Path], what: str, problems: Problems) -> dict[Key, P
     for path in files:
         used = found.setdefault(name_key(path.stem), path)
         if used is not path:
-            problems.add(path, f"a second {what} for the same frame: {used.name} is used, {path.name} is not; remove "
-                               "one of them", int(what == "image"))
+            problems.add(path, f"a second {what} for the same frame as {used.name}, which is used: remove one of them",
+                         int(what == "image"))
     return found

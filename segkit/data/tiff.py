@@ -22,11 +22,11 @@ from ..errors import SegkitError
 MAX_EXPANSION = 50_000  # pixel bytes per stored byte; compressed images without any cell stay below it
 DAMAGE = (OSError, ValueError, KeyError, IndexError, TypeError, RuntimeError, EOFError, ArithmeticError,
           SyntaxError, MemoryError, AttributeError, struct.error, tifffile.TiffFileError, Image.DecompressionBombError)
-UNITS = {"PIXEL_SIZE_UM": {"nm": 1e-3, "um": 1.0, "mm": 1e3, "cm": 1e4, "m": 1e6, "in": 25400.0},
-         "MINUTES_PER_FRAME": {"us": 1e-6 / 60, "ms": 1e-3 / 60, "s": 1 / 60, "min": 1.0, "h": 60.0, "d": 1440.0}}
-SAME_UNIT = {"nanometer": "nm", "micron": "um", "micrometer": "um", "millimeter": "mm", "centimeter": "cm",
-             "meter": "m", "inch": "in", "msec": "ms", "millisecond": "ms", "sec": "s", "second": "s", "minute": "min",
-             "hr": "h", "hour": "h", "day": "d"}
+UNITS = {  # patterns of their names, with um or minutes
+    "PIXEL_SIZE_UM": {"nm|nanomet(er|re)s?": 1e-3, "um|microns?|micromet(er|re)s?": 1.0, "mm|millimet(er|re)s?": 1e3,
+                      "cm|centimet(er|re)s?": 1e4, "m|met(er|re)s?": 1e6, "in|inch": 25400.0},
+    "MINUTES_PER_FRAME": {"us": 1e-6 / 60, "ms|msecs?|milliseconds?": 1e-3 / 60, "s|secs?|seconds?": 1 / 60,
+                          "mins?|minutes?": 1.0, "h|hrs?|hours?": 60.0, "d|days?": 1440.0}}
 OME = {"PIXEL_SIZE_UM": ("PhysicalSizeX", "um"), "MINUTES_PER_FRAME": ("TimeIncrement", "s")}  # and their usual units
 TAG_UNITS = {2: "in", 3: "cm"}  # of the tag ResolutionUnit
 MICRO_MANAGER = {"channel": "ChannelIndex", "z": "SliceIndex", "time": "FrameIndex", "position": "PositionIndex"}
@@ -98,8 +98,7 @@ def _find_planes(path: Path, size: int, changed: int) -> Header:
         end = max((offset + count for page in pages
                    for offset, count in zip(page.dataoffsets, page.databytecounts, strict=False)), default=0)
         if end > size:
-            raise SegkitError(f"{path.name} is cut short: {size} of {end} bytes are there; copy it again from its "
-                              "source")
+            raise SegkitError(f"{path.name} is cut short: {size} of {end} bytes are there; copy it again")
         # most files hold one image, and nothing in them speaks of more
         first = pages[0]
         if len(pages) == 1 and first.axes in ("YX", "YXS") and not (
@@ -190,8 +189,7 @@ def _planes_by_series(name: str, tif: tifffile.TiffFile, pages: list[tifffile.Ti
     count, axis = _count(main), "".join(stacks)
     written = int(tif.imagej_metadata.get("images", 1)) if tif.imagej_metadata else 1
     if count < written and main.kind == "generic":
-        raise SegkitError(f"{name} is cut short: {count} of {written} images are there; copy it again from its source",
-                          written)
+        raise SegkitError(f"{name} is cut short: {count} of {written} images are there; copy it again", written)
     if len(main.pages) != count:
         if len(pages) > 1:
             raise SegkitError(f"{name} holds {len(pages)} pages, and its header names {count}: export it again")
@@ -297,5 +295,4 @@ def _in_unit(value: Any, unit: Any, factors: dict[str, float]) -> float:
     """A value in um or minutes; 0 where its unit is not known."""
     # micro is written as the micro sign, the Greek letter, and by ImageJ as an escape
     name = unicodedata.normalize("NFKC", str(unit).replace("\\u00B5", "µ")).strip(" .\0").lower().replace("μ", "u")
-    name = re.sub(r"(?<=..)s$", "", name.replace("metre", "meter")) if name not in ("us", "ms") else name
-    return float(value) * factors.get(SAME_UNIT.get(name, name), 0.0)
+    return float(value) * next((factor for names, factor in factors.items() if re.fullmatch(names, name)), 0.0)
