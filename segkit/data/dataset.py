@@ -233,12 +233,10 @@ def split_by_position(pairs: Iterable[Frame],
     if len({f.unit for f in pairs}) == 1:
         raise SegkitError(f"the only position with masks is {' '.join(pairs[0].unit)}: training needs two at least, "
                           "one for training and one for validation")
-    if not held_out:
-        raise SegkitError(f"no validation position: VALIDATION is {', '.join(suffixes) or 'empty'}, the positions are "
-                          f"{positions}; set VALIDATION to the suffix of a position for validation")
-    if not kept:
-        raise SegkitError(f"no training position: every position ({positions}) ends in one of VALIDATION "
-                          f"{', '.join(suffixes)}; leave some of them out of VALIDATION")
+    if not held_out or not kept:
+        side = "training" if held_out else "validation"
+        raise SegkitError(f"no {side} position: VALIDATION is {', '.join(suffixes) or 'empty'}, the positions are "
+                          f"{positions}; set VALIDATION to the suffixes of some of them")
     return Split(kept, held_out)
 
 

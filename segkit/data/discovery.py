@@ -91,11 +91,11 @@ def _usable(files: Iterable[Path]) -> list[Path]:
 
 
 def _images(files: Iterable[Path]) -> list[Path]:
-    return [f for f in files if not MASK_NAME.match(f.stem)]
+    return [f for f in files if not MASK_NAME.search(f.stem)]
 
 
 def _masks(files: Iterable[Path]) -> list[Path]:
-    return [f for f in files if MASK_NAME.match(f.stem)]
+    return [f for f in files if MASK_NAME.search(f.stem)]
 
 
 def _below(tree: Tree, folder: Path) -> Iterator[Path]:

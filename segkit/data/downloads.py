@@ -1,8 +1,6 @@
 """Downloads (zip archives, folders) into the layout that `discover` reads."""
 
-import codecs
 import errno
-import glob
 import os
 import re
 import shutil
@@ -14,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from functools import cache
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path, PureWindowsPath
 from typing import NamedTuple
 
 import pandas as pd
@@ -36,7 +34,7 @@ ENCODINGS = {"cp437": LATIN, "cp1252": LATIN,  # of names in archives, with thei
 PACKED = (".zip", ".tar", ".gz", ".tgz", ".7z", ".rar", ".bz2", ".xz", ".part", ".crdownload", ".download")
 COSTS_ALL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST}
 DAMAGED_ZIP = (*DAMAGE, zipfile.BadZipFile, zlib.error, LookupError)  # what zipfile raises for one
-OTHER_ARCHIVES = (b"7z\xbc\xaf", b"rar!", b"\x1f\x8b")  # how 7z, rar and gz files begin, in lower case
+OTHER_ARCHIVES = (b"7z\xbc\xaf", b"Rar!", b"\x1f\x8b")  # how 7z, rar and gz files begin
 PART = re.compile(r"\.(z\d\d|(zip|7z|rar)\.\d{3}|part\d+)$", re.IGNORECASE)  # of a split archive
 EXPERIMENT = re.compile(r"(?!preprocessedphasemasks$).*(raw_data|masks)", re.IGNORECASE | re.DOTALL)
 POSITION = re.compile(r"pos(ition)?[_ ]?\d", re.IGNORECASE)
@@ -46,7 +44,7 @@ COPY = re.compile(r"( \(\d+\)|\.zip| - copy| copy( \d+)?|-\d{8}T\d{6}Z(-\d+)*(-\
 class Entry(NamedTuple):
     """An image file in a folder or an archive."""
 
-    name: str  # path as seen from outside
+    parts: tuple[str, ...]  # of its path as seen from outside
     archive: Path | None
     source: str  # path, or name inside the archive
     size: int  # bytes
@@ -106,7 +104,7 @@ def list_images(source: Path, leave_out: Path, problems: Problems) -> Iterator[E
             continue
         for path in files:
             if path.suffix.lower() in IMAGE_SUFFIXES:
-                yield Entry(path.relative_to(base).as_posix(), None, str(path), path.stat().st_size)
+                yield Entry(path.relative_to(base).parts, None, str(path), path.stat().st_size)
                 continue
             # an archive also by its name, where its end is missing, or where a file without a suffix is empty
             begin = _begin(path)
@@ -155,15 +153,14 @@ def _what_instead(path: Path, error: Exception) -> str:
     """What a file is that cannot be opened as an archive, and what to do."""
     if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
         return f"cannot be read ({error.strerror}): {TO_BE_READ}"
-    begin = _begin(path).removeprefix(codecs.BOM_UTF8).lstrip().lower()
-    beside = any(path.parent.glob(f"{glob.escape(path.stem)}.z[0-9][0-9]"))
-    if PART.search(path.name) or beside or "multiple disks" in str(error):
+    begin = _begin(path)
+    if PART.search(path.name) or path.with_suffix(".z01").exists() or "multiple disks" in str(error):
         return f"is one part of a split archive: {UNPACKED_BY_HAND}"
-    if path.suffix.lower() in PACKED and path.suffix.lower() != ".zip" and not begin.startswith(b"pk"):
+    if path.suffix.lower() in PACKED and path.suffix.lower() != ".zip" and not begin.startswith(b"PK"):
         return f"is no zip archive: {UNPACKED_BY_HAND}"
     if begin.startswith(OTHER_ARCHIVES):
         return f"is an archive of another kind than its name says: {UNPACKED_BY_HAND}"
-    if begin.startswith((b"<!doctype html", b"<html")):
+    if re.match(rb"\W*<(!doctype )?html", begin, re.IGNORECASE):
         return "is a web page and no archive: download it in a browser where you are logged in"
     return f"is no valid zip archive ({error}): download it again"
 
@@ -196,7 +193,7 @@ def _archive_entries(path: Path, problems: Problems) -> Iterator[Entry]:
         elif suffix in IMAGE_SUFFIXES and used is info:
             # without a folder named as an experiment, the archive's own name is that of the experiment
             outer = () if any(map(EXPERIMENT.match, parts[:-1])) else (path.name,)
-            yield Entry("/".join((*outer, *parts)), path, info.filename, info.file_size, info.CRC)
+            yield Entry((*outer, *parts), path, info.filename, info.file_size, info.CRC)
         elif suffix in IMAGE_SUFFIXES and (used.file_size, used.CRC) != (info.file_size, info.CRC):
             problems.add(path, f"{path.name} holds two different files named {info.filename}: the last is used; look "
                                "whether it is the right one", 1)
@@ -240,13 +237,13 @@ def plan_arrangement(source: str | Path, dataset_path: str | Path) -> Plan:
     # one file for each place: of two different ones the first is used, and the other is a problem
     unplaced: Counter[str] = Counter()
     for entry in list_images(source, plan.dataset_path, plan.problems):
-        place = _place(entry.name)
+        place = _place(entry.parts)
         if place is None:
             unplaced[entry.where] += 1
             continue
         first = plan.copies.setdefault(plan.dataset_path / place, entry)
         if first is not entry and (first.size, first.crc) != (entry.size, entry.crc):
-            plan.problems.add(Path(entry.name), f"{entry.where} and {first.where} hold different files for {place}: "
+            plan.problems.add(Path(*entry.parts), f"{entry.where} and {first.where} hold different files for {place}: "
                                                 f"that of {first.where} is used; check which one is right", 1)
     for where, count in unplaced.items():
         plan.problems.add(Path(where), f"{count} image(s) of {where} belong to no experiment and position: expected "
@@ -331,9 +328,8 @@ def _copy(entry: Entry, target: Path, open_archive: Callable[[Path], zipfile.Zip
                 shutil.copystat(entry.source, temporary)
 
 
-def _place(name: str) -> str | None:
+def _place(parts: tuple[str, ...]) -> str | None:
     """Where a file belongs: experiment folder/PosXXX/.../file, or None for what is in no experiment."""
-    parts = PurePosixPath(name).parts
     position = next((i for i, part in enumerate(parts[:-1]) if POSITION.match(part)), 0)
     experiments = [part for part in parts[:position] if EXPERIMENT.match(part)]
     if not experiments:

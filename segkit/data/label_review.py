@@ -1,7 +1,5 @@
 """Review teacher labels: measure every pair and flag what looks wrong."""
 
-import math
-
 import numpy as np
 import pandas as pd
 from scipy import ndimage
@@ -165,7 +163,7 @@ def outline_offset(image: np.ndarray, labels: np.ndarray) -> float:
     cell is near.
     """
     if not labels.any():
-        return math.nan
+        return np.nan
     outside, nearest = ndimage.distance_transform_edt(labels == 0, return_indices=True)
     inside = ndimage.distance_transform_edt(labels > 0)
     depth = np.where(labels > 0, 0.5 - inside, outside - 0.5)  # pixels from the outline, negative inside
@@ -178,13 +176,13 @@ def outline_offset(image: np.ndarray, labels: np.ndarray) -> float:
     mean = by_distance.mean()[by_distance.size() >= MIN_PROFILE]
     at, profile = mean.index.to_numpy(), mean.to_numpy()
     if not (at < -1).any() or not (at > 2).any():
-        return math.nan
+        return np.nan
 
     # from the darkest place inside to the halo
     start = int(np.argmin(np.where(at <= 1.5, profile, np.inf)))
     rise = np.maximum.accumulate(profile[start:start + int(profile[start:].argmax()) + 1])
     radius = np.median(ndimage.maximum(inside, labels, np.unique(labels[labels > 0]))) - 0.5
     if rise[-1] - rise[0] < MIN_RISE or profile[at < -1].mean() > profile[at > 1].mean():  # no dark cell with a halo
-        return math.nan
+        return np.nan
     level = rise[0] + outline_level(float(radius)) * (rise[-1] - rise[0])
     return float(np.interp(level, rise, at[start:start + len(rise)]))

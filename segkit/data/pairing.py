@@ -13,8 +13,7 @@ from ..errors import SegkitError, readable
 from .dataset import Frame, Problems, labels_stem
 from .images import Header, check_sizes, read_header
 
-MASK_NAME = re.compile(r"^mask_(?P<a>.+)$|^(?P<b>.+?)_(?:cp_)?masks?$|^(?P<c>.+?)_(?:labels?|seg|segmentation)$",
-                       re.IGNORECASE)
+MASK_NAME = re.compile(r"^mask_(?=.)|(?<=.)_((cp_)?masks?|labels?|seg|segmentation)$", re.IGNORECASE)
 PHASE = re.compile(r"(^|[^a-z])(a?phase|phase.?contrast|ph|phc|phaco)($|[^a-z])")  # in the name of a channel
 BARE = "(no word)"  # the label of names that lack the word of others beside them
 JOINTS = {".", "-", ":"}  # between the numbers of a date or a clock
@@ -41,9 +40,7 @@ class Key(NamedTuple):
 
 def name_key(stem: str) -> Key:
     """Read the key of an image's or masks file's stem: `MASK_img_007`, `img_7` and `img_7_cp_masks` have one key."""
-    match = MASK_NAME.match(stem)
-    stem = next(filter(None, match.groups())) if match else stem
-    parts = re.split(r"(\d+)", plain_name(stem))
+    parts = re.split(r"(\d+)", plain_name(MASK_NAME.sub("", stem, count=1)))
     return Key(tuple(parts[::2]), tuple(map(int, parts[1::2])))
 
 
@@ -52,14 +49,13 @@ def plain_name(name: str) -> str:
     return unicodedata.normalize("NFC", readable(name)).casefold()
 
 
-def frame_numbers(keys: Iterable[Key]) -> tuple[dict[Key, int], str]:
+def frame_numbers(keys: Collection[Key]) -> tuple[dict[Key, int], str]:
     """Read frame numbers from the names of one position's images: the number that differs between them and counts up.
 
     Where no number does so, or it is a time stamp, frames are numbered in natural order. A name that does not fit
     a time series beside it (`average` among `img_1`, `img_2`, ...) gets no number.
-    Returns numbers by name, in natural order, and why they may not be the time ("" where they are).
+    Returns numbers by name, in natural order as the names, and why they may not be the time ("" where they are).
     """
-    keys = sorted(keys, key=Key.natural)
     if len(keys) < 2:
         return {key: key.numbers[-1] if key.numbers else 0 for key in keys}, ""
 
@@ -95,7 +91,6 @@ def turns(keys: Iterable[Key], stacks: Collection[Key] = ()) -> tuple[dict[Key, 
     Files take turns where the same times occur with different words (img_1_phase, img_1_gfp), and where a number
     repeats beside one that counts the time (t1xy1, t1xy2). The files `stacks` hold several times each.
     """
-    keys = sorted(keys, key=Key.natural)
     position, channel = dict.fromkeys(keys, ""), dict.fromkeys(keys, "")
     series = [_Series(same, bool(stacks) and set(same) <= set(stacks)) for same in _by_words(keys)]
 
@@ -191,7 +186,7 @@ def _one_time_lapse(channel_of: Mapping[Key, str], images: dict[Key, _Image], wh
     if len(phase) == 1:
         others = [name for channel, name in channels.items() if channel not in phase]
         problems.add(where, f"the images of {where.name} are of several channels or kinds: those such as "
-                            f"{channels[phase[0]]} are read, those such as {_some(others)} are not")
+                            f"{channels[phase[0]]} are read, those such as {' and '.join(others[:4])} are not")
         return {key: image for key, image in images.items() if found[key] == phase[0]}
     _refuse(images, "channels, depths, positions or conditions", channels, ", and their names do not tell which is "
             "phase contrast: move the others elsewhere, or give each a PosXXX folder", where, problems)
@@ -202,12 +197,8 @@ def _refuse(images: Mapping[Key, _Image], kinds: str, examples: Mapping[str, str
             problems: Problems) -> None:
     """Make the images of several kinds a problem that costs all frames of theirs, as far as these are known."""
     lost = sum(max(image.header.pages, 1) for image in images.values())
-    problems.add(where, f"{where.name} holds images of several {kinds}, such as {_some(examples.values())}{remedy}",
-                 lost)
-
-
-def _some(names: Iterable[str]) -> str:
-    return " and ".join([*names][:4])
+    names = " and ".join(list(examples.values())[:4])
+    problems.add(where, f"{where.name} holds images of several {kinds}, such as {names}{remedy}", lost)
 
 
 def time_slot(series: Sequence[Key]) -> int | None:
@@ -237,7 +228,7 @@ def same_frames(images: Collection[Key], masks: Collection[Key]) -> dict[Key, Ke
 def _by_number(keys: Iterable[Key], alone: bool) -> dict[int, Key]:
     """Names by the number that tells their frame, without those that share it; alone: a name's last number counts."""
     numbers: dict[Key, int] = {}
-    for series in _by_words(sorted(keys, key=Key.natural)):
+    for series in _by_words(keys):
         slot = time_slot(series)
         if slot is None and len(series) == 1 and (len(series[0].numbers) == 1 or (alone and series[0].numbers)):
             slot = -1
@@ -343,7 +334,7 @@ def _usable_masks(image: Path, header: Header, files: list[Path | None],
             masks = read_header(file, labels=True)
             check_sizes(image.name, header.size, masks.size)
             if pages != masks.pages:
-                raise SegkitError(f"{image.name} has {pages} page(s), its masks file {masks.pages}: both need as many")
+                raise SegkitError(f"{image.name} has {pages} page(s), its masks file {masks.pages}: export both whole")
             differ += pages * (header.size != masks.size)
         except SegkitError as error:
             problems.add(file, str(error), pages)
@@ -353,7 +344,7 @@ def _usable_masks(image: Path, header: Header, files: list[Path | None],
 
 def _first_frames(images: Mapping[Key, _Image], where: Path, problems: Problems) -> dict[Key, int]:
     """The frame number of each file's first page, in order; files left out, and what is assumed, become problems."""
-    headers = {key: images[key].header for key in sorted(images, key=Key.natural)}
+    headers = {key: image.header for key, image in images.items()}
     counts = [header.pages for header in headers.values()]
     most, is_whole = max(counts, default=0), all(counts)
     # headers that tell the time of every page go before names
@@ -397,11 +388,11 @@ def _first_frames(images: Mapping[Key, _Image], where: Path, problems: Problems)
 
 
 def _by_key(files: Sequence[Path], what: str, problems: Problems) -> dict[Key, Path]:
-    """Files by key; of two with the same key the first is used, and the other is a problem."""
+    """Files by key, in natural order; of two with the same key the first is used, and the other is a problem."""
     found: dict[Key, Path] = {}
     for path in files:
         used = found.setdefault(name_key(path.stem), path)
         if used is not path:
             problems.add(path, f"a second {what} for the same frame as {used.name}, which is used: remove one of them",
                          int(what == "image"))
-    return found
+    return {key: found[key] for key in sorted(found, key=Key.natural)}

@@ -280,8 +280,7 @@ def read_metadata(path: str | Path) -> dict[str, float]:
             told = {"PIXEL_SIZE_UM": (max(units, 1) / pixels if pixels else 0, unit),
                     "MINUTES_PER_FRAME": (imagej.get("finterval", 0), imagej.get("tunit", "s"))}
             # OME goes before the resolution tags
-            xml = _ome_xml(tif)
-            node = ElementTree.fromstring(xml).find(".//{*}Pixels") if xml else None
+            node = ElementTree.fromstring(_ome_xml(tif) or "<OME/>").find(".//{*}Pixels")
             ome = node.attrib if node is not None else {}
         told |= {name: (ome[entry], ome.get(f"{entry}Unit", usual)) for name, (entry, usual) in OME.items()
                  if entry in ome}
