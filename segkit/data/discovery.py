@@ -108,16 +108,15 @@ def _scan_experiments(raw_folders: Sequence[Path], masks_root: Path, problems: P
     masks_folders = [folder for folder in _folders_in(masks_root)
                      if "masks" in folder.name.lower() and folder not in raw_folders]
     frames: list[Frame] = []
-    names: set[str] = set()
+    by_name: dict[str, Path] = {}
     for raw in raw_folders:
         # two folders of one experiment would mix their positions
         name = experiment_name(raw.name)
-        if name in names:
+        if by_name.setdefault(name, raw) is raw:
+            frames += _scan_experiment(raw, _take(masks_folder_name(raw.name), masks_folders), problems)
+        else:
             lost = len(_images(_below(_images_by_folder(raw, Problems()), raw)))
             problems.add(raw, f"a second folder of experiment {name}: {raw.name} is left out; rename it", lost)
-        else:
-            names.add(name)
-            frames += _scan_experiment(raw, _take(masks_folder_name(raw.name), masks_folders), problems)
     # masks folders of no experiment
     for folder in masks_folders:
         expected = re.sub("masks", "raw_data", folder.name, flags=re.IGNORECASE)

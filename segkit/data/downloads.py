@@ -1,6 +1,7 @@
 """Downloads (zip archives, folders) into the layout that `discover` reads."""
 
 import errno
+import lzma
 import os
 import re
 import shutil
@@ -33,7 +34,7 @@ ENCODINGS = {"cp437": LATIN, "cp1252": LATIN,  # of names in archives, with thei
              "cp932": "[\u3040-\u30ff\u4e00-\u9fff\uff10-\uff5a]|[\uff66-\uff9f]{2,}"}
 PACKED = (".zip", ".tar", ".gz", ".tgz", ".7z", ".rar", ".bz2", ".xz", ".part", ".crdownload", ".download")
 COSTS_ALL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST}
-DAMAGED_ZIP = (*DAMAGE, zipfile.BadZipFile, zlib.error, LookupError)  # what zipfile raises for one
+DAMAGED_ZIP = (*DAMAGE, zipfile.BadZipFile, zlib.error, lzma.LZMAError, LookupError)  # what zipfile raises for one
 OTHER_ARCHIVES = (b"7z\xbc\xaf", b"Rar!", b"\x1f\x8b")  # how 7z, rar and gz files begin
 PART = re.compile(r"\.(z\d\d|(zip|7z|rar)\.\d{3}|part\d+)$", re.IGNORECASE)  # of a split archive
 EXPERIMENT = re.compile(r"(?!preprocessedphasemasks$).*(raw_data|masks)", re.IGNORECASE | re.DOTALL)

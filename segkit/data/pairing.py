@@ -92,7 +92,7 @@ def turns(keys: Iterable[Key], stacks: Collection[Key] = ()) -> tuple[dict[Key, 
     repeats beside one that counts the time (t1xy1, t1xy2). The files `stacks` hold several times each.
     """
     position, channel = dict.fromkeys(keys, ""), dict.fromkeys(keys, "")
-    series = [_Series(same, bool(stacks) and set(same) <= set(stacks)) for same in _by_words(keys)]
+    series = [_Series(same, set(same) <= set(stacks)) for same in _by_words(keys)]
 
     # other words with the same numbers, and stacks with other words: film, film_1, film_2 have the same
     several = [one for one in series if len(one.keys) > 1 and not one.is_stack]
@@ -108,9 +108,9 @@ def turns(keys: Iterable[Key], stacks: Collection[Key] = ()) -> tuple[dict[Key, 
     # other numbers than the time
     for one in series:
         for column in one.turning():
-            found = position if one.letters(column) in WORDS["position"] else channel
+            found = position if one.letters[column] in WORDS["position"] else channel
             for key in one.keys:
-                found[key] = f"{found[key]} {one.letters(column)}{key.numbers[column]:02d}".strip()
+                found[key] = f"{found[key]} {one.letters[column]}{key.numbers[column]:02d}".strip()
     return position, channel
 
 
@@ -121,6 +121,8 @@ class _Series:
         self.keys, self.is_stack = keys, is_stack
         columns = list(zip(*(key.numbers for key in keys), strict=True))
         self.varying = {i: column for i, column in enumerate(columns) if len(set(column)) > 1}
+        # the letters before each number: t, xy, channel
+        self.letters = [re.findall(r"[^\W\d_]*$", word.rstrip("_-. ="))[0] for word in keys[0].words]
         # a number that stays the same belongs to the words: Cy5, w1Phase
         fixed = [" " if i in self.varying else str(number) for i, number in enumerate(keys[0].numbers)]
         text = "".join(word + number for word, number in zip(keys[0].words, [*fixed, ""], strict=True))
@@ -133,31 +135,27 @@ class _Series:
         between = [numbers for numbers in own if min(others) <= numbers <= max(others)]
         return len(self.varying) == len(other.varying) and 2 * len(between) >= len(own)
 
-    def letters(self, column: int) -> str:
-        """The letters before a number: t, xy, channel."""
-        return re.findall(r"[^\W\d_]*$", self.keys[0].words[column].rstrip("_-. ="))[0]
-
     def may_be_time(self, column: int) -> bool:
         """Whether a number counts time by its letters (t1, 12h), in a date or clock (10-30, 240312), or its steps."""
         (before, after), numbers = self.keys[0].words[column:column + 2], sorted(set(self.varying[column]))
         dates = all(1900 <= n <= 2100 or (n > 10_000 and 0 < n // 100 % 100 < 13 and 0 < n % 100 < 32) for n in numbers)
         joined = (before in JOINTS and column > 0) or (after in JOINTS and column + 1 < len(self.keys[0].numbers))
         minutes = numbers[-1] < 60 and min(_steps(numbers)) > 1  # or seconds: channels and positions rise by 1
-        return dates or joined or minutes or self.letters(column) in WORDS["time"] or bool(UNIT.match(after))
+        return dates or joined or minutes or self.letters[column] in WORDS["time"] or bool(UNIT.match(after))
 
     def turning(self) -> list[int]:
         """The numbers by which the names take turns."""
         known = WORDS["position"] | WORDS["channel"]
         if self.is_stack:
-            return [i for i in self.varying if self.letters(i) in known]
+            return [i for i in self.varying if self.letters[i] in known]
         if len(self.varying) < 2:
             return []
         # the time has its letter, or else is the most varied number
-        time = max(self.varying, key=lambda i: (self.letters(i) in WORDS["time"], self.letters(i) not in known,
+        time = max(self.varying, key=lambda i: (self.letters[i] in WORDS["time"], self.letters[i] not in known,
                                                 len(set(self.varying[i])), i))
         unique = any(len(set(column)) == len(column) for column in self.varying.values())
         return [i for i, column in self.varying.items() if i != time and 2 * len(set(column)) <= len(column)
-                and (self.letters(i) in known or not (unique or self.may_be_time(i)))]
+                and (self.letters[i] in known or not (unique or self.may_be_time(i)))]
 
 
 class _Image(NamedTuple):
