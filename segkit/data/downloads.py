@@ -296,17 +296,12 @@ def arrange(source: str | Path, dataset_path: str | Path) -> Plan:
 
     _check_space(plan.dataset_path, sum(entry.size for entry in todo.values()))
 
-    # each archive is opened once; a damaged file costs no other, and a full disk would cost all
+    # each archive is opened once
     with ExitStack() as stack:
         open_archive = cache(lambda path: stack.enter_context(
             zipfile.ZipFile(path, metadata_encoding=find_encoding(path)[0])))
         for target, entry in tqdm(todo.items(), desc="arranging", unit="file", leave=False):
-            try:
-                _copy(entry, target, open_archive)
-            except SegkitError as error:
-                if write_errno(error) in COSTS_ALL:
-                    raise
-                plan.problems.add(Path(entry.source), f"{entry.where}: {error}", 1)
+            _copy(entry, target, open_archive, plan.problems)
     return plan
 
 
@@ -318,15 +313,24 @@ def _check_space(folder: Path, needed: int) -> None:
         raise SegkitError(f"{folder} needs {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free: choose another disk")
 
 
-def _copy(entry: Entry, target: Path, open_archive: Callable[[Path], zipfile.ZipFile]) -> None:
-    """Copy or extract one file; its time and permissions too, where the disk has them."""
-    with replacing(target) as temporary:
-        with open(temporary, "wb") as file:
-            for part in read_parts(entry.source, entry.archive, open_archive):
-                file.write(part)
-        if entry.archive is None:
-            with suppress(OSError):
-                shutil.copystat(entry.source, temporary)
+def _copy(entry: Entry, target: Path, open_archive: Callable[[Path], zipfile.ZipFile], problems: Problems) -> None:
+    """Copy or extract one file; what is wrong with it is a problem and costs no other, but a full disk would cost all.
+
+    Raises SegkitError where no file can be written.
+    """
+    try:
+        with replacing(target) as temporary:
+            with open(temporary, "wb") as file:
+                for part in read_parts(entry.source, entry.archive, open_archive):
+                    file.write(part)
+            # times and permissions, where the disk has them
+            if entry.archive is None:
+                with suppress(OSError):
+                    shutil.copystat(entry.source, temporary)
+    except SegkitError as error:
+        if write_errno(error) in COSTS_ALL:
+            raise
+        problems.add(Path(entry.source), f"{entry.where}: {error}", 1)
 
 
 def _place(parts: tuple[str, ...]) -> str | None:
