@@ -67,12 +67,12 @@ def discover(dataset_path: str | Path, masks_path: str | Path | None = None) -> 
 def _folder(setting: str, path: str | Path, content: str) -> Path:
     """The folder that a setting names. Raises SegkitError where it cannot be used."""
     folder = Path(path).expanduser()
-    is_folder = os.path.isdir(folder)
-    if is_folder and os.access(folder, os.R_OK | os.X_OK):
+    if os.path.isdir(folder) and os.access(folder, os.R_OK | os.X_OK):
         return folder
-    found = "a file, not a folder" if os.path.exists(folder) else "not there"
-    raise SegkitError(f"{setting} {folder} is {'a folder that you may not read' if is_folder else found}: give the "
-                      f"folder that holds the {content} folders")
+    found = "a folder that you may not read" if os.path.isdir(folder) else "not there"
+    if os.path.isfile(folder):
+        found = "a file, not a folder"
+    raise SegkitError(f"{setting} {folder} is {found}: give the folder that holds the {content} folders")
 
 
 def _images_by_folder(root: Path, problems: Problems, follow: bool = True) -> Tree:
