@@ -85,7 +85,7 @@ def frame_numbers(keys: Collection[Key]) -> tuple[dict[Key, int], str]:
     return dict(zip(series, numbers, strict=True)), doubt
 
 
-def turns(keys: Iterable[Key], stacks: Collection[Key] = ()) -> tuple[dict[Key, str], dict[Key, str]]:
+def turns(keys: Collection[Key], stacks: Collection[Key] = ()) -> tuple[dict[Key, str], dict[Key, str]]:
     """The position, and the channel (or depth), by which the files of one folder take turns; "" where they do not.
 
     Files take turns where the same times occur with different words (img_1_phase, img_1_gfp), and where a number
