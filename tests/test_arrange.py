@@ -92,6 +92,16 @@ def test_a_damaged_archive_is_named_and_the_rest_goes_on(downloads, tmp_path):
     assert len(discover(tmp_path / "dataset").pairs) == 3
 
 
+def test_a_damaged_entry_packed_by_lzma_is_named(tmp_path):
+    with zipfile.ZipFile(tmp_path / "REF_raw_data.zip", "w", zipfile.ZIP_LZMA) as archive:
+        archive.writestr("REF_raw_data/Pos101/img_1.tif", bytes(range(256)) * 8)
+    content = bytearray((tmp_path / "REF_raw_data.zip").read_bytes())
+    content[80:120] = b"\xff" * 40
+    (tmp_path / "REF_raw_data.zip").write_bytes(content)
+    problem, = arrange(tmp_path, tmp_path / "dataset").problems
+    assert "img_1.tif is damaged" in problem.reason
+
+
 def test_an_interrupted_call_can_be_repeated_and_overwrites_nothing(downloads, tmp_path):
     arrange(downloads, tmp_path / "dataset")
     files = sorted((tmp_path / "dataset").rglob("*.tif*"))

@@ -78,16 +78,13 @@ class Problem:
     reason: str
     frames_lost: int = 0
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "reason", readable(self.reason))
-
 
 class Problems(list[Problem]):
     """The problems found so far."""
 
     def add(self, path: Path, reason: str, frames_lost: int = 0) -> None:
         """Add a problem."""
-        self.append(Problem(path, reason, frames_lost))
+        self.append(Problem(path, readable(reason), frames_lost))
 
 
 def walk(root: Path, problems: Problems, follow: bool = True) -> Iterator[tuple[Path, list[Path]]]:
@@ -236,12 +233,10 @@ def split_by_position(pairs: Iterable[Frame],
     if len({f.unit for f in pairs}) == 1:
         raise SegkitError(f"the only position with masks is {' '.join(pairs[0].unit)}: training needs two at least, "
                           "one for training and one for validation")
-    if not held_out:
-        raise SegkitError(f"no validation position: VALIDATION is {', '.join(suffixes) or 'empty'}, the positions are "
-                          f"{positions}; set VALIDATION to the suffix of a position for validation")
-    if not kept:
-        raise SegkitError(f"no training position: every position ({positions}) ends in one of VALIDATION "
-                          f"{', '.join(suffixes)}; leave some of them out of VALIDATION")
+    if not held_out or not kept:
+        side = "training" if held_out else "validation"
+        raise SegkitError(f"no {side} position: VALIDATION is {', '.join(suffixes) or 'empty'}, the positions are "
+                          f"{positions}; set VALIDATION to the suffixes of some of them")
     return Split(kept, held_out)
 
 
@@ -295,11 +290,9 @@ def read_valid(frames: Iterable[Frame], at_most: int) -> list[tuple[Frame, np.nd
         if len(valid) == at_most:
             break
         with suppress(SegkitError):  # discover or review_teacher names it
-            if frame.masks:
-                valid.append((frame, *read_pair(frame)))
-            else:
-                image = read_image(frame.image, frame.page)
-                valid.append((frame, image, np.zeros(image.shape, np.int32)))
+            image = read_image(frame.image, frame.page)
+            labels = read_masks(frame) if frame.masks else np.zeros(image.shape, np.int32)
+            valid.append((frame, *common_area(frame.name, image, labels)))
     return valid
 
 

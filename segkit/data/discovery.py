@@ -67,17 +67,22 @@ def discover(dataset_path: str | Path, masks_path: str | Path | None = None) -> 
 def _folder(setting: str, path: str | Path, content: str) -> Path:
     """The folder that a setting names. Raises SegkitError where it cannot be used."""
     folder = Path(path).expanduser()
-    found = "" if os.path.isdir(folder) else "a file, not a folder" if os.path.exists(folder) else "not there"
-    if not found and not os.access(folder, os.R_OK | os.X_OK):
-        found = "a folder that you may not read"
-    if found:
-        raise SegkitError(f"{setting} {folder} is {found}: give the folder that holds the {content} folders")
-    return folder
+    if os.path.isdir(folder) and os.access(folder, os.R_OK | os.X_OK):
+        return folder
+    found = "a folder that you may not read" if os.path.isdir(folder) else "not there"
+    if os.path.isfile(folder):
+        found = "a file, not a folder"
+    raise SegkitError(f"{setting} {folder} is {found}: give the folder that holds the {content} folders")
 
 
 def _images_by_folder(root: Path, problems: Problems, follow: bool = True) -> Tree:
     """The image files, masks among them, in a folder and in each one below it; see `walk`."""
     return {folder: _usable(files) for folder, files in walk(root, problems, follow)}
+
+
+def _files_in(folder: Path, problems: Problems) -> list[Path]:
+    """The image files, masks among them, directly in a folder."""
+    return _usable(next(walk(folder, problems), (folder, []))[1])
 
 
 def _usable(files: Iterable[Path]) -> list[Path]:
@@ -86,11 +91,11 @@ def _usable(files: Iterable[Path]) -> list[Path]:
 
 
 def _images(files: Iterable[Path]) -> list[Path]:
-    return [f for f in files if not MASK_NAME.match(f.stem)]
+    return [f for f in files if not MASK_NAME.search(f.stem)]
 
 
 def _masks(files: Iterable[Path]) -> list[Path]:
-    return [f for f in files if MASK_NAME.match(f.stem)]
+    return [f for f in files if MASK_NAME.search(f.stem)]
 
 
 def _below(tree: Tree, folder: Path) -> Iterator[Path]:
@@ -103,39 +108,34 @@ def _scan_experiments(raw_folders: Sequence[Path], masks_root: Path, problems: P
     masks_folders = [folder for folder in _folders_in(masks_root)
                      if "masks" in folder.name.lower() and folder not in raw_folders]
     frames: list[Frame] = []
-    names: set[str] = set()
-    used: set[Path | None] = set()  # masks folders of experiments and positions
+    by_name: dict[str, Path] = {}
     for raw in raw_folders:
         # two folders of one experiment would mix their positions
         name = experiment_name(raw.name)
-        if name in names:
+        if by_name.setdefault(name, raw) is raw:
+            frames += _scan_experiment(raw, _take(masks_folder_name(raw.name), masks_folders), problems)
+        else:
             lost = len(_images(_below(_images_by_folder(raw, Problems()), raw)))
             problems.add(raw, f"a second folder of experiment {name}: {raw.name} is left out; rename it", lost)
-        else:
-            names.add(name)
-            masks = _named(masks_folder_name(raw.name), masks_folders)
-            frames += _scan_experiment(raw, masks, used, problems)
     # masks folders of no experiment
-    for folder in set(masks_folders) - used:
+    for folder in masks_folders:
         expected = re.sub("masks", "raw_data", folder.name, flags=re.IGNORECASE)
         _note_unused(folder, expected, _images_by_folder(folder, problems), problems)
     return frames
 
 
-def _scan_experiment(raw: Path, masks: Path | None, used: set[Path | None], problems: Problems) -> list[Frame]:
+def _scan_experiment(raw: Path, masks: Path | None, problems: Problems) -> list[Frame]:
     """The frames of an experiment: its folder of images, and the masks folder that belongs to it."""
     name, frames = experiment_name(raw.name), []
     tree = _images_by_folder(raw, problems)
     masks_tree = _images_by_folder(masks, problems) if masks else {}
     masks_positions = [folder for folder in masks_tree if folder.parent == masks]
-    used.add(masks)
 
     # pair position by position; images in other folders have no position
     folders = [folder for folder in tree if folder.parent == raw]
     for folder in folders:
         if _is_position(folder):
-            masks_folder = _named(folder.name, masks_positions)
-            used.add(masks_folder)
+            masks_folder = _take(folder.name, masks_positions)
             frames += _scan_position(folder, masks_folder, name, tree, masks_tree, masks is None, problems)
         elif lost := len(_images(_below(tree, folder))):
             problems.add(folder, f"{folder.name} is no PosXXX folder: its images are left out; rename it, or run "
@@ -148,7 +148,7 @@ def _scan_experiment(raw: Path, masks: Path | None, used: set[Path | None], prob
                               (masks or raw, "masks file(s)", masks_tree.get(masks or raw, []))):
         if files:
             problems.add(root, f"{len(files)} {what} lie outside any PosXXX folder: move them into one", len(files))
-    for folder in set(masks_positions) - used:
+    for folder in masks_positions:
         _note_unused(folder, f"{raw.name}/{folder.name}", masks_tree, problems)
     unpaired = sum(frame.masks is None for frame in frames)
     if masks is None and unpaired:
@@ -194,23 +194,20 @@ def _scan_plain_folder(folder: Path, masks_root: Path, problems: Problems) -> li
     """Images in no layout; a position's folder, and the one in it that holds the images, keep their names."""
     place, source = folder.resolve(), folder
     experiment, position = readable(place.name), "Pos0"
-    if _is_position(place):
-        experiment, position = experiment_name(place.parent.name), readable(place.name)
+    if named := next(filter(_is_position, (place, place.parent)), None):
+        experiment, position = experiment_name(named.parent.name), readable(named.name)
+    if named == place:
         source, _ = _pick(folder, _images_by_folder(folder, problems), IMAGE_FOLDERS, problems)
-    elif _is_position(place.parent):
-        experiment, position = experiment_name(place.parent.parent.name), readable(place.parent.name)
     # this folder alone, and masks in it: what else is below may be anything
-    folders = [sub for sub in _folders_in(source) if plain_name(sub.name) == "masks"]
-    files, *inside = (_usable(next(walk(sub, problems), (sub, []))[1]) for sub in (source, *folders))
-    images, masks = _images(files), _masks(files) + [file for files in inside for file in files]
+    files = _files_in(source, problems)
+    masks_tree = {sub: _files_in(sub, problems) for sub in _folders_in(source) if plain_name(sub.name) == "masks"}
     if masks_root != folder:
-        masks_tree = _images_by_folder(masks_root, problems)
-        elsewhere = [sub for sub in masks_tree if sub.resolve() != source.resolve()]
-        masks += [file for sub in elsewhere for file in masks_tree[sub]]
-        folders += elsewhere
+        elsewhere = _images_by_folder(masks_root, problems)
+        masks_tree |= {sub: found for sub, found in elsewhere.items() if sub.resolve() != source.resolve()}
+    masks = _masks(files) + [file for found in masks_tree.values() for file in found]
     if not masks:
-        _note_unread([source, *folders], problems)
-    return pair(images, masks, experiment, position, source, not masks, problems, plain=True)
+        _note_unread([source, *masks_tree], problems)
+    return pair(_images(files), masks, experiment, position, source, not masks, problems, plain=True)
 
 
 def _pick(folder: Path, tree: Tree, names: tuple[str, ...], problems: Problems) -> tuple[Path, list[Path]]:
@@ -231,9 +228,12 @@ def _pick(folder: Path, tree: Tree, names: tuple[str, ...], problems: Problems) 
     return folder, []
 
 
-def _named(name: str, folders: Iterable[Path]) -> Path | None:
-    """The folder of that name, if it is there."""
-    return next((folder for folder in folders if plain_name(folder.name) == plain_name(name)), None)
+def _take(name: str, folders: list[Path]) -> Path | None:
+    """Remove the folder of that name from a list and return it, if it is there."""
+    found = next((folder for folder in folders if plain_name(folder.name) == plain_name(name)), None)
+    if found:
+        folders.remove(found)
+    return found
 
 
 def _folders_in(root: Path) -> list[Path]:
@@ -259,19 +259,17 @@ def experiment_name(folder: str) -> str:
 
 def _guess(root: Path) -> str:
     """What a folder without experiments seems to be instead, with what to give."""
-    place, closed = root.resolve(), Problems()
+    place = root.resolve()
     if experiment := next(filter(is_raw, (*place.parents, place)), None):
         return f"it is part of an experiment itself, give {experiment.parent}; "
-    tree = _images_by_folder(root, closed, follow=False)
+    tree = _images_by_folder(root, Problems(), follow=False)
     inside = [folder.parent for folder in tree if is_raw(folder) and folder.parent.parent == root]
     images = [folder for folder, files in tree.items() if folder != root and _images(files)]
     if inside:
         return f"give one of the folders in it, such as {inside[0]}; "
     if images:
         return f"images lie in {images[0].relative_to(root)}; "
-    if any(map(_masks, tree.values())):
-        return "there are masks in it and no images; "
-    return f"{closed[0].reason}; " if closed else ""
+    return "there are masks in it and no images; " if any(map(_masks, tree.values())) else ""
 
 
 def discover_split(settings: Settings, dataset: Dataset | None = None) -> Split:

@@ -1,12 +1,10 @@
 """Downloads (zip archives, folders) into the layout that `discover` reads."""
 
-import codecs
 import errno
-import glob
+import lzma
 import os
 import re
 import shutil
-import struct
 import unicodedata
 import zipfile
 import zlib
@@ -15,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from functools import cache
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path, PureWindowsPath
 from typing import NamedTuple
 
 import pandas as pd
@@ -25,6 +23,7 @@ from ..errors import SegkitError
 from ..files import replacing, write_errno
 from .dataset import JUNK, Problems, table_of_problems, walk
 from .images import IMAGE_SUFFIXES
+from .tiff import DAMAGE
 
 UNPACKED_BY_HAND = "unpack it with another program, such as 7-Zip, then arrange the folder"
 TO_BE_READ = "check its permissions or the connection"
@@ -35,9 +34,8 @@ ENCODINGS = {"cp437": LATIN, "cp1252": LATIN,  # of names in archives, with thei
              "cp932": "[\u3040-\u30ff\u4e00-\u9fff\uff10-\uff5a]|[\uff66-\uff9f]{2,}"}
 PACKED = (".zip", ".tar", ".gz", ".tgz", ".7z", ".rar", ".bz2", ".xz", ".part", ".crdownload", ".download")
 COSTS_ALL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST}
-DAMAGED_ZIP = (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, ValueError, LookupError, ArithmeticError,
-               struct.error)  # what zipfile raises for one; NotImplementedError is a RuntimeError
-OTHER_ARCHIVES = (b"7z\xbc\xaf", b"rar!", b"\x1f\x8b")  # how 7z, rar and gz files begin, in lower case
+DAMAGED_ZIP = (*DAMAGE, zipfile.BadZipFile, zlib.error, lzma.LZMAError, LookupError)  # what zipfile raises for one
+OTHER_ARCHIVES = (b"7z\xbc\xaf", b"Rar!", b"\x1f\x8b")  # how 7z, rar and gz files begin
 PART = re.compile(r"\.(z\d\d|(zip|7z|rar)\.\d{3}|part\d+)$", re.IGNORECASE)  # of a split archive
 EXPERIMENT = re.compile(r"(?!preprocessedphasemasks$).*(raw_data|masks)", re.IGNORECASE | re.DOTALL)
 POSITION = re.compile(r"pos(ition)?[_ ]?\d", re.IGNORECASE)
@@ -47,7 +45,7 @@ COPY = re.compile(r"( \(\d+\)|\.zip| - copy| copy( \d+)?|-\d{8}T\d{6}Z(-\d+)*(-\
 class Entry(NamedTuple):
     """An image file in a folder or an archive."""
 
-    name: str  # path as seen from outside
+    parts: tuple[str, ...]  # of its path as seen from outside
     archive: Path | None
     source: str  # path, or name inside the archive
     size: int  # bytes
@@ -67,13 +65,27 @@ class Entry(NamedTuple):
 def file_crc(path: str | Path) -> int:
     """CRC-32 of a file. Raises SegkitError where it cannot be read."""
     crc = 0
-    try:
-        with open(path, "rb") as file:
-            while part := file.read(1 << 20):
-                crc = zlib.crc32(part, crc)
-    except OSError as error:
-        raise SegkitError(f"{path} cannot be read ({error.strerror}): {TO_BE_READ}") from None
+    for part in read_parts(str(path)):
+        crc = zlib.crc32(part, crc)
     return crc
+
+
+def read_parts(source: str, archive: Path | None = None,
+               open_archive: Callable[[Path], zipfile.ZipFile] = zipfile.ZipFile) -> Iterator[bytes]:
+    """The content of a file, or of an archive's entry, in parts.
+
+    open_archive: opens an archive, or gives it as it is open for other entries; it is not closed here.
+    Raises SegkitError, without an OSError as its cause, where the file cannot be read.
+    """
+    try:
+        opened = open_archive(archive) if archive else None
+        with opened.open(source) if opened else open(source, "rb") as file:
+            while part := file.read(1 << 20):
+                yield part
+    except DAMAGED_ZIP as error:
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # that of a place before the archive's beginning
+            raise SegkitError(f"{source} cannot be read ({error.strerror or error}): {TO_BE_READ}") from None
+        raise SegkitError(f"{source} is damaged ({error}): download the archive again") from None
 
 
 def list_images(source: Path, leave_out: Path, problems: Problems) -> Iterator[Entry]:
@@ -93,7 +105,7 @@ def list_images(source: Path, leave_out: Path, problems: Problems) -> Iterator[E
             continue
         for path in files:
             if path.suffix.lower() in IMAGE_SUFFIXES:
-                yield Entry(path.relative_to(base).as_posix(), None, str(path), path.stat().st_size)
+                yield Entry(path.relative_to(base).parts, None, str(path), path.stat().st_size)
                 continue
             # an archive also by its name, where its end is missing, or where a file without a suffix is empty
             begin = _begin(path)
@@ -142,29 +154,27 @@ def _what_instead(path: Path, error: Exception) -> str:
     """What a file is that cannot be opened as an archive, and what to do."""
     if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
         return f"cannot be read ({error.strerror}): {TO_BE_READ}"
-    begin = _begin(path).removeprefix(codecs.BOM_UTF8).lstrip().lower()
-    beside = any(path.parent.glob(f"{glob.escape(path.stem)}.z[0-9][0-9]"))
-    if PART.search(path.name) or beside or "multiple disks" in str(error):
+    begin = _begin(path)
+    if PART.search(path.name) or path.with_suffix(".z01").exists() or "multiple disks" in str(error):
         return f"is one part of a split archive: {UNPACKED_BY_HAND}"
-    if path.suffix.lower() in PACKED and path.suffix.lower() != ".zip" and not begin.startswith(b"pk"):
+    if path.suffix.lower() in PACKED and path.suffix.lower() != ".zip" and not begin.startswith(b"PK"):
         return f"is no zip archive: {UNPACKED_BY_HAND}"
     if begin.startswith(OTHER_ARCHIVES):
         return f"is an archive of another kind than its name says: {UNPACKED_BY_HAND}"
-    if begin.startswith((b"<!doctype html", b"<html")):
+    if re.match(rb"\W*<(!doctype )?html", begin, re.IGNORECASE):
         return "is a web page and no archive: download it in a browser where you are logged in"
     return f"is no valid zip archive ({error}): download it again"
 
 
 def _archive_entries(path: Path, problems: Problems) -> Iterator[Entry]:
     """The images in an archive; what cannot be unpacked, or not safely, is a problem."""
-    is_zip = path.suffix.lower() == ".zip"
     try:
         if PART.search(path.name):  # of the last part zipfile reads the names
             raise zipfile.BadZipFile
         encoding, certain = find_encoding(path)
         with zipfile.ZipFile(path, metadata_encoding=encoding) as archive:
             infos = archive.infolist()
-    except (*DAMAGED_ZIP, OSError) as error:
+    except DAMAGED_ZIP as error:
         problems.add(path, f"{path.name} {_what_instead(path, error)}")
         return
     if certain < 0.5:
@@ -183,8 +193,8 @@ def _archive_entries(path: Path, problems: Problems) -> Iterator[Entry]:
             problems.add(path, f"{path.name} holds {info.filename}, which would land outside the dataset: left out")
         elif suffix in IMAGE_SUFFIXES and used is info:
             # without a folder named as an experiment, the archive's own name is that of the experiment
-            stem = () if any(map(EXPERIMENT.match, parts[:-1])) else (path.stem if is_zip else path.name,)
-            yield Entry("/".join((*stem, *parts)), path, info.filename, info.file_size, info.CRC)
+            outer = () if any(map(EXPERIMENT.match, parts[:-1])) else (path.name,)
+            yield Entry((*outer, *parts), path, info.filename, info.file_size, info.CRC)
         elif suffix in IMAGE_SUFFIXES and (used.file_size, used.CRC) != (info.file_size, info.CRC):
             problems.add(path, f"{path.name} holds two different files named {info.filename}: the last is used; look "
                                "whether it is the right one", 1)
@@ -228,13 +238,13 @@ def plan_arrangement(source: str | Path, dataset_path: str | Path) -> Plan:
     # one file for each place: of two different ones the first is used, and the other is a problem
     unplaced: Counter[str] = Counter()
     for entry in list_images(source, plan.dataset_path, plan.problems):
-        place = _place(entry.name)
+        place = _place(entry.parts)
         if place is None:
             unplaced[entry.where] += 1
             continue
         first = plan.copies.setdefault(plan.dataset_path / place, entry)
         if first is not entry and (first.size, first.crc) != (entry.size, entry.crc):
-            plan.problems.add(Path(entry.name), f"{entry.where} and {first.where} hold different files for {place}: "
+            plan.problems.add(Path(*entry.parts), f"{entry.where} and {first.where} hold different files for {place}: "
                                                 f"that of {first.where} is used; check which one is right", 1)
     for where, count in unplaced.items():
         plan.problems.add(Path(where), f"{count} image(s) of {where} belong to no experiment and position: expected "
@@ -286,13 +296,12 @@ def arrange(source: str | Path, dataset_path: str | Path) -> Plan:
 
     _check_space(plan.dataset_path, sum(entry.size for entry in todo.values()))
 
-    # each archive is opened once; a damaged file costs no other
+    # each archive is opened once
     with ExitStack() as stack:
         open_archive = cache(lambda path: stack.enter_context(
             zipfile.ZipFile(path, metadata_encoding=find_encoding(path)[0])))
         for target, entry in tqdm(todo.items(), desc="arranging", unit="file", leave=False):
-            if wrong := _copy(entry, target, open_archive):
-                plan.problems.add(Path(entry.source), f"{entry.where}: {entry.source} {wrong}", 1)
+            _copy(entry, target, open_archive, plan.problems)
     return plan
 
 
@@ -301,47 +310,31 @@ def _check_space(folder: Path, needed: int) -> None:
     existing = next(place for place in (folder, *folder.absolute().parents) if place.exists())
     free = shutil.disk_usage(existing).free
     if needed * 1.02 > free:
-        raise SegkitError(f"{needed / 1e9:.1f} GB are needed in {folder}, {free / 1e9:.1f} GB are free: free some "
-                          "space or choose another disk")
+        raise SegkitError(f"{folder} needs {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free: choose another disk")
 
 
-def _copy(entry: Entry, target: Path, open_archive: Callable[[Path], zipfile.ZipFile]) -> str:
-    """Copy or extract one file; returns what is wrong with it, "" if nothing is."""
+def _copy(entry: Entry, target: Path, open_archive: Callable[[Path], zipfile.ZipFile], problems: Problems) -> None:
+    """Copy or extract one file; what is wrong with it is a problem and costs no other, but a full disk would cost all.
+
+    Raises SegkitError where no file can be written.
+    """
     try:
         with replacing(target) as temporary:
             with open(temporary, "wb") as file:
-                for part in _content(entry, open_archive):
+                for part in read_parts(entry.source, entry.archive, open_archive):
                     file.write(part)
             # times and permissions, where the disk has them
             if entry.archive is None:
                 with suppress(OSError):
                     shutil.copystat(entry.source, temporary)
-    except SegkitError as error:  # one file's own fault costs no other; a full disk would cost all
+    except SegkitError as error:
         if write_errno(error) in COSTS_ALL:
             raise
-        return f"was left out: {error}" if write_errno(error) else str(error)
-    return ""
+        problems.add(Path(entry.source), f"{entry.where}: {error}", 1)
 
 
-def _content(entry: Entry, open_archive: Callable[[Path], zipfile.ZipFile]) -> Iterator[bytes]:
-    """A file's content in parts. Raises SegkitError, without an OSError as its cause, where it cannot be read."""
-    try:
-        # the archive stays open for its other entries
-        archive = entry.archive and open_archive(entry.archive)
-        with archive.open(entry.source) if archive else open(entry.source, "rb") as file:
-            while part := file.read(1 << 20):
-                yield part
-    except DAMAGED_ZIP as error:
-        raise SegkitError(f"is damaged ({error}): download the archive again") from None
-    except OSError as error:
-        if error.errno == errno.EINVAL:  # a place before the archive's beginning
-            raise SegkitError("is damaged: download the archive again") from None
-        raise SegkitError(f"cannot be read ({error.strerror or error}): {TO_BE_READ}") from None
-
-
-def _place(name: str) -> str | None:
+def _place(parts: tuple[str, ...]) -> str | None:
     """Where a file belongs: experiment folder/PosXXX/.../file, or None for what is in no experiment."""
-    parts = PurePosixPath(name).parts
     position = next((i for i, part in enumerate(parts[:-1]) if POSITION.match(part)), 0)
     experiments = [part for part in parts[:position] if EXPERIMENT.match(part)]
     if not experiments:

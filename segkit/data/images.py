@@ -38,11 +38,10 @@ def read_header(path: str | Path, *, labels: bool = False) -> Header:
     Raises SegkitError where the file is empty, damaged, cut short or of a kind segkit does not read.
     """
     path = Path(path)
-    is_png = path.suffix.lower() == ".png"
-    with _damage_named(path, "read as PNG" if is_png else "read as TIFF", "it is damaged or of another kind"):
+    with _damage_named(path, "read"):
         if path.stat().st_size == 0:
             raise SegkitError(f"{path.name} is empty (0 bytes): copy it again from its source")
-        if is_png:
+        if path.suffix.lower() == ".png":
             with warnings.catch_warnings(action="ignore"), Image.open(path) as image:
                 return Header(1, image.height, image.width)
         header = find_planes(path)
@@ -52,19 +51,16 @@ def read_header(path: str | Path, *, labels: bool = False) -> Header:
 
 
 @contextmanager
-def _damage_named(path: Path, action: str, cause: str) -> Iterator[None]:
+def _damage_named(path: Path, action: str) -> Iterator[None]:
     """Turn every error that a decoder raises for a damaged file into a SegkitError that names the file."""
     try:
         yield
     except DAMAGE as error:
         # a decoder gives no number for damaged content, or that of a place before the file's beginning
-        number = error.errno if isinstance(error, OSError) else None
-        if number in UNREACHABLE:
-            why = UNREACHABLE[number]
-        elif isinstance(error, OSError) and number not in (None, errno.EINVAL):
-            why = f"cannot be read ({error.strerror}): check the disk or the connection"
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
+            why = UNREACHABLE.get(error.errno, f"cannot be read ({error.strerror}): check the disk or the connection")
         else:
-            why = f"cannot be {action} ({type(error).__name__}): {cause}; copy or export it again"
+            why = f"cannot be {action} ({type(error).__name__}): it is damaged or of another kind; export it again"
         raise SegkitError(f"{path.name} {why}") from None
 
 
@@ -73,7 +69,7 @@ def _read_plane(path: Path, page: int, *, image: bool = False) -> np.ndarray:
 
     image: see `decode_tiff`.
     """
-    with _damage_named(path, "decoded", "it is damaged"):
+    with _damage_named(path, "decoded"):
         if path.suffix.lower() == ".png":
             if page:
                 raise SegkitError(f"{path.name} has 1 page, page {page} was asked for")
@@ -212,8 +208,7 @@ def _cells_of_mask(mask: np.ndarray) -> np.ndarray:
 def _labels_from_colours(name: str, colours: np.ndarray) -> np.ndarray:
     """One label per colour of (H, W, 3), in order of the colour's value; black is background."""
     if not np.isfinite(colours).all() or colours.min() < 0:
-        raise SegkitError(f"{name} holds colours that are negative or not numbers: one colour a cell was needed, and "
-                          "black for the background")
+        raise SegkitError(f"{name} holds colours that are negative or not numbers: numbers from 0 were needed")
     pixels = pd.DataFrame(colours.reshape(-1, 3))  # (H * W, 3)
     index = pixels.groupby([0, 1, 2]).ngroup().to_numpy().reshape(colours.shape[:2])  # (H, W), sorted by colour
     has_background = (colours == 0).all(axis=-1).any()
@@ -260,29 +255,22 @@ def blank_pixels(image: np.ndarray) -> np.ndarray:
     return blank
 
 
-def _with_gaps(image: np.ndarray, blank: np.ndarray | None) -> np.ndarray:
-    """An image (H, W) of any dtype as float32, NaN where it holds no picture; blank: `blank_pixels`, where known."""
-    blank = blank_pixels(image) if blank is None else blank
-    with np.errstate(over="ignore"):  # beyond float32 is infinite
-        return np.where(blank, np.nan, np.asarray(image)).astype(np.float32)
+def _filled(image: np.ndarray, blank: np.ndarray) -> np.ndarray:
+    """An image (H, W) of any dtype as float32, with the median of the other pixels in place of the blank ones."""
+    filled = np.array(image, np.float32)
+    if blank.any():
+        filled[blank] = 0 if blank.all() else np.median(filled[~blank])
+    return filled
 
 
-def fill_gaps(image: np.ndarray) -> np.ndarray:
-    """An image (H, W), float32, with the median of its finite pixels in place of the others (NaN, infinite)."""
-    finite = np.isfinite(image)
-    if finite.all():
-        return image
-    return np.where(finite, image, np.median(image[finite]) if finite.any() else 0).astype(np.float32)
-
-
-def has_contrast(image: np.ndarray, blank: np.ndarray | None = None) -> bool:
-    """Whether an image (H, W) shows more than one constant and some single pixels; blank: as in `normalise`.
+def has_contrast(image: np.ndarray, blank: np.ndarray) -> bool:
+    """Whether an image (H, W) shows more than one constant and some single pixels; blank: its `blank_pixels`.
 
     A camera's image has noise everywhere. Where most pixels are equal (to float32's rounding), a connected piece of
     the others must be as large as the smallest cell, SPECK pixels.
     """
     with np.errstate(over="ignore"):
-        image = fill_gaps(_with_gaps(image, blank))
+        image = _filled(image, blank)
         usual = np.median(image)
         other = np.abs(image - usual) > 4 * np.spacing(np.abs(usual))
     if other.mean() > 0.5:
@@ -293,7 +281,7 @@ def has_contrast(image: np.ndarray, blank: np.ndarray | None = None) -> bool:
 
 
 def intensity_range(image: np.ndarray, normalisation: str = "percentile") -> tuple[float, float]:
-    """The intensities (low, high) of an image (H, W) that normalise to 0 and 1: its 0.5 and 99.5 percentiles.
+    """The intensities (low, high) of an image's pixels that normalise to 0 and 1: the 0.5 and 99.5 percentiles.
 
     Training crops and inference use the range of the whole frame. "minmax" is the starting recipe's (Visuna et al.
     2025, Eq. 1). Non-finite pixels are passed over; a constant image gives (value, value + 1).
@@ -314,8 +302,9 @@ def normalise(image: np.ndarray, normalisation: str = "percentile", blank: np.nd
     blank: its `blank_pixels`, where they are known already; they have no part in the range, and become the median of
     the others.
     """
-    with np.errstate(over="ignore"):
-        image = _with_gaps(image, blank)
-        low, high = intensity_range(image, normalisation)
-        scaled = (fill_gaps(image) - np.float32(low)) * np.float32(1 / (high - low))
+    blank = blank_pixels(image) if blank is None else blank
+    with np.errstate(over="ignore"):  # beyond float32 is infinite
+        image = _filled(image, blank)
+        low, high = intensity_range(image[~blank], normalisation)
+        scaled = (image - np.float32(low)) * np.float32(1 / (high - low))
     return np.clip(scaled, -OUTLIER, 1 + OUTLIER)

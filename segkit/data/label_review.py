@@ -1,8 +1,5 @@
 """Review teacher labels: measure every pair and flag what looks wrong."""
 
-import math
-from collections import defaultdict
-
 import numpy as np
 import pandas as pd
 from scipy import ndimage
@@ -92,9 +89,11 @@ def _measure(image: np.ndarray, labels: np.ndarray) -> dict:
         gain, (y, x) = _best_shift(scaled, foreground)
         if gain > SHIFT_GAIN:
             flags.append(f"mask seems shifted: it fits better moved by {y}, {x} pixels (y, x)")
-    return {"cells": len(areas), "foreground": float(foreground.mean()), "flags": flags,
-            "contrast": _contrast(scaled, foreground), "largest_cell": int(areas.max(initial=0)),
-            "focus": float(np.abs(ndimage.laplace(scaled)).mean()), "outline": outline_offset(scaled, labels)}
+    surroundings = ndimage.binary_dilation(foreground, iterations=4) & ~foreground
+    contrast = float(scaled[surroundings].mean() - scaled[foreground].mean()) if surroundings.any() else 0.0
+    return {"cells": len(areas), "foreground": float(foreground.mean()), "flags": flags, "contrast": contrast,
+            "largest_cell": int(areas.max(initial=0)), "focus": float(np.abs(ndimage.laplace(scaled)).mean()),
+            "outline": outline_offset(scaled, labels)}
 
 
 def _no_labels(labels: np.ndarray, areas: np.ndarray) -> list[str]:
@@ -104,46 +103,30 @@ def _no_labels(labels: np.ndarray, areas: np.ndarray) -> list[str]:
     """
     parts = measure.label(labels, background=0, connectivity=2)  # connected pixels of one number
     pixels = np.bincount(parts.ravel())
-    large = 1 + np.flatnonzero(pixels[1:] >= SPECK)
-    number_of = np.zeros(len(pixels), int)
-    number_of[parts] = labels
-    owner = dict(zip(large.tolist(), number_of[large].tolist(), strict=True))  # the number of each part
-    numbers = len(set(owner.values()))
-    specks = len(pixels) - 1 - len(large)
+    specks = np.count_nonzero(pixels[1:] < SPECK)
+    large = np.where(pixels[parts] >= SPECK, parts, 0)
+    table = pd.DataFrame(measure.regionprops_table(large, labels, ("bbox", "intensity_max")))
+    by_number = table.groupby("intensity_max")
+    # how far apart the parts of a number are along y or x: from the end of the first to the beginning of the last
+    gaps = by_number[["bbox-0", "bbox-1"]].max().to_numpy() - by_number[["bbox-2", "bbox-3"]].min().to_numpy()
+    distant = [str(int(number)) for number, gap in zip(by_number.groups, gaps, strict=True) if gap.max() >= DISTANT]
     flags = []
-    if specks > max(10, len(large)):
-        flags.append(f"grey levels along the edges: {specks} specks beside {len(large)} larger parts; was the file "
+    if specks > max(10, len(table)):
+        flags.append(f"grey levels along the edges: {specks} specks beside {len(table)} larger parts; was the file "
                      "saved as JPEG, or resized smoothly?")
-    elif len(large) > 2 * numbers:
-        flags.append(f"few numbers ({numbers}) for many parts ({len(large)}): classes or colours in place of "
+    elif len(table) > 2 * len(by_number):
+        flags.append(f"few numbers ({len(by_number)}) for many parts ({len(table)}): classes or colours in place of "
                      "cells?")
-    elif repeated := _in_distant_parts(parts, owner):
-        flags.append(f"one number in several distant parts: {', '.join(map(str, repeated[:5]))}")
+    elif distant:
+        flags.append(f"one number in several distant parts: {', '.join(distant[:5])}")
     # the background of a frame reaches all its edges
     largest = labels == 1 + np.argmax(np.bincount(labels.ravel(), minlength=2)[1:])
     edges = [largest[0].any(), largest[-1].any(), largest[:, 0].any(), largest[:, -1].any()]
-    if areas.max(initial=0) > labels.size / 2 or (areas.max(initial=0) > labels.size / 5 and all(edges)):
-        flags.append(f"the largest cell covers {areas.max() / labels.size:.0%} of the frame: are cells and background "
-                     "swapped, or is the background a cell?")
+    share = areas.max(initial=0) / labels.size
+    if share > 1 / 2 or (share > 1 / 5 and all(edges)):
+        flags.append(f"the largest cell covers {share:.0%} of the frame: are cells and background swapped, or is the "
+                     "background a cell?")
     return flags
-
-
-def _in_distant_parts(parts: np.ndarray, number_of: dict[int, int]) -> list[int]:
-    """The numbers of which two parts lie further apart than a cell that something crosses; number_of: of each part."""
-    boxes = ndimage.find_objects(parts)
-    starts, stops = defaultdict(list), defaultdict(list)
-    for part, number in number_of.items():
-        starts[number].append([side.start for side in boxes[part - 1]])
-        stops[number].append([side.stop for side in boxes[part - 1]])
-    # of two parts along y or x: from the end of the first to the beginning of the last
-    gaps = {number: np.max(starts[number], axis=0) - np.min(stops[number], axis=0) for number in starts}
-    return [number for number, gap in gaps.items() if gap.max() >= DISTANT]
-
-
-def _contrast(scaled: np.ndarray, foreground: np.ndarray) -> float:
-    """Mean of the surroundings (up to 4 pixels away) minus mean of the cells."""
-    ring = ndimage.binary_dilation(foreground, iterations=4) & ~foreground
-    return float(scaled[ring].mean() - scaled[foreground].mean()) if ring.any() and foreground.any() else 0.0
 
 
 def _best_shift(scaled: np.ndarray, foreground: np.ndarray) -> tuple[float, tuple[int, int]]:
@@ -180,7 +163,7 @@ def outline_offset(image: np.ndarray, labels: np.ndarray) -> float:
     cell is near.
     """
     if not labels.any():
-        return math.nan
+        return np.nan
     outside, nearest = ndimage.distance_transform_edt(labels == 0, return_indices=True)
     inside = ndimage.distance_transform_edt(labels > 0)
     depth = np.where(labels > 0, 0.5 - inside, outside - 0.5)  # pixels from the outline, negative inside
@@ -189,19 +172,17 @@ def outline_offset(image: np.ndarray, labels: np.ndarray) -> float:
 
     # mean intensity by distance from the outline
     near = alone & (np.abs(depth) < PROFILE)
-    edges = np.arange(-PROFILE - 0.25, PROFILE + 0.5, 0.5)
-    counts = np.histogram(depth[near], edges)[0]
-    sums = np.histogram(depth[near], edges, weights=image[near])[0]
-    enough = counts >= MIN_PROFILE
-    at, profile = (edges[:-1] + 0.25)[enough], sums[enough] / counts[enough]
+    by_distance = pd.Series(image[near]).groupby((2 * depth[near]).round() / 2)
+    mean = by_distance.mean()[by_distance.size() >= MIN_PROFILE]
+    at, profile = mean.index.to_numpy(), mean.to_numpy()
     if not (at < -1).any() or not (at > 2).any():
-        return math.nan
+        return np.nan
 
     # from the darkest place inside to the halo
     start = int(np.argmin(np.where(at <= 1.5, profile, np.inf)))
     rise = np.maximum.accumulate(profile[start:start + int(profile[start:].argmax()) + 1])
     radius = np.median(ndimage.maximum(inside, labels, np.unique(labels[labels > 0]))) - 0.5
     if rise[-1] - rise[0] < MIN_RISE or profile[at < -1].mean() > profile[at > 1].mean():  # no dark cell with a halo
-        return math.nan
+        return np.nan
     level = rise[0] + outline_level(float(radius)) * (rise[-1] - rise[0])
     return float(np.interp(level, rise, at[start:start + len(rise)]))

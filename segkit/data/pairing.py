@@ -10,11 +10,10 @@ from statistics import median_low
 from typing import NamedTuple
 
 from ..errors import SegkitError, readable
-from .dataset import Frame, Problem, Problems, labels_stem
+from .dataset import Frame, Problems, labels_stem
 from .images import Header, check_sizes, read_header
 
-MASK_NAME = re.compile(r"^mask_(?P<a>.+)$|^(?P<b>.+?)_(?:cp_)?masks?$|^(?P<c>.+?)_(?:labels?|seg|segmentation)$",
-                       re.IGNORECASE)
+MASK_NAME = re.compile(r"^mask_(?=.)|(?<=.)_((cp_)?masks?|labels?|seg|segmentation)$", re.IGNORECASE)
 PHASE = re.compile(r"(^|[^a-z])(a?phase|phase.?contrast|ph|phc|phaco)($|[^a-z])")  # in the name of a channel
 BARE = "(no word)"  # the label of names that lack the word of others beside them
 JOINTS = {".", "-", ":"}  # between the numbers of a date or a clock
@@ -41,9 +40,7 @@ class Key(NamedTuple):
 
 def name_key(stem: str) -> Key:
     """Read the key of an image's or masks file's stem: `MASK_img_007`, `img_7` and `img_7_cp_masks` have one key."""
-    match = MASK_NAME.match(stem)
-    stem = next(filter(None, match.groups())) if match else stem
-    parts = re.split(r"(\d+)", plain_name(stem))
+    parts = re.split(r"(\d+)", plain_name(MASK_NAME.sub("", stem, count=1)))
     return Key(tuple(parts[::2]), tuple(map(int, parts[1::2])))
 
 
@@ -52,14 +49,13 @@ def plain_name(name: str) -> str:
     return unicodedata.normalize("NFC", readable(name)).casefold()
 
 
-def frame_numbers(keys: Iterable[Key]) -> tuple[dict[Key, int], str]:
+def frame_numbers(keys: Collection[Key]) -> tuple[dict[Key, int], str]:
     """Read frame numbers from the names of one position's images: the number that differs between them and counts up.
 
     Where no number does so, or it is a time stamp, frames are numbered in natural order. A name that does not fit
     a time series beside it (`average` among `img_1`, `img_2`, ...) gets no number.
-    Returns numbers by name, in natural order, and why they may not be the time ("" where they are).
+    Returns numbers by name, in natural order as the names, and why they may not be the time ("" where they are).
     """
-    keys = sorted(keys, key=Key.natural)
     if len(keys) < 2:
         return {key: key.numbers[-1] if key.numbers else 0 for key in keys}, ""
 
@@ -89,15 +85,14 @@ def frame_numbers(keys: Iterable[Key]) -> tuple[dict[Key, int], str]:
     return dict(zip(series, numbers, strict=True)), doubt
 
 
-def turns(keys: Iterable[Key], stacks: Collection[Key] = ()) -> dict[Key, tuple[str, str]]:
-    """By which position, and by which channel (or depth), the files of one folder take turns; "" where they do not.
+def turns(keys: Collection[Key], stacks: Collection[Key] = ()) -> tuple[dict[Key, str], dict[Key, str]]:
+    """The position, and the channel (or depth), by which the files of one folder take turns; "" where they do not.
 
     Files take turns where the same times occur with different words (img_1_phase, img_1_gfp), and where a number
     repeats beside one that counts the time (t1xy1, t1xy2). The files `stacks` hold several times each.
     """
-    keys = sorted(keys, key=Key.natural)
     position, channel = dict.fromkeys(keys, ""), dict.fromkeys(keys, "")
-    series = [_Series(same, bool(stacks) and set(same) <= set(stacks)) for same in _by_words(keys)]
+    series = [_Series(same, set(same) <= set(stacks)) for same in _by_words(keys)]
 
     # other words with the same numbers, and stacks with other words: film, film_1, film_2 have the same
     several = [one for one in series if len(one.keys) > 1 and not one.is_stack]
@@ -113,10 +108,10 @@ def turns(keys: Iterable[Key], stacks: Collection[Key] = ()) -> dict[Key, tuple[
     # other numbers than the time
     for one in series:
         for column in one.turning():
-            found = position if one.letters(column) in WORDS["position"] else channel
+            found = position if one.letters[column] in WORDS["position"] else channel
             for key in one.keys:
-                found[key] += f" {one.letters(column)}{key.numbers[column]:02d}"
-    return {key: (position[key].strip(), channel[key].strip()) for key in keys}
+                found[key] = f"{found[key]} {one.letters[column]}{key.numbers[column]:02d}".strip()
+    return position, channel
 
 
 class _Series:
@@ -126,28 +121,19 @@ class _Series:
         self.keys, self.is_stack = keys, is_stack
         columns = list(zip(*(key.numbers for key in keys), strict=True))
         self.varying = {i: column for i, column in enumerate(columns) if len(set(column)) > 1}
+        # the letters before each number: t, xy, channel
+        self.letters = [re.findall(r"[^\W\d_]*$", word.rstrip("_-. ="))[0] for word in keys[0].words]
         # a number that stays the same belongs to the words: Cy5, w1Phase
-        self.words = [keys[0].words[0]]
-        for i, word in enumerate(keys[0].words[1:]):
-            if i in self.varying:
-                self.words.append(word)
-            else:
-                self.words[-1] += f"{keys[0].numbers[i]}{word}"
+        fixed = [" " if i in self.varying else str(number) for i, number in enumerate(keys[0].numbers)]
+        text = "".join(word + number for word, number in zip(keys[0].words, [*fixed, ""], strict=True))
         # stacks that differ by a number only are parts of one time-lapse
-        self.parts = re.findall(r"[^\W\d_]+" if is_stack else r"[^\W_]+", " ".join(self.words))
+        self.parts = re.findall(r"[^\W\d_]+" if is_stack else r"[^\W_]+", text)
 
     def repeats(self, other: "_Series") -> bool:
         """Whether at least half of the names have the numbers of another series, or numbers between them."""
-        if len(self.words) != len(other.words):
-            return False
         own, others = (list(zip(*one.varying.values(), strict=True)) for one in (self, other))
         between = [numbers for numbers in own if min(others) <= numbers <= max(others)]
-        return 2 * len(set(own) & set(others)) >= len(own) or (len(own) > 1 and 2 * len(between) >= len(own)
-                                                                and 2 * len(own) >= len(others))
-
-    def letters(self, column: int) -> str:
-        """The letters before a number: t, xy, channel."""
-        return re.findall(r"[^\W\d_]*$", self.keys[0].words[column].rstrip("_-. ="))[0]
+        return len(self.varying) == len(other.varying) and 2 * len(between) >= len(own)
 
     def may_be_time(self, column: int) -> bool:
         """Whether a number counts time by its letters (t1, 12h), in a date or clock (10-30, 240312), or its steps."""
@@ -155,21 +141,21 @@ class _Series:
         dates = all(1900 <= n <= 2100 or (n > 10_000 and 0 < n // 100 % 100 < 13 and 0 < n % 100 < 32) for n in numbers)
         joined = (before in JOINTS and column > 0) or (after in JOINTS and column + 1 < len(self.keys[0].numbers))
         minutes = numbers[-1] < 60 and min(_steps(numbers)) > 1  # or seconds: channels and positions rise by 1
-        return dates or joined or minutes or self.letters(column) in WORDS["time"] or bool(UNIT.match(after))
+        return dates or joined or minutes or self.letters[column] in WORDS["time"] or bool(UNIT.match(after))
 
     def turning(self) -> list[int]:
         """The numbers by which the names take turns."""
         known = WORDS["position"] | WORDS["channel"]
         if self.is_stack:
-            return [i for i in self.varying if self.letters(i) in known]
+            return [i for i in self.varying if self.letters[i] in known]
         if len(self.varying) < 2:
             return []
         # the time has its letter, or else is the most varied number
-        time = max(self.varying, key=lambda i: (self.letters(i) in WORDS["time"], self.letters(i) not in known,
+        time = max(self.varying, key=lambda i: (self.letters[i] in WORDS["time"], self.letters[i] not in known,
                                                 len(set(self.varying[i])), i))
         unique = any(len(set(column)) == len(column) for column in self.varying.values())
         return [i for i, column in self.varying.items() if i != time and 2 * len(set(column)) <= len(column)
-                and (self.letters(i) in known or not (unique or self.may_be_time(i)))]
+                and (self.letters[i] in known or not (unique or self.may_be_time(i)))]
 
 
 class _Image(NamedTuple):
@@ -177,21 +163,20 @@ class _Image(NamedTuple):
 
     path: Path
     header: Header
-    damage: Problem | None = None
 
 
 def _read(path: Path) -> _Image:
     try:
         return _Image(path, read_header(path))
     except SegkitError as error:
-        return _Image(path, Header(0, 0, 0, times=()), Problem(path, str(error), error.frames_lost))
+        return _Image(path, Header(0, 0, 0, times=(), left_out=(str(error), error.frames_lost)))
 
 
-def _one_time_lapse(found: Mapping[Key, str], images: dict[Key, _Image], where: Path,
+def _one_time_lapse(channel_of: Mapping[Key, str], images: dict[Key, _Image], where: Path,
                     problems: Problems) -> dict[Key, _Image]:
-    """The images of one channel (found: by file): that of phase contrast, where a name tells it; else none."""
-    found = {key: found[key] or "phase" * bool(PHASE.search(image.path.stem.casefold()))
-             for key, image in images.items()}
+    """The images of one channel: that of phase contrast, where names or headers tell it; else none."""
+    found = {key: f"{channel_of[key]} {image.header.channel}".strip()
+             or "phase" * bool(PHASE.search(image.path.stem.casefold())) for key, image in images.items()}
     channels = {found[key]: image.path.name for key, image in images.items() if found[key]}
     phase = [channel for channel in channels if PHASE.search(channel.casefold())] or [c for c in channels if c == BARE]
     if len(channels) < 2:
@@ -199,7 +184,7 @@ def _one_time_lapse(found: Mapping[Key, str], images: dict[Key, _Image], where: 
     if len(phase) == 1:
         others = [name for channel, name in channels.items() if channel not in phase]
         problems.add(where, f"the images of {where.name} are of several channels or kinds: those such as "
-                            f"{channels[phase[0]]} are read, those such as {_some(others)} are not")
+                            f"{channels[phase[0]]} are read, those such as {' and '.join(others[:4])} are not")
         return {key: image for key, image in images.items() if found[key] == phase[0]}
     _refuse(images, "channels, depths, positions or conditions", channels, ", and their names do not tell which is "
             "phase contrast: move the others elsewhere, or give each a PosXXX folder", where, problems)
@@ -210,12 +195,8 @@ def _refuse(images: Mapping[Key, _Image], kinds: str, examples: Mapping[str, str
             problems: Problems) -> None:
     """Make the images of several kinds a problem that costs all frames of theirs, as far as these are known."""
     lost = sum(max(image.header.pages, 1) for image in images.values())
-    problems.add(where, f"{where.name} holds images of several {kinds}, such as {_some(examples.values())}{remedy}",
-                 lost)
-
-
-def _some(names: Iterable[str]) -> str:
-    return " and ".join([*names][:4])
+    names = " and ".join(list(examples.values())[:4])
+    problems.add(where, f"{where.name} holds images of several {kinds}, such as {names}{remedy}", lost)
 
 
 def time_slot(series: Sequence[Key]) -> int | None:
@@ -237,18 +218,22 @@ def same_frames(images: Collection[Key], masks: Collection[Key]) -> dict[Key, Ke
     No other image or masks file may share it. A name whose words no other has must have one number only; of one image
     and one masks file the last numbers count.
     """
-    alone, found = len(images) == len(masks) == 1, []
-    for keys in (images, masks):
-        by_number: dict[int, list[Key]] = defaultdict(list)
-        for series in _by_words(sorted(keys, key=Key.natural)):
-            slot = time_slot(series)
-            if slot is None and len(series) == 1 and (len(series[0].numbers) == 1 or (alone and series[0].numbers)):
-                slot = -1
-            if slot is not None:
-                for key in series:
-                    by_number[key.numbers[slot]].append(key)
-        found.append({number: same[0] for number, same in by_number.items() if len(same) == 1})
+    alone = len(images) == len(masks) == 1
+    found = [_by_number(keys, alone) for keys in (images, masks)]
     return {found[0][number]: found[1][number] for number in found[0].keys() & found[1].keys()}
+
+
+def _by_number(keys: Iterable[Key], alone: bool) -> dict[int, Key]:
+    """Names by the number that tells their frame, without those that share it; alone: a name's last number counts."""
+    numbers: dict[Key, int] = {}
+    for series in _by_words(keys):
+        slot = time_slot(series)
+        if slot is None and len(series) == 1 and (len(series[0].numbers) == 1 or (alone and series[0].numbers)):
+            slot = -1
+        if slot is not None:
+            numbers |= {key: key.numbers[slot] for key in series}
+    count = Counter(numbers.values())
+    return {number: key for key, number in numbers.items() if count[number] == 1}
 
 
 def _by_words(keys: Iterable[Key]) -> list[list[Key]]:
@@ -281,47 +266,46 @@ def pair(images: Sequence[Path], masks: Sequence[Path], experiment: str, positio
     """
     masks_by_key = _by_key(masks, "masks file", problems)
     images_by_key = {key: _read(path) for key, path in _by_key(images, "image", problems).items()}
-    found = turns(images_by_key, {key for key, image in images_by_key.items() if image.header.pages > 1})
-    names = sorted({name for name, _ in found.values()})
+    stacks = {key for key, image in images_by_key.items() if image.header.pages > 1}
+    position_of, channel_of = turns(images_by_key, stacks)
+    names = sorted(set(position_of.values()))
     if len(names) > 1 and not plain:
-        examples = {name: images_by_key[key].path.name for key, (name, _) in found.items()}
+        examples = {name: images_by_key[key].path.name for key, name in position_of.items()}
         _refuse(images_by_key, "positions", examples, ": give each position a PosXXX folder of its own", where,
                 problems)
         return []
     frames: list[Frame] = []
-    of_masks = turns(masks_by_key) | found if len(names) > 1 else {}
+    if len(names) > 1:
+        position_of = turns(masks_by_key)[0] | position_of
     for name in names:
-        own = {key: image for key, image in images_by_key.items() if found[key][0] == name}
-        own_masks = {key: path for key, path in masks_by_key.items() if len(names) == 1 or of_masks[key][0] == name}
-        # a header may tell the channel, too
-        kinds = {key: f"{found[key][1]} {image.header.channel}".strip() for key, image in own.items()}
-        frames += _pair_position(own, own_masks, kinds, experiment, name or position, where, quiet, problems)
+        own = {key: image for key, image in images_by_key.items() if position_of[key] == name}
+        own_masks = {key: path for key, path in masks_by_key.items() if position_of.get(key, name) == name}
+        frames += _pair_position(own, own_masks, channel_of, experiment, name or position, where, quiet, problems)
     return frames
 
 
-def _pair_position(images: dict[Key, _Image], masks: Mapping[Key, Path], kinds: Mapping[Key, str], experiment: str,
-                   position: str, where: Path, quiet: bool, problems: Problems) -> list[Frame]:
-    """The frames of one position; kinds: the channel of each image, where it is told."""
-    of_one_channel = _one_time_lapse(kinds, images, where, problems)
-    for path, header, _ in of_one_channel.values():
-        if header.left_out:
-            problems.add(path, f"{path.name}: {header.left_out[0]}", header.left_out[1])
+def _pair_position(images: dict[Key, _Image], masks: Mapping[Key, Path], channel_of: Mapping[Key, str],
+                   experiment: str, position: str, where: Path, quiet: bool, problems: Problems) -> list[Frame]:
+    """The frames of one position; channel_of: the channel of each image, where its name tells it."""
+    of_one_channel = _one_time_lapse(channel_of, images, where, problems)
     starts = _first_frames(of_one_channel, where, problems)
     first = min(starts.values(), default=None)
-    problems += [damage for key in images if key in starts and (damage := images[key].damage)]
 
     # pair by name, or else by the number that tells the frame; masks of images that are left out are no problem
-    other_names = masks.keys() - of_one_channel.keys()
-    same_number = same_frames(starts, other_names)
-    used: set[Key | None] = {*images.keys() - starts.keys()}
+    candidates = {key: path for key, path in masks.items() if key not in of_one_channel}
+    paired = {key: masks[other] for key, other in same_frames(starts, candidates).items()}
+    paired |= {key: masks[key] for key in starts if key in masks}
+    used: set[Path | None] = {masks.get(key) for key in images.keys() - starts.keys()}
     frames: list[Frame] = []
     unpaired, cropped = 0, 0
     for key, start in starts.items():
-        image, header, _ = images[key]
-        masks_key = key if key in masks else same_number.get(key)
-        keys = _keys_of_pages(image, header.pages, masks_key, other_names)
-        used.update([masks_key, *keys])
-        files = [masks[k] if k else None for k in keys]
+        image, header = images[key]
+        if header.left_out:
+            problems.add(image, *header.left_out)
+        # one file for all pages, or, as segkit itself writes them, one for each
+        of_pages = [candidates.get(name_key(labels_stem(image, page))) for page in range(1, header.pages)]
+        files = [paired.get(key), *of_pages] if any(of_pages) else [paired.get(key)] * header.pages
+        used.update([paired.get(key), *files])
         unpaired += files.count(None)
         files, differ = _usable_masks(image, header, files, problems)
         cropped += differ
@@ -333,17 +317,10 @@ def _pair_position(images: dict[Key, _Image], masks: Mapping[Key, Path], kinds: 
         problems.add(where, f"{unpaired} frame(s) of {experiment} {position} have no masks file", unpaired)
     if cropped:
         problems.add(where, f"{cropped} frame(s) differ by 1-2 pixels from their masks: cropped to the common area")
-    if spare := [path for key, path in masks.items() if key not in used]:
+    if spare := [path for path in masks.values() if path not in used]:
         problems.add(spare[0].parent, f"{len(spare)} masks file(s) of {experiment} {position} have no image, "
                                       f"{spare[0].name} the first", len(spare))
     return frames
-
-
-def _keys_of_pages(image: Path, pages: int, masks_key: Key | None, other_names: Collection[Key]) -> list[Key | None]:
-    """The key of each page's masks file: one file for all pages, or, as segkit itself writes them, one for each."""
-    names = [name_key(labels_stem(image, page)) for page in range(1, pages)]
-    own = [key if key in other_names else None for key in names]
-    return [masks_key, *own] if any(own) else [masks_key] * pages
 
 
 def _usable_masks(image: Path, header: Header, files: list[Path | None],
@@ -355,8 +332,7 @@ def _usable_masks(image: Path, header: Header, files: list[Path | None],
             masks = read_header(file, labels=True)
             check_sizes(image.name, header.size, masks.size)
             if pages != masks.pages:
-                raise SegkitError(f"{image.name} has {pages} page(s), its masks file {masks.pages}: one page of masks "
-                                  "a page of images was needed")
+                raise SegkitError(f"{image.name} has {pages} page(s), its masks file {masks.pages}: export both whole")
             differ += pages * (header.size != masks.size)
         except SegkitError as error:
             problems.add(file, str(error), pages)
@@ -366,40 +342,34 @@ def _usable_masks(image: Path, header: Header, files: list[Path | None],
 
 def _first_frames(images: Mapping[Key, _Image], where: Path, problems: Problems) -> dict[Key, int]:
     """The frame number of each file's first page, in order; files left out, and what is assumed, become problems."""
-    ordered = sorted(images, key=Key.natural)
-    headers = {key: images[key].header for key in ordered}
-    most = max((header.pages for header in headers.values()), default=0)
-    is_whole = all(header.pages for header in headers.values())
+    headers = {key: image.header for key, image in images.items()}
+    counts = [header.pages for header in headers.values()]
+    most, is_whole = max(counts, default=0), all(counts)
     # headers that tell the time of every page go before names
     times = [time for header in headers.values() for time in header.times]
     if is_whole and most > 1 and len(set(times)) == len(times) and all(h.axis != "Z" for h in headers.values()):
         return {key: 0 if header.pages > 1 else header.times[0] for key, header in headers.items()}
-    numbers, doubt = frame_numbers(ordered)
+    numbers, doubt = frame_numbers(headers)
 
     # one time-lapse, and single images beside it such as ImageJ's AVG_film: they are no times of it
     stacks = [key for key, header in headers.items() if header.pages > 1]
     if len(stacks) == 1 and is_whole and 1 < len(images) <= most:
         numbers, doubt = {stacks[0]: 0}, ""
     # a.tif, a_1.tif, a_2.tif, each with several pages: parts of a time-lapse
-    elif len(numbers) < len(images) and all(header.pages != 1 for header in headers.values()):
-        numbers, doubt = {key: k for k, key in enumerate(ordered)}, UNTOLD
+    elif len(numbers) < len(images) and 1 not in counts:
+        numbers, doubt = {key: k for k, key in enumerate(headers)}, UNTOLD
     if strays := sorted(images[key].path.name for key in images.keys() - numbers.keys()):
-        problems.add(where, f"{len(strays)} image(s) are left out, {strays[0]} the first: their names do not fit the "
-                            f"others, such as {images[next(iter(numbers))].path.name}; move them elsewhere, or rename "
-                            "them if they are frames", len(strays))
+        problems.add(where, f"{len(strays)} image(s) are left out, {strays[0]} the first: rename them if they are "
+                            f"frames, as {images[next(iter(numbers))].path.name}, or move them elsewhere", len(strays))
 
     # planes along z count as times only where the position has no other file
-    several = len(numbers) > 1
-    for key in [key for key in numbers if headers[key].axis == "Z"]:
-        path, pages = images[key].path, headers[key].pages
-        planes = f"{path.name} holds {pages} planes along z"
-        if several:
-            problems.add(path, f"{planes}, and other times lie beside it: export one z plane of every time (if the "
-                               "planes are times, save them as such: in Fiji, Image > Properties)", pages)
-            del numbers[key]
-        else:
-            problems.add(where, f"{planes} and no time: they are read as times; if they are depths, export one z plane "
-                                "of every time")
+    is_alone = len(numbers) == 1
+    use = "read as times" if is_alone else ("left out, since other times lie beside them (if they are times, save them "
+                                            "as such: in Fiji, Image > Properties)")
+    for path, header in [images[key] for key in numbers if headers[key].axis == "Z"]:
+        problems.add(path, f"{path.name} holds {header.pages} planes along z and no time: they are {use}; if they are "
+                           "depths, export one z plane of every time", 0 if is_alone else header.pages)
+    numbers = {key: number for key, number in numbers.items() if is_alone or headers[key].axis != "Z"}
 
     # parts of a time-lapse follow one another; the pages of a damaged part are unknown
     counts = [headers[key].pages for key in numbers]
@@ -416,11 +386,11 @@ def _first_frames(images: Mapping[Key, _Image], where: Path, problems: Problems)
 
 
 def _by_key(files: Sequence[Path], what: str, problems: Problems) -> dict[Key, Path]:
-    """Files by key; of two with the same key the first is used, and the other is a problem."""
+    """Files by key, in natural order; of two with the same key the first is used, and the other is a problem."""
     found: dict[Key, Path] = {}
     for path in files:
         used = found.setdefault(name_key(path.stem), path)
         if used is not path:
-            problems.add(path, f"a second {what} for the same frame: {used.name} is used, {path.name} is not; remove "
-                               "one of them", int(what == "image"))
-    return found
+            problems.add(path, f"a second {what} for the same frame as {used.name}, which is used: remove one of them",
+                         int(what == "image"))
+    return {key: found[key] for key in sorted(found, key=Key.natural)}

@@ -22,11 +22,11 @@ from ..errors import SegkitError
 MAX_EXPANSION = 50_000  # pixel bytes per stored byte; compressed images without any cell stay below it
 DAMAGE = (OSError, ValueError, KeyError, IndexError, TypeError, RuntimeError, EOFError, ArithmeticError,
           SyntaxError, MemoryError, AttributeError, struct.error, tifffile.TiffFileError, Image.DecompressionBombError)
-UNITS = {"PIXEL_SIZE_UM": {"nm": 1e-3, "um": 1.0, "mm": 1e3, "cm": 1e4, "m": 1e6, "in": 25400.0},
-         "MINUTES_PER_FRAME": {"us": 1e-6 / 60, "ms": 1e-3 / 60, "s": 1 / 60, "min": 1.0, "h": 60.0, "d": 1440.0}}
-SAME_UNIT = {"nanometer": "nm", "micron": "um", "micrometer": "um", "millimeter": "mm", "centimeter": "cm",
-             "meter": "m", "inch": "in", "msec": "ms", "millisecond": "ms", "sec": "s", "second": "s", "minute": "min",
-             "hr": "h", "hour": "h", "day": "d"}
+UNITS = {  # patterns of their names, with um or minutes
+    "PIXEL_SIZE_UM": {"nm|nanomet(er|re)s?": 1e-3, "um|microns?|micromet(er|re)s?": 1.0, "mm|millimet(er|re)s?": 1e3,
+                      "cm|centimet(er|re)s?": 1e4, "m|met(er|re)s?": 1e6, "in|inch": 25400.0},
+    "MINUTES_PER_FRAME": {"us": 1e-6 / 60, "ms|msecs?|milliseconds?": 1e-3 / 60, "s|secs?|seconds?": 1 / 60,
+                          "mins?|minutes?": 1.0, "h|hrs?|hours?": 60.0, "d|days?": 1440.0}}
 OME = {"PIXEL_SIZE_UM": ("PhysicalSizeX", "um"), "MINUTES_PER_FRAME": ("TimeIncrement", "s")}  # and their usual units
 TAG_UNITS = {2: "in", 3: "cm"}  # of the tag ResolutionUnit
 MICRO_MANAGER = {"channel": "ChannelIndex", "z": "SliceIndex", "time": "FrameIndex", "position": "PositionIndex"}
@@ -41,7 +41,7 @@ class Header(NamedTuple):
     width: int
     axis: str = ""  # that the planes form, by the file's metadata: T, Z, or I and Q (unknown); "" of a single plane
     times: tuple[int, ...] = (0,)  # of each plane
-    left_out: tuple[str, int] | None = None  # what the file holds besides, and how many pages that are
+    left_out: tuple[str, int] | None = None  # what of the file is in no plane, in words, and how many pages that are
     channel: str = ""  # of all planes (or their z), where the metadata tell it
     places: tuple[int, ...] = (0,)  # the page of each plane; () where raw planes follow one page
     planar: bool = False  # whether three or four planes are saved as the colours of one picture
@@ -98,8 +98,7 @@ def _find_planes(path: Path, size: int, changed: int) -> Header:
         end = max((offset + count for page in pages
                    for offset, count in zip(page.dataoffsets, page.databytecounts, strict=False)), default=0)
         if end > size:
-            raise SegkitError(f"{path.name} is cut short: {size} of {end} bytes are there; copy it again from its "
-                              "source")
+            raise SegkitError(f"{path.name} is cut short: {size} of {end} bytes are there; copy it again")
         # most files hold one image, and nothing in them speaks of more
         first = pages[0]
         if len(pages) == 1 and first.axes in ("YX", "YXS") and not (
@@ -132,9 +131,9 @@ def _planes_by_header(name: str, tif: tifffile.TiffFile, pages: list[tifffile.Ti
     axis = axes[0] if axes else ""
     order = sorted(places, key=lambda page: places[page][axis or "T"])
     keyframe, place = pages[order[0]], places[order[0]]
-    left_out = _left_out(pages, set(order), len(images))
+    left_out = _left_out(name, pages, set(order), len(images))
     if missing := len(images[0]) - len(there):
-        left_out = f"{missing} page(s) that its header names are not in it", missing
+        left_out = f"{name}: {missing} page(s) that its header names are not in it", missing
     channel = f"channel {place['C']}" + ("" if axis == "Z" else f", z {place['Z']}")
     times = tuple(int(places[page][axis or "T"]) for page in order)
     return Header(len(order), *_size(keyframe), axis, times, left_out, channel, tuple(order), keyframe.axes[0] == "S")
@@ -190,19 +189,19 @@ def _planes_by_series(name: str, tif: tifffile.TiffFile, pages: list[tifffile.Ti
     count, axis = _count(main), "".join(stacks)
     written = int(tif.imagej_metadata.get("images", 1)) if tif.imagej_metadata else 1
     if count < written and main.kind == "generic":
-        raise SegkitError(f"{name} is cut short: {count} of {written} images are there; copy it again from its source",
-                          written)
-    if len(main.pages) != count and len(pages) > 1:
-        raise SegkitError(f"{name} holds {len(pages)} pages, and its header names {count}: export it again")
-    if len(main.pages) != count:  # ImageJ writes large stacks as one page followed by raw planes
+        raise SegkitError(f"{name} is cut short: {count} of {written} images are there; copy it again", written)
+    if len(main.pages) != count:
+        if len(pages) > 1:
+            raise SegkitError(f"{name} holds {len(pages)} pages, and its header names {count}: export it again")
+        # ImageJ writes large stacks as one page followed by raw planes
         return Header(count, *_size(main.keyframe), axis, tuple(range(count)), places=())
     alike = [s for s in series if s is main or (s.kind == main.kind == "shaped" and _count(s) == _count(main) == 1
                                                 and s.keyframe.hash == main.keyframe.hash)]
     used = sorted(page.index for s in alike for page in s.pages if page is not None)
     # a page of another size leaves a gap in time
     frames = [page.index for page in pages if not page.is_reduced or page.index in used]
-    left_out = _left_out([pages[index] for index in frames], set(used), len(series))
-    times = tuple(frames.index(index) for index in used) if left_out else tuple(range(len(used)))
+    left_out = _left_out(name, [pages[index] for index in frames], set(used), len(series))
+    times = tuple(np.searchsorted(frames, used).tolist())
     return Header(len(used), *_size(main.keyframe), axis or ("I" if len(used) > 1 else ""), times, left_out,
                   places=tuple(used), planar="S" in main.axes[:-2])
 
@@ -221,7 +220,7 @@ def _size(page: tifffile.TiffPage) -> tuple[int, int]:
     return page.imagelength, page.imagewidth
 
 
-def _left_out(pages: list[tifffile.TiffPage], used: Set[int], series: int) -> tuple[str, int] | None:
+def _left_out(name: str, pages: list[tifffile.TiffPage], used: Set[int], series: int) -> tuple[str, int] | None:
     """Which of a file's pages are in none of the planes used, in words, and how many."""
     lost = [page for page in pages if page.index not in used]
     if not lost:
@@ -229,7 +228,7 @@ def _left_out(pages: list[tifffile.TiffPage], used: Set[int], series: int) -> tu
     sizes = " and ".join(sorted({" x ".join(map(str, _size(page))) for page in lost}))
     which = ", ".join(str(page.index) for page in lost[:5]) + ", ..." * (len(lost) > 5)
     why = f"the file holds {series} series, and one is read" if series > 1 else "its header does not name them"
-    return f"{len(lost)} page(s) ({which}, counted from 0, of {sizes} pixels) are left out: {why}", len(lost)
+    return f"{name}: {len(lost)} page(s) ({which}, counted from 0, of {sizes} pixels) are left out: {why}", len(lost)
 
 
 def _check_axes(name: str, axes: list[str], what: str) -> None:
@@ -281,13 +280,12 @@ def read_metadata(path: str | Path) -> dict[str, float]:
             told = {"PIXEL_SIZE_UM": (max(units, 1) / pixels if pixels else 0, unit),
                     "MINUTES_PER_FRAME": (imagej.get("finterval", 0), imagej.get("tunit", "s"))}
             # OME goes before the resolution tags
-            xml = _ome_xml(tif)
-            node = ElementTree.fromstring(xml).find(".//{*}Pixels") if xml else None
+            node = ElementTree.fromstring(_ome_xml(tif) or "<OME/>").find(".//{*}Pixels")
             ome = node.attrib if node is not None else {}
         told |= {name: (ome[entry], ome.get(f"{entry}Unit", usual)) for name, (entry, usual) in OME.items()
                  if entry in ome}
         found = {name: _in_unit(*given, UNITS[name]) for name, given in told.items()}
-    except (*DAMAGE, ElementTree.ParseError):
+    except DAMAGE:
         return {}
     return {name: value for name, value in found.items() if PLAUSIBLE[name][0] <= value <= PLAUSIBLE[name][1]}
 
@@ -296,5 +294,4 @@ def _in_unit(value: Any, unit: Any, factors: dict[str, float]) -> float:
     """A value in um or minutes; 0 where its unit is not known."""
     # micro is written as the micro sign, the Greek letter, and by ImageJ as an escape
     name = unicodedata.normalize("NFKC", str(unit).replace("\\u00B5", "µ")).strip(" .\0").lower().replace("μ", "u")
-    name = re.sub(r"(?<=..)s$", "", name.replace("metre", "meter")) if name not in ("us", "ms") else name
-    return float(value) * factors.get(SAME_UNIT.get(name, name), 0.0)
+    return float(value) * next((factor for names, factor in factors.items() if re.fullmatch(names, name)), 0.0)
