@@ -1,6 +1,7 @@
 """Figures of tracks, and the correction of links."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import ipywidgets as w
 import numpy as np
@@ -29,24 +30,41 @@ ENDS = {"death": ("x", "dies"), "border": ("|", "leaves over the border"), "lost
 MAX_LINES = 60  # lineages are drawn, the largest first, until they have so many cells in the end
 STRIP, KYMOGRAPH_WIDTH = 48, 900  # pixels: smallest width of a frame's strip, and of all strips together
 AROUND = 60  # pixels that are shown on each side of a cell
+NEAR = 0.6  # of two cells' lengths together: the distance of their centres below which they are neighbours
 NEAREST = 12  # cells of the next frame that are offered as successors
 
 
-def colour_of(track: int) -> str:
-    """The colour of a track, the same in all figures."""
-    return CELL_COLOURS[track % len(CELL_COLOURS)]
+def number_colours(cells: pd.DataFrame) -> dict[int, int]:
+    """By track: a number of its own, whose rest modulo 7 is its place in CELL_COLOURS, the same in all figures.
+
+    Greedy colouring: each track of the position gets the colour that its neighbours have in the fewest frames.
+    """
+    near: dict[int, list[int]] = {track: [] for track in sorted(cells["track"])}
+    for _, frame in cells.groupby("frame"):
+        track, y, x, length = frame[["track", "centroid_y", "centroid_x", "length_px"]].to_numpy().T
+        apart = np.hypot(y[:, None] - y, x[:, None] - x)
+        for a, b in track[np.argwhere(apart < NEAR * (length[:, None] + length))]:
+            near[a].append(b)
+    numbers: dict[int, int] = {}
+    for track, others in near.items():
+        taken = [numbers[other] % 7 for other in others if other in numbers]
+        numbers[track] = min(range(8 * track, 8 * track + 7), key=lambda number: taken.count(number % 7))
+    return numbers
 
 
-def coloured(frame: Frame, cells: pd.DataFrame, settings: Settings) -> np.ndarray:
-    """RGB (H, W, 3): a frame with each cell in the colour of its track."""
-    return overlay(read_image(frame.image, frame.page), tracks_of_frame(frame, cells, settings.run_dir), None)
+def coloured(frames: Sequence[Frame], cells: pd.DataFrame, settings: Settings) -> list[np.ndarray]:
+    """RGB (H, W, 3): frames of one position with each cell in the colour of its track."""
+    mine = rows_of(cells, *frames[0].unit)
+    mine = mine.assign(colour=mine["track"].map(number_colours(mine)))
+    return [overlay(read_image(frame.image, frame.page), tracks_of_frame(frame, mine, settings.run_dir, "colour"), None)
+            for frame in frames]
 
 
 def show_tracks(frames: Sequence[Frame], cells: pd.DataFrame, settings: Settings, count: int = 6) -> Picture:
     """A film strip of one position: a cell keeps its colour until it divides; of large frames the busiest part."""
     shown = frames[::-(-len(frames) // count)]
     part = busiest(labels_of(shown[-1], settings.run_dir) > 0, 896 // count)
-    pictures = [coloured(frame, cells, settings)[part] for frame in shown]
+    pictures = [picture[part] for picture in coloured(shown, cells, settings)]
     titles = [f"{frame.position}, frame {frame.frame}" for frame in shown]
     return show_pictures(pictures, titles, settings.for_experiment(frames[0].experiment).pixel_size_um, count)
 
@@ -56,12 +74,12 @@ def founders(tracks: pd.DataFrame) -> pd.Series:
     return tracks["track"].iloc[lineages(tracks)[1]].set_axis(tracks["track"])
 
 
-def show_lineages(tracks: pd.DataFrame) -> Picture:
-    """Lineage trees of one position's tracks over the frames, in the colours of `show_tracks`.
+def show_lineages(tracks: pd.DataFrame, cells: pd.DataFrame) -> Picture:
+    """Lineage trees of one position's tracks over the frames, in the colours of `show_tracks`; cells: its cells.
 
     A tree is drawn with plain lines: the graph libraries at hand place nodes, and here time places them.
     """
-    root, rows = founders(tracks), tracks.set_index("track")
+    root, numbers = founders(tracks), number_colours(cells)
     daughters = {track: sorted(group["track"]) for track, group in tracks.groupby("mother_track")}
     # heights: a leaf takes the next row, a mother stands in the middle of her daughters
     height, leaves = dict[int, float](), 0
@@ -77,16 +95,17 @@ def show_lineages(tracks: pd.DataFrame) -> Picture:
             below = [height[daughter] for daughter in daughters.get(track, [])]
             height[track] = float(np.mean(below)) if below else leaves
             leaves += not below
+    # a line for each track, from its mother's down or up to it, and a mark where it ends in one of ENDS
     figure, ((axes,),) = new_figure(10, 0.13 * max(leaves, 5) + 0.9)
-    for track, y in height.items():
-        row = rows.loc[track]
-        axes.plot([row["first_frame"], row["last_frame"] + 1], [y, y], color=colour_of(track), lw=2.5)
-        if row["mother_track"] in height:
-            axes.plot([row["first_frame"]] * 2, [height[row["mother_track"]], y], color=GREY, lw=1)
-        if row["ended"] in ENDS:
-            axes.plot(row["last_frame"] + 1, y, marker=ENDS[row["ended"]][0], color="black", ms=6, ls="")
-    for marker, label in ENDS.values():
-        axes.plot([], [], marker=marker, color="black", ls="", label=label)
+    shown = tracks.set_index("track").loc[list(height)].assign(y=list(height.values()))
+    for row in shown.itertuples():
+        colour = CELL_COLOURS[numbers[row.Index] % 7]
+        axes.plot([row.first_frame, row.last_frame + 1], [row.y, row.y], color=colour, lw=2.5)
+        if row.mother_track in height:
+            axes.plot([row.first_frame] * 2, [height[row.mother_track], row.y], color=GREY, lw=1)
+    for end, (marker, label) in ENDS.items():
+        ended = shown[shown["ended"] == end]
+        axes.plot(ended["last_frame"] + 1, ended["y"], marker=marker, color="black", ms=6, ls="", label=label)
     left_out = root.nunique() - root[list(height)].nunique()
     axes.set(xlabel="frame", yticks=[], title=f"{left_out} smaller lineages are not shown" if left_out else "")
     axes.spines["left"].set_visible(False)
@@ -102,15 +121,16 @@ def show_kymograph(frames: Sequence[Frame], cells: pd.DataFrame, tracks: pd.Data
     """
     root = cells["track"].map(founders(tracks))
     mine = cells[root == root.value_counts().sort_index().idxmax()]
+    # the part of the frames that its cells cover, with the longer side upright
     reach = mine["length_px"].max() / 2
-    low, high = (mine[["centroid_y", "centroid_x"]].agg(end).to_numpy() for end in ("min", "max"))
+    low, high = mine[["centroid_y", "centroid_x"]].agg(["min", "max"]).to_numpy()
     box = tuple(slice(max(0, int(a - reach)), int(b + reach) + 1) for a, b in zip(low, high, strict=True))
-    turned = high[1] - low[1] > high[0] - low[0]
-    width = max(STRIP, int((box[0] if turned else box[1]).stop - (box[0] if turned else box[1]).start))
+    upright = (0, 1, 2) if np.argmax(high - low) == 0 else (1, 0, 2)
+    width = max(STRIP, box[upright[1]].stop - box[upright[1]].start)
+    # as many frames as have room
     shown = frames[::-(-len(frames) * width // KYMOGRAPH_WIDTH)]
-    crops = [coloured(frame, cells, settings)[box] for frame in shown]
-    upright = [crop.swapaxes(0, 1) if turned else crop for crop in crops]
-    strips = [np.pad(crop, ((0, 0), (0, 2), (0, 0)), constant_values=255) for crop in upright]
+    crops = [picture[box].transpose(upright) for picture in coloured(shown, cells, settings)]
+    strips = [np.pad(crop, ((0, 0), (0, 2), (0, 0)), constant_values=255) for crop in crops]
     picture = np.concatenate(strips, 1)
     figure, ((axes,),) = new_figure(picture.shape[1] / 72 + 0.6, picture.shape[0] / 72 + 0.6)
     axes.imshow(picture, interpolation="nearest")
@@ -122,14 +142,14 @@ def show_kymograph(frames: Sequence[Frame], cells: pd.DataFrame, tracks: pd.Data
 
 def show_cell_curves(cells: pd.DataFrame, minutes_per_frame: float) -> Picture:
     """Area and length of every cell of one position against time, log scale, in the colours of `show_tracks`."""
-    figure, (panels,) = new_figure(10, 3.2, 1, 2)
+    (figure, (panels,)), numbers = new_figure(10, 3.2, 1, 2), number_colours(cells)
     um = cells["area_um2"].notna().any()
     values = {"area_um2": "area (µm²)", "length_um": "length (µm)"} if um else {
         "area_px": "area (pixels)", "length_px": "length (pixels)"}
     for axes, (value, label) in zip(panels, values.items(), strict=True):
         for track, line in cells.sort_values("frame").groupby("track"):
-            hours = line["frame"] * minutes_per_frame / 60
-            axes.plot(hours, line[value], color=colour_of(int(track)), lw=1.2, marker=".", ms=3)
+            hours, colour = line["frame"] * minutes_per_frame / 60, CELL_COLOURS[numbers[track] % 7]
+            axes.plot(hours, line[value], color=colour, lw=1.2, marker=".", ms=3)
         axes.set(xlabel="time (h)", ylabel=label, yscale="log")
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
         axes.yaxis.set_major_formatter("{x:g}")
@@ -142,15 +162,15 @@ def show_links(links: pd.DataFrame, frames: Sequence[Frame], cells: pd.DataFrame
 
     Both are orange, all others blue; the numbers are those of the labels.
     """
-    films = by_position(frames)
+    pairs = {first.name: (first, second) for film in by_position(frames).values() for first, second in pairwise(film)}
     pictures, titles, numbers = [], [], []
     for link in links.itertuples():
-        film = films[f"{link.experiment} {link.position}"]
-        k = [frame.frame for frame in film].index(link.frame)
-        here = rows_of(cells, *film[k].unit, film[k].frame).set_index("label").loc[link.label]
+        pair = pairs[f"{link.experiment}/{link.position}/{link.frame}"]
+        # both frames around the cell
+        here = rows_of(cells, *pair[0].unit, link.frame).set_index("label").loc[link.label]
         corner = [max(0, int(here[name]) - AROUND) for name in ("centroid_y", "centroid_x")]
         part = tuple(slice(start, start + 2 * AROUND) for start in corner)
-        for frame, chosen in zip(film[k:k + 2], ([link.label], list(map(int, link.next_label.split()))), strict=True):
+        for frame, chosen in zip(pair, ([link.label], list(map(int, link.next_label.split()))), strict=True):
             labels, image = labels_of(frame, settings.run_dir)[part], read_image(frame.image, frame.page)[part]
             orange = np.isin(labels, chosen)
             picture = overlay(image, labels, TEACHER)
@@ -200,7 +220,7 @@ class LinkEditor(QuietBox):
 
     @staticmethod
     def _offer(field: w.Dropdown, options: list[int]) -> None:
-        """New options, the first of them chosen."""
+        """New options, the first of them chosen, which ipywidgets does not do where none was."""
         field.options = options
         field.index = 0 if options else None
 
@@ -215,9 +235,9 @@ class LinkEditor(QuietBox):
         return film[self.frame.index], film[self.frame.index + 1]
 
     def _list_cells(self) -> None:
-        if self.frame.index is not None:
-            self._offer(self.label, list(rows_of(self._cells, *self._pair()[0].unit, self._pair()[0].frame)["label"]))
-            self._show()
+        frame, _ = self._pair()
+        self._offer(self.label, list(rows_of(self._cells, *frame.unit, frame.frame)["label"]))
+        self._show()
 
     def _show(self) -> None:
         """The cell chosen now, with the cells of the next frame that are near, and its successors."""
@@ -228,7 +248,7 @@ class LinkEditor(QuietBox):
         here = rows_of(self._cells, *first.unit, first.frame).set_index("label").loc[self.label.value]
         there = rows_of(self._cells, *second.unit, second.frame).set_index("label")
         away = np.hypot(there["centroid_y"] - here["centroid_y"], there["centroid_x"] - here["centroid_x"])
-        near = [int(label) for label in there.index[np.argsort(away, kind="stable")[:NEAREST]]]
+        near = there.index[np.argsort(away, kind="stable")[:NEAREST]].tolist()
         chosen = self._successors.get((*first.unit, first.frame, self.label.value), ())
         for k, field in enumerate(self.next):
             field.options = [("nothing", None), *((str(label), label) for label in sorted({*near, *chosen}))]
