@@ -155,8 +155,8 @@ class LivePicture(QuietBox):
         if history.previews:
             self._previews.value = to_png(plots.show_previews(history.previews))
             self.children = [self._curves, self._previews]
-        end = "\n" if history.rows[-1]["epoch"] == self._epochs else ""
-        print(f"\r{history.newest(self._epochs):<100}", end=end, flush=True)
+        end = "\n" if history.rows[-1]["epoch"] == self._epochs else "\r"
+        print(f"{history.newest(self._epochs):<100}", end=end, flush=True)
 
 
 class Browser(QuietBox):
