@@ -35,7 +35,6 @@ VALIDATION_COST = 0.35  # of a pixel of a validation frame, as a share of a trai
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 HANDS_ON = {"answers", "hands-on"}  # tags of cells for a reader who runs the notebook
 NOT_REPORTED = re.compile(r"^\*\*(What you will do|What you need):.*?(\n\n|\Z)|^\*\*On your own\*\*.*", re.S | re.M)
-REPORTED = ("02_data_exploration", "03_training", "04_inference", "05_tracking", "06_growth")
 RUN_COLUMNS = {"run": "run", "DATASET_PATH": "dataset", "epochs": "epochs", "LEARNING_RATE": "learning rate",
                "CROP": "crop", "val_dice": "Dice", "val_panoptic_quality": "panoptic quality", "seconds": "minutes",
                "device": "device", "when": "when"}  # of table_of_runs, by the names in a run's files
@@ -139,7 +138,7 @@ def assumed_conditions(settings: Settings, experiments: Iterable[str]) -> list[s
 
 def training_estimate(settings: Settings, dataset: Dataset | None = None) -> str:
     """How long the training will take on this device, about, from a measured speed; dataset: as in dataset_verdict."""
-    split = discover_split(settings, dataset or discover(settings.dataset_path, settings.masks_path))
+    split = discover_split(settings, dataset)
     # the size of one frame stands for all, so that a form answers at once
     height, width = read_header(split.train[0].image).size
     device = pick_device(settings.device)
@@ -170,7 +169,7 @@ def write_report(run_dir: str | Path) -> Path:
     from nbconvert import HTMLExporter
 
     run_dir = Path(run_dir)
-    files = [file for name in REPORTED if (file := run_dir / "notebooks" / f"{name}.ipynb").is_file()]
+    files = sorted((run_dir / "notebooks").glob("0[2-6]_*.ipynb"))  # 01 has no results
     if not files:
         raise SegkitError(f"no executed notebook in {run_dir / 'notebooks'}: make run and make segment leave them "
                           "there")
@@ -220,12 +219,11 @@ def _summary(run_dir: Path, used: Mapping[str, Any]) -> str:
         lines.append(html.escape(f"The results are of the model of run {trained.get('RUN')}, trained on the dataset "
                                  f"{trained.get('DATASET_PATH')}."))
     # all settings that are set, beside those of the training where they differ; papermill has empty text for None
-    settings, trained = ({name: "" if value is None else value for name, value in values.items()}
-                         for values in (settings, trained))
-    other = {name: trained[name] if trained[name] != "" else "not set" for name in settings
-             if trained.get(name, settings[name]) != settings[name]}
-    columns = {"of these results": settings, "of the model's training, where other": other}
-    table = pd.DataFrame(columns, dtype=object).fillna("").astype(str).replace("\n", "; ", regex=True)
+    columns = {"of these results": settings, "of the model's training, where other": settings | trained}
+    table = pd.DataFrame(columns, index=list(settings), dtype=object).fillna("")
+    used, other = table.columns
+    table[other] = table[other].replace("", "not set").where(table[used] != table[other], "")
+    table = table.astype(str).replace("\n", "; ", regex=True)
     with pd.option_context("display.max_colwidth", None):
         shown = table[table.ne("").any(axis=1)].to_html(border=0, justify="left")
     lines.append(f"<details><summary>Settings</summary>{shown}</details>")
