@@ -17,11 +17,10 @@ from papermill.exceptions import PapermillExecutionError
 from segkit import SegkitError, UNet, discover, split_by_position
 from segkit.data.discovery import discover_split
 from segkit.model.checkpoint import save_model
-from segkit.notebook.forms import ExperimentsForm, SettingsForm
 from segkit.notebook.headless import TRAIN_AND_MEASURE, _Output, main
 from segkit.notebook.plots import show_pictures
 from segkit.notebook.report import dataset_verdict, settings_table, training_estimate
-from segkit.notebook.widgets import Browser, browser
+from segkit.notebook.widgets import Browser, ExperimentsForm, SettingsForm, browser
 from segkit.settings import STARTER, Settings, check_whose_run, load_settings, parse_settings, record_settings
 from segkit.training.run_dir import open_run, save_checkpoint
 from tests.helpers import FIXTURE, write
@@ -425,7 +424,7 @@ def test_the_form_changes_saves_and_resets(tmp_path, tiny, monkeypatch):
 def scans(monkeypatch):
     """Every scan of a dataset by the forms and their sentences."""
     seen = []
-    for module in ("segkit.notebook.forms", "segkit.notebook.report"):
+    for module in ("segkit.notebook.widgets", "segkit.notebook.report"):
         monkeypatch.setattr(f"{module}.discover", lambda *folders: seen.append(folders) or discover(*folders))
     return seen
 

@@ -20,9 +20,7 @@ from segkit.measure.track_dataset import (
     successors,
     write_ctc,
 )
-from segkit.notebook.plots import CELL_COLOURS, to_png
-from segkit.notebook.tracking import (
-    LinkEditor,
+from segkit.notebook.pictures import (
     founders,
     number_colours,
     show_cell_curves,
@@ -31,6 +29,8 @@ from segkit.notebook.tracking import (
     show_links,
     show_tracks,
 )
+from segkit.notebook.plots import CELL_COLOURS, to_png
+from segkit.notebook.widgets import LinkEditor
 from segkit.settings import Settings
 from tests.helpers import squares, write
 

@@ -1,37 +1,132 @@
-"""Figures of tracks, and the correction of links."""
+"""Pictures of a dataset's frames, and of the tracks of its cells."""
 
-from collections.abc import Sequence
-from itertools import pairwise
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from itertools import groupby, pairwise
 
-import ipywidgets as w
 import numpy as np
 import pandas as pd
+import torch
 from matplotlib.ticker import LogLocator, MaxNLocator
 
-from ..data.dataset import Frame
+from ..data.dataset import Dataset, Frame, Split, common_area, masks_path_in, read_pair, read_valid
+from ..data.discovery import discover
 from ..data.images import read_image
+from ..devices import pick_device
 from ..errors import SegkitError
-from ..measure.track_dataset import (
-    LINKS,
-    correct_link,
-    doubtful_links,
-    labels_of,
-    rows_of,
-    successors,
-    tracks_of_frame,
-)
+from ..measure.segment_dataset import segmented_frames
+from ..measure.track_dataset import labels_of, rows_of, tracks_of_frame
 from ..measure.tracks import lineages
-from ..settings import Settings
-from .forms import button
-from .plots import CELL_COLOURS, GREY, STUDENT, TEACHER, Picture, busiest, new_figure, overlay, show_pictures, to_png
-from .widgets import NATURAL_SIZE, QuietBox, by_position, say
+from ..model.predict import segment
+from ..model.unet import UNet
+from ..settings import DEMO, Settings
+from ..training.augment import gather_crops, sample_crops
+from ..training.frames import build_store, choose_crop
+from .plots import CELL_COLOURS, GREY, STUDENT, TEACHER, Picture, busiest, grey, new_figure, overlay, show_pictures
 
 ENDS = {"death": ("x", "dies"), "border": ("|", "leaves over the border"), "lost": ("$?$", "is lost")}  # marks
 MAX_LINES = 60  # lineages are drawn, the largest first, until they have so many cells in the end
 STRIP, KYMOGRAPH_WIDTH = 48, 900  # pixels: smallest width of a frame's strip, and of all strips together
 AROUND = 60  # pixels that are shown on each side of a cell
 NEAR = 0.6  # of two cells' lengths together: the distance of their centres below which they are neighbours
-NEAREST = 12  # cells of the next frame that are offered as successors
+Pair = tuple[Frame, np.ndarray, np.ndarray]  # a frame, its image (H, W) and its labels (H, W)
+
+
+def example_pair(settings: Settings) -> Pair:
+    """A pair of the demo, else (in an installed package) of the dataset."""
+    demo = settings.root / DEMO
+    pairs = discover(demo).pairs if demo.is_dir() else discover(settings.dataset_path, settings.masks_path).pairs
+    return read_valid(pairs[11:] + pairs[:11], 1)[0]
+
+
+def example_crops(split: Split, settings: Settings, count: int = 6) -> tuple[np.ndarray, np.ndarray]:
+    """Augmented crops of a few training frames and their targets, both (count, h, w), as the training sees them."""
+    device = torch.device("cpu")
+    store, _ = build_store(split.train[::-(-len(split.train) // count)], device, settings.run_dir.parent / ".cache")
+    smallest = int(store.height.min()), int(store.width.min())
+    crop = choose_crop(settings, pick_device(settings.device), smallest)
+    plan = sample_crops(store, count, crop, torch.Generator().manual_seed(settings.seed))
+    images, targets = gather_crops(store, plan, crop)  # (count, 1, h, w)
+    return images[:, 0].numpy(), targets[:, 0].numpy()
+
+
+def run_frames(dataset: Dataset, settings: Settings) -> list[Frame]:
+    """The frames of a dataset that this run has segmented. Raises SegkitError where there are none."""
+    if not (frames := segmented_frames(dataset.frames, settings.run_dir)):
+        raise SegkitError(f"no frame of this dataset is segmented in runs/{settings.run}: run 04_inference first")
+    return frames
+
+
+def student_pairs(frames: Iterable[Frame], settings: Settings) -> list[Frame]:
+    """The frames, paired with the labels that this run's student predicted."""
+    return [replace(frame, masks=masks_path_in(settings.run_dir / "masks", frame)) for frame in frames]
+
+
+def by_position(frames: Iterable[Frame]) -> dict[str, list[Frame]]:
+    """The frames of each position, by its experiment and name."""
+    ordered = sorted(frames, key=lambda frame: (" ".join(frame.unit), frame.frame))
+    return {name: list(film) for name, film in groupby(ordered, key=lambda frame: " ".join(frame.unit))}
+
+
+def middle_frames(frames: Iterable[Frame]) -> list[Pair]:
+    """The middle frame of every position, or the next one that can be read."""
+    positions = by_position(frames).values()
+    return [pair for film in positions for pair in read_valid(film[len(film) // 2:], 1)]
+
+
+def film_strip(frames: Sequence[Frame], settings: Settings, count: int, colour: str = TEACHER) -> Picture:
+    """Frames of one position, evenly spread over its time, with outlines; of large ones where most cells are."""
+    pairs = read_valid(frames[::-(-len(frames) // count)], count)
+    part = busiest(pairs[-1][2] > 0, 896 // count) if pairs else ()
+    pictures = [overlay(image, labels, colour)[part] for _, image, labels in pairs]
+    titles = [f"{frame.experiment} {frame.position}, frame {frame.frame}" for frame, _, _ in pairs]
+    return show_pictures(pictures, titles, settings.for_experiment(frames[0].experiment).pixel_size_um, count)
+
+
+def show_flagged(dataset: Dataset, flagged: pd.DataFrame, count: int = 6) -> Picture:
+    """The first flagged pairs with the teacher's outlines; flagged: rows of `review_teacher`."""
+    reasons = {f"{row.experiment}/{row.position}/{row.frame}": row.flags for row in flagged.itertuples()}
+    pairs = read_valid([frame for frame in dataset.pairs if frame.name in reasons], count)
+    titles = [f"{frame.name}: {reasons[frame.name].partition(':')[0][:40]}" for frame, _, _ in pairs]
+    return show_pictures([overlay(image, labels, TEACHER) for _, image, labels in pairs], titles, columns=3)
+
+
+def show_segmentation(model: UNet, frames: Iterable[Frame], settings: Settings) -> Picture:
+    """Image, probability, mask and cells of the first frame that can be read, and the teacher's cells."""
+    for frame, image, teacher in read_valid(frames, 1):
+        probability, mask, labels = segment(model, image, scale=settings.scale, flips=settings.flips)
+        pictures = {frame.name: grey(image), "probability": probability, "mask": mask.astype(float),
+                    "student's cells": overlay(image, labels, None)}
+        if frame.masks:
+            pictures["teacher's cells"] = overlay(image, teacher, None)
+        part = busiest(mask | (teacher > 0), 300)
+        return show_pictures([picture[part] for picture in pictures.values()], list(pictures),
+                             settings.for_experiment(frame.experiment).pixel_size_um,
+                             columns=5 if max(image.shape) < 300 else 3)
+    return show_pictures([], [])
+
+
+def show_best_and_worst(scores: pd.DataFrame, dataset: Dataset, settings: Settings) -> Picture:
+    """Teacher and student of the best frame, the middle one and the worst by panoptic quality.
+
+    scores: rows of scores.csv. Of a large frame the part is shown where the two masks differ most.
+    """
+    frames = {frame.name: frame for frame in dataset.pairs}
+    ranked = scores.sort_values("panoptic_quality", ascending=False)
+    # of one or two frames each once
+    places = {len(ranked) // 2: "middle", len(ranked) - 1: "worst", 0: "best"} if len(ranked) else {}
+    pictures, titles = [], []
+    for place, name in sorted(places.items()):
+        row = ranked.iloc[place]
+        frame = frames[f"{row['experiment']}/{row['position']}/{row['frame']}"]
+        image, teacher = read_pair(frame)
+        _, student = read_pair(student_pairs([frame], settings)[0])
+        image, student = common_area(frame.name, image, student)
+        part = busiest((teacher > 0) != (student > 0), 230)
+        pictures += [overlay(image, teacher, TEACHER)[part], overlay(image, student)[part]]
+        titles += [f"{name}: {frame.name}, teacher: {row['teacher_cells']} cells",
+                   f"student: {row['cells']} cells, panoptic quality {row['panoptic_quality']:.2f}"]
+    return show_pictures(pictures, titles, settings.pixel_size_um, columns=2)
 
 
 def number_colours(cells: pd.DataFrame) -> dict[int, int]:
@@ -184,89 +279,3 @@ def show_links(links: pd.DataFrame, frames: Sequence[Frame], cells: pd.DataFrame
         for label, y, x in table[(table[:, 1:] >= 0).all(1) & (table[:, 1:] < picture.shape[:2]).all(1)]:
             axes.text(x, y, f"{label:.0f}", color="white", fontsize=8, ha="center", va="center")
     return figure
-
-
-class LinkEditor(QuietBox):
-    """Two frames side by side, a cell and its successors; a button writes the user's choice into links.csv.
-
-    The doubtful links come first; any other cell can be chosen by position, frame and number.
-    """
-
-    def __init__(self, frames: Sequence[Frame], cells: pd.DataFrame, tracks: pd.DataFrame,
-                 settings: Settings) -> None:
-        self._cells, self._settings, self._successors = cells, settings, successors(cells, tracks)
-        self._films = {name: film for name, film in by_position(frames).items() if len(film) > 1}
-        doubtful = [(f"{row.experiment} {row.position}, frame {row.frame}, cell {row.label}: doubt {row.doubt:.2f}",
-                     (f"{row.experiment} {row.position}", row.frame, row.label))
-                    for row in doubtful_links(cells, tracks).itertuples()]
-        self.doubtful = w.Dropdown(description="doubtful", options=[("choose one", None), *doubtful],
-                                   layout=w.Layout(width="420px"))
-        self.position = w.Dropdown(description="position", options=list(self._films))
-        self.frame, self.label = w.Dropdown(description="frame"), w.Dropdown(description="cell")
-        self.next = [w.Dropdown(description=name) for name in ("becomes", "and")]
-        self._picture, self._message = w.Image(format="png", layout=NATURAL_SIZE), w.HTML()
-        save = button("Save link", "write this choice into links.csv", self.save)
-        super().__init__([self.doubtful, w.HBox([self.position, self.frame, self.label]),
-                          w.HBox([*self.next, save]), self._message, self._picture])
-        for control, action in ((self.doubtful, self._jump), (self.position, self._list_frames),
-                                (self.frame, self._list_cells), (self.label, self._show)):
-            control.observe(lambda change, action=action: action(), "value")
-        self._list_frames()
-
-    def _jump(self) -> None:
-        """Show the doubtful link that was chosen."""
-        if self.doubtful.value:
-            self.position.value, self.frame.value, self.label.value = self.doubtful.value
-
-    @staticmethod
-    def _offer(field: w.Dropdown, options: list[int]) -> None:
-        """New options, the first of them chosen, which ipywidgets does not do where none was."""
-        field.options = options
-        field.index = 0 if options else None
-
-    def _list_frames(self) -> None:
-        if self._films:  # the last frame has no next one
-            self._offer(self.frame, [f.frame for f in self._films[self.position.value][:-1]])
-            self._list_cells()
-
-    def _pair(self) -> tuple[Frame, Frame]:
-        """The frame chosen now, and the next one."""
-        film = self._films[self.position.value]
-        return film[self.frame.index], film[self.frame.index + 1]
-
-    def _list_cells(self) -> None:
-        frame, _ = self._pair()
-        self._offer(self.label, list(rows_of(self._cells, *frame.unit, frame.frame)["label"]))
-        self._show()
-
-    def _show(self) -> None:
-        """The cell chosen now, with the cells of the next frame that are near, and its successors."""
-        if self.label.value is None:
-            return
-        first, second = self._pair()
-        # the nearest cells of the next frame are offered, beside those that follow now
-        here = rows_of(self._cells, *first.unit, first.frame).set_index("label").loc[self.label.value]
-        there = rows_of(self._cells, *second.unit, second.frame).set_index("label")
-        away = np.hypot(there["centroid_y"] - here["centroid_y"], there["centroid_x"] - here["centroid_x"])
-        near = there.index[np.argsort(away, kind="stable")[:NEAREST]].tolist()
-        chosen = self._successors.get((*first.unit, first.frame, self.label.value), ())
-        for k, field in enumerate(self.next):
-            field.options = [("nothing", None), *((str(label), label) for label in sorted({*near, *chosen}))]
-            field.value = chosen[k] if k < len(chosen) else None
-        link = {"experiment": first.experiment, "position": first.position, "frame": first.frame,
-                "label": self.label.value, "next_label": " ".join(map(str, chosen))}
-        shown = show_links(pd.DataFrame([link]), (first, second), self._cells, self._settings)
-        self._picture.value = to_png(shown)
-
-    def save(self) -> None:
-        """Write the choice into links.csv."""
-        first, second = self._pair()
-        chosen = tuple(dict.fromkeys(field.value for field in self.next if field.value is not None))
-        try:
-            correct_link(first, self.label.value, chosen, second, self._settings.run_dir)
-            self._message.value = say(f"saved in {LINKS}; run this notebook again to follow the cells with it", True)
-        except SegkitError as error:
-            self._message.value = say(f"not saved: {error}", False)
-
-
-link_editor = LinkEditor  # as the notebooks call it
