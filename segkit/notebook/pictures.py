@@ -1,5 +1,6 @@
 """Pictures of a dataset's frames, and of the tracks of its cells."""
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from itertools import groupby, pairwise
@@ -135,15 +136,17 @@ def number_colours(cells: pd.DataFrame) -> dict[int, int]:
     Greedy colouring: each track of the position gets the colour that its neighbours have in the fewest frames.
     """
     near: dict[int, list[int]] = {track: [] for track in sorted(cells["track"])}
-    for _, frame in cells.groupby("frame"):
+    # a track's last cell counts in the next frame, too, where its daughters begin
+    last = cells.sort_values("frame").drop_duplicates("track", keep="last")
+    for _, frame in pd.concat([cells, last.assign(frame=last["frame"] + 1)]).groupby("frame"):
         track, y, x, length = frame[["track", "centroid_y", "centroid_x", "length_px"]].to_numpy().T
         apart = np.hypot(y[:, None] - y, x[:, None] - x)
-        for a, b in track[np.argwhere(apart < NEAR * (length[:, None] + length))]:
+        for a, b in track[np.argwhere(apart < NEAR * (length[:, None] + length))].tolist():
             near[a].append(b)
     numbers: dict[int, int] = {}
     for track, others in near.items():
-        taken = [numbers[other] % 7 for other in others if other in numbers]
-        numbers[track] = min(range(8 * track, 8 * track + 7), key=lambda number: taken.count(number % 7))
+        taken = Counter(numbers[other] % 7 for other in others if other in numbers)
+        numbers[track] = min(range(8 * track, 8 * track + 7), key=lambda number: taken[number % 7])
     return numbers
 
 

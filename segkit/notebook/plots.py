@@ -282,7 +282,8 @@ def show_growth(curves: Mapping[str, pd.DataFrame], minutes_per_frame: Mapping[s
     lines = pd.concat([table.assign(source=source) for source, table in curves.items()])
     names = sorted(lines["experiment"].unique())
     figure, panels = _panels(names)
-    areas = lines["area"].where(lines["area"] > 0)
+    areas = lines["area"][lines["area"] > 0]
+    scale = {"yscale": "log", "ylim": (areas.min() * 0.9, areas.max() * 1.15)} if len(areas) else {}
     lines["hours"] = lines["since_start"] * lines["experiment"].map(dict(minutes_per_frame)) / 60
     styles = dict(zip(curves, ((STUDENT, "-"), (TEACHER, ":")), strict=False))
     for axes, experiment in zip(panels, names, strict=False):
@@ -294,9 +295,7 @@ def show_growth(curves: Mapping[str, pd.DataFrame], minutes_per_frame: Mapping[s
         if 0 <= drug_frame[experiment] <= lines["since_start"].max():
             axes.axvline(drug_frame[experiment] * minutes_per_frame[experiment] / 60, color=GREY, ls="--", lw=1,
                          label="DRUG_FRAME")
-        axes.set_xlabel("time (h)")
-        if areas.any():
-            axes.set(yscale="log", ylim=(areas.min() * 0.9, areas.max() * 1.15))
+        axes.set(xlabel="time (h)", **scale)
         # few areas are powers of ten, so plain numbers mark the axis; over many decades the powers are enough
         if areas.max() / areas.min() < 1e6:
             axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.2, 1.5, 2, 3, 5, 7)))

@@ -1,10 +1,11 @@
 """What ipywidgets shows: forms, the live picture of a training, the browser, the editor of links."""
 
 import html
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,16 @@ def say(text: str, good: bool) -> str:
     return f'<b style="color:{colour}">{sign}</b> {html.escape(text)}'
 
 
+@contextmanager
+def told_in(message: w.HTML, before: str = "") -> Iterator[None]:
+    """Clear a message; a SegkitError of the block becomes its text, behind the words `before`."""
+    message.value = ""
+    try:
+        yield
+    except SegkitError as error:
+        message.value = say(before + str(error), False)
+
+
 def button(label: str, tooltip: str, action: Callable[[], None]) -> w.Button:
     button = w.Button(description=label, tooltip=tooltip, layout=w.Layout(width="auto", align_self="flex-start"))
     button.on_click(lambda _: action())
@@ -70,10 +81,10 @@ class SettingsForm(QuietBox):
 
     dataset = traitlets.Any()  # Dataset: what the scan found; None before it, and where it failed
 
-    def __init__(self, settings: Settings, groups: Mapping[str, Sequence[str]] | None = None, *,
+    def __init__(self, settings: Settings, groups: Mapping[str, Sequence[str]] = FORM_GROUPS, *,
                  verdict: Callable[[Settings, Dataset], str] = dataset_verdict, save: bool = False) -> None:
         super().__init__()
-        self._groups, self._verdict = groups or FORM_GROUPS, verdict
+        self._groups, self._verdict = groups, verdict
         self.message, self.saved = w.HTML(), w.HTML()
         buttons = [button("Save", "keep these values for the other notebooks", self.save),
                    button("Reset", "back to the defaults", self.reset)] if save else []
@@ -135,26 +146,22 @@ class SettingsForm(QuietBox):
     def _check(self) -> None:
         """Show what the form's values lead to; the dataset is scanned where it is not known."""
         self.saved.value = ""
-        try:
+        with told_in(self.message):
             settings = self.settings
             if "RUN" in self.fields:
                 self.fields["RUN"].placeholder = settings.run
             self.dataset = self.dataset or discover(settings.dataset_path, settings.masks_path)
             self.message.value = say(self._verdict(settings, self.dataset), True)
-        except SegkitError as error:
-            self.message.value = say(str(error), False)
 
     def save(self) -> None:
         """Keep the values in segkit.json, and scan the dataset again."""
-        try:
+        with told_in(self.saved, "not saved: "):
             settings = self.settings
             path = known.save_form(settings)
             self.dataset = None
             self._check()
             self.saved.value = say(f"{shown_value(settings, 'DATASET_PATH')} and the rest are saved in {path.name}; "
                                    "the other notebooks use them from their next run", True)
-        except SegkitError as error:
-            self.saved.value = say(f"not saved: {error}", False)
 
     def reset(self) -> None:
         """Delete segkit.json, and show the defaults."""
@@ -205,13 +212,11 @@ class ExperimentsForm(QuietBox):
 
     def write(self) -> None:
         """Write experiments.csv into the dataset's folder."""
-        try:
+        with told_in(self._message, "not written: "):
             settings = self._form.settings
             path = settings.dataset_path / CONDITIONS_FILE
             write_text(path, settings.conditions or "experiment\n")
             self._message.value = say(f"written: {path}", True)
-        except SegkitError as error:
-            self._message.value = say(f"not written: {error}", False)
 
 
 class ArrangeForm(QuietBox):
@@ -285,11 +290,10 @@ class Browser(QuietBox):
         return [(str(frame.frame), frame) for frame in self._positions[self._position.value]]
 
     def _redraw(self) -> None:
-        try:
-            figure = self.draw(self._frame.value, self._teacher.value, self._contrast.value)
-            self._picture.value, self._message.value = to_png(figure), ""
-        except SegkitError as error:
-            self._picture.value, self._message.value = b"", say(str(error), False)
+        picture = b""  # of a frame that cannot be read
+        with told_in(self._message):
+            picture = to_png(self.draw(self._frame.value, self._teacher.value, self._contrast.value))
+        self._picture.value = picture
 
     def draw(self, frame: Frame, teacher: bool, contrast: float) -> Picture:
         """The picture of a frame; teacher: with the teacher's outlines."""
@@ -315,13 +319,15 @@ class LinkEditor(QuietBox):
     def __init__(self, frames: Sequence[Frame], cells: pd.DataFrame, tracks: pd.DataFrame,
                  settings: Settings) -> None:
         self._cells, self._settings, self._successors = cells, settings, successors(cells, tracks)
-        self._films = {name: film for name, film in by_position(frames).items() if len(film) > 1}
+        # by position and frame number: the frame and the next one
+        self._pairs = {name: {first.frame: (first, second) for first, second in pairwise(film)}
+                       for name, film in by_position(frames).items() if len(film) > 1}
         doubtful = [(f"{row.experiment} {row.position}, frame {row.frame}, cell {row.label}: doubt {row.doubt:.2f}",
                      (f"{row.experiment} {row.position}", row.frame, row.label))
                     for row in doubtful_links(cells, tracks).itertuples()]
         self.doubtful = w.Dropdown(description="doubtful", options=[("choose one", None), *doubtful],
                                    layout=w.Layout(width="420px"))
-        self.position = w.Dropdown(description="position", options=list(self._films))
+        self.position = w.Dropdown(description="position", options=list(self._pairs))
         self.frame, self.label = w.Dropdown(description="frame"), w.Dropdown(description="cell")
         self.next = [w.Dropdown(description=name) for name in ("becomes", "and")]
         self._picture, self._message = w.Image(format="png", layout=NATURAL_SIZE), w.HTML()
@@ -345,17 +351,12 @@ class LinkEditor(QuietBox):
         field.index = 0 if options else None
 
     def _list_frames(self) -> None:
-        if self._films:  # the last frame has no next one
-            self._offer(self.frame, [f.frame for f in self._films[self.position.value][:-1]])
+        if self._pairs:
+            self._offer(self.frame, list(self._pairs[self.position.value]))
             self._list_cells()
 
-    def _pair(self) -> tuple[Frame, Frame]:
-        """The frame chosen now, and the next one."""
-        film = self._films[self.position.value]
-        return film[self.frame.index], film[self.frame.index + 1]
-
     def _list_cells(self) -> None:
-        frame, _ = self._pair()
+        frame, _ = self._pairs[self.position.value][self.frame.value]
         self._offer(self.label, list(rows_of(self._cells, *frame.unit, frame.frame)["label"]))
         self._show()
 
@@ -363,7 +364,7 @@ class LinkEditor(QuietBox):
         """The cell chosen now, with the cells of the next frame that are near, and its successors."""
         if self.label.value is None:
             return
-        first, second = self._pair()
+        first, second = self._pairs[self.position.value][self.frame.value]
         # the nearest cells of the next frame are offered, beside those that follow now
         here = rows_of(self._cells, *first.unit, first.frame).set_index("label").loc[self.label.value]
         there = rows_of(self._cells, *second.unit, second.frame).set_index("label")
@@ -380,13 +381,11 @@ class LinkEditor(QuietBox):
 
     def save(self) -> None:
         """Write the choice into links.csv."""
-        first, second = self._pair()
+        first, second = self._pairs[self.position.value][self.frame.value]
         chosen = tuple(dict.fromkeys(field.value for field in self.next if field.value is not None))
-        try:
+        with told_in(self._message, "not saved: "):
             correct_link(first, self.label.value, chosen, second, self._settings.run_dir)
             self._message.value = say(f"saved in {LINKS}; run this notebook again to follow the cells with it", True)
-        except SegkitError as error:
-            self._message.value = say(f"not saved: {error}", False)
 
 
 browser, link_editor = Browser, LinkEditor  # as the notebooks call them
