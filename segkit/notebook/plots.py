@@ -3,7 +3,6 @@
 import io
 import textwrap
 from collections.abc import Mapping, Sequence
-from itertools import product
 from typing import Any
 
 import numpy as np
@@ -366,11 +365,15 @@ def show_population(population: pd.DataFrame, drug_frame: Mapping[str, int]) -> 
     whole = population[population["position"] == "all"].assign(hours=population["minutes"] / 60)
     figure, (panels,) = new_figure(11, 3.4, 1, 2)
     columns = ("growth_per_hour", "low", "high"), ("ratio", "ratio_low", "ratio_high")
+    # the time of the drug, where the time-lapse holds it; one line for all experiments that have it at the same time
+    drug = whole[whole["since_start"] == whole["experiment"].map(dict(drug_frame))]
     for axes, (value, low, high) in zip(panels, columns, strict=True):
         for experiment, line in whole[whole[value].notna()].groupby("experiment"):
             (curve,) = axes.plot(line["hours"], line[value], lw=2, label=experiment)
             axes.fill_between(line["hours"], line[low], line[high], color=curve.get_color(), alpha=0.2, lw=0)
         axes.axhline(0, color=GREY, lw=1)
+        for hours in drug["hours"].unique():
+            axes.axvline(hours, color=GREY, ls="--", lw=1)
         axes.set_xlabel("time (h)")
         # wide bands of few cells do not set the scale
         values = whole[value].dropna()
@@ -378,10 +381,6 @@ def show_population(population: pd.DataFrame, drug_frame: Mapping[str, int]) -> 
             reach = max(values.max(), 0) - min(values.min(), 0)
             axes.set_ylim(min(values.min(), 0) - 0.3 * reach, max(values.max(), 0) + 0.3 * reach)
             axes.legend(frameon=False)
-    # the time of the drug, where the time-lapse holds it; one line for all experiments that have it at the same time
-    drug = whole[whole["since_start"] == whole["experiment"].map(dict(drug_frame))]
-    for axes, hours in product(panels, drug["hours"].unique()):
-        axes.axvline(hours, color=GREY, ls="--", lw=1)
     for ratio, style in ((STOPPED_BELOW, ":"), (1, "-")):
         panels[1].axhline(ratio, color=GREY, lw=1, ls=style)
     if whole["ratio"].isna().all():

@@ -8,6 +8,7 @@ import re
 import sys
 import time
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from functools import cache
 from importlib.metadata import distributions, requires
 from pathlib import Path
@@ -204,11 +205,10 @@ def _summary(run_dir: Path, used: Mapping[str, Any]) -> str:
                         for name in ("report.json", "settings.json"))
     settings |= used
     # the settings of the model's own training, which may be of another run and dataset
-    try:
+    trained: dict[str, Any] = {}
+    with suppress(SegkitError):
         model = Settings(root=run_dir.parent.parent, run=run_dir.name, model=settings.get("MODEL") or "")
         trained = load_model(model.model_path, "cpu").info.settings
-    except SegkitError:
-        trained = {}
     # what is always known, then what a training has left
     lines = [f"# Run {html.escape(run_dir.name)}", f"Written {datetime.date.today()}."]
     if report:
@@ -243,13 +243,11 @@ def table_of_runs(runs_dir: str | Path) -> pd.DataFrame:
     """One row per finished training under runs_dir, the newest first: data, main settings, scores, time, device."""
     rows = []
     for file in Path(runs_dir).glob("*/report.json"):
-        try:
+        with suppress(SegkitError):  # a run that is being written, or was damaged: it is no row, and stays as it is
             run = read_json(file.with_name("settings.json"), "the run's file") | read_json(file, "the run's file")
-        except SegkitError:
-            continue  # a run that is being written, or was damaged: it is no row, and stays as it is
-        rows.append(run | {"run": file.parent.name, "DATASET_PATH": Path(run.get("DATASET_PATH", "")).name,
-                           "seconds": run.get("seconds", 0) / 60,
-                           "when": pd.Timestamp(file.stat().st_mtime, unit="s").round("min")})
+            rows.append(run | {"run": file.parent.name, "DATASET_PATH": Path(run.get("DATASET_PATH", "")).name,
+                               "seconds": run.get("seconds", 0) / 60,
+                               "when": pd.Timestamp(file.stat().st_mtime, unit="s").round("min")})
     table = pd.DataFrame(rows, columns=list(RUN_COLUMNS)).rename(columns=RUN_COLUMNS)
     table = table.sort_values("when", ascending=False, ignore_index=True)
     return table.round({"Dice": 4, "panoptic quality": 4, "minutes": 1})
