@@ -82,8 +82,6 @@ def overlay(image: np.ndarray, labels: np.ndarray, colour: str | None = STUDENT,
     from torchvision.utils import draw_segmentation_masks  # here: it takes two seconds to import
 
     picture = torch.from_numpy((grey(image, contrast) * 255).astype(np.uint8)).expand(3, -1, -1)  # (3, H, W)
-    if not labels.any():
-        return picture.permute(1, 2, 0).numpy()
     # a cell is filled lightly within its rim, so that two touching cells of one colour are told apart, too
     colours = [colour] if colour else list(CELL_COLOURS)
     masks = (labels > 0) & (labels % len(colours) == np.arange(len(colours))[:, None, None])  # (colours, H, W)
