@@ -86,7 +86,7 @@ for problem in problems:
 
 # %%
 if followed:
-    display(show_lineages(mine))
+    display(show_lineages(mine, of_film))
 
 # %% [markdown]
 # A tree that ends early with a question mark is a lost cell: look at it in section 5. Many of them, or

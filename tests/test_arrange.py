@@ -5,7 +5,7 @@ import pytest
 
 from segkit import SegkitError, Settings, arrange, discover
 from segkit.data.downloads import plan_arrangement
-from segkit.notebook.forms import ArrangeForm
+from segkit.notebook.widgets import ArrangeForm
 from tests.helpers import FIXTURE, write
 
 

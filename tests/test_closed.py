@@ -14,7 +14,7 @@ import pytest
 import segkit
 from segkit import SegkitError, UNet
 from segkit.model.checkpoint import save_model
-from segkit.notebook.headless import TRAIN_AND_MEASURE, run_notebooks
+from segkit.notebook.headless import run_notebooks
 from segkit.notebook.report import table_of_runs
 from segkit.settings import Settings, load_settings
 from tests.helpers import FIXTURE
@@ -73,7 +73,7 @@ def test_closed_places_are_named(place: Path) -> None:
 def test_make_run_in_a_closed_project_says_so(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(place / "readonly")
     with pytest.raises(SegkitError, match=r"cannot write .*runs/new/.*Permission denied"):
-        run_notebooks(TRAIN_AND_MEASURE, {"DATASET_PATH": str(FIXTURE), "RUN": "new"})
+        run_notebooks("run", {"DATASET_PATH": str(FIXTURE), "RUN": "new"})
 
 
 def test_the_rest_goes_on(place: Path) -> None:

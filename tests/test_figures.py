@@ -8,8 +8,8 @@ from matplotlib.text import Text
 
 from segkit.data.dataset import Dataset, Frame, Split
 from segkit.data.discovery import discover
+from segkit.notebook import pictures
 from segkit.notebook import plots as charts
-from segkit.notebook import widgets
 from segkit.notebook.plots import (
     busiest,
     grey,
@@ -100,14 +100,14 @@ def test_growth_of_any_range_has_ticks_and_no_warning(areas, recwarn):
     ((), []), ((0.5,), ["best"]), ((0.5, 0.9), ["best", "worst"]), ((0.5, 0.9, 0.7), ["best", "middle", "worst"])])
 def test_of_few_frames_none_is_shown_twice(tiny, monkeypatch, qualities, shown):
     titles = []
-    monkeypatch.setattr(widgets, "show_pictures", lambda pictures, names, *_, **__: titles.extend(names[::2]))
+    monkeypatch.setattr(pictures, "show_pictures", lambda _, names, *__, **___: titles.extend(names[::2]))
     dataset, settings = discover(tiny), Settings(root=tiny, dataset_path=tiny)
     shutil.copytree(tiny / "REF_masks", settings.run_dir / "masks" / "REF_masks")
     scores = pd.DataFrame([{"experiment": "REF", "position": frame.position, "frame": frame.frame, "cells": 2,
                             "teacher_cells": 2, "panoptic_quality": quality}
                            for frame, quality in zip(dataset.pairs, qualities, strict=False)],
                           columns=["experiment", "position", "frame", "cells", "teacher_cells", "panoptic_quality"])
-    widgets.show_best_and_worst(scores, dataset, settings)
+    pictures.show_best_and_worst(scores, dataset, settings)
     assert [title.partition(":")[0] for title in titles] == shown
 
 

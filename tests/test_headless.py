@@ -17,11 +17,10 @@ from papermill.exceptions import PapermillExecutionError
 from segkit import SegkitError, UNet, discover, split_by_position
 from segkit.data.discovery import discover_split
 from segkit.model.checkpoint import save_model
-from segkit.notebook.forms import ExperimentsForm, SettingsForm
 from segkit.notebook.headless import TRAIN_AND_MEASURE, _Output, main
 from segkit.notebook.plots import show_pictures
 from segkit.notebook.report import dataset_verdict, settings_table, training_estimate
-from segkit.notebook.widgets import Browser, browser
+from segkit.notebook.widgets import Browser, ExperimentsForm, SettingsForm, browser
 from segkit.settings import STARTER, Settings, check_whose_run, load_settings, parse_settings, record_settings
 from segkit.training.run_dir import open_run, save_checkpoint
 from tests.helpers import FIXTURE, write
@@ -90,7 +89,7 @@ def test_what_the_cells_print_and_log_is_printed_in_the_terminal_and_figures_are
     monkeypatch.chdir(project)
     monkeypatch.setattr("segkit.notebook.headless.write_report", lambda run_dir: None)
     cells = ["# parameters",
-             "print('\\repoch 1/2', end='', flush=True)\nprint('\\repoch 2/2  100 % ', end='', flush=True)",
+             "print('epoch 1/2', end='\\r', flush=True)\nprint('epoch 2/2  100 % ', end='\\r', flush=True)",
              "from IPython.display import Image\nImage(b'\\x89PNG', format='png')",
              "with open(f'runs/{RUN}/run.log', 'a') as file: print('noon  epoch 1\\nnoon  left out', file=file)",
              "if RUN == 'bad':\n    from segkit import SegkitError\n    raise SegkitError('EPOCHS is 0')"]
@@ -114,13 +113,11 @@ def test_what_the_cells_print_and_log_is_printed_in_the_terminal_and_figures_are
     assert last_line(capsys) == "segkit stopped: 04_inference: EPOCHS is 0"
 
 
-@pytest.mark.parametrize(("terminal", "expected"), [(False, "a\nb\nc\n"), (True, "\ra\rb\n\nc\n")])
+@pytest.mark.parametrize(("terminal", "expected"), [(False, "a\nb\nc\n"), (True, "a\rb\rc\n")])
 def test_a_line_is_written_over_in_a_terminal_only(monkeypatch, capsys, terminal, expected):
     monkeypatch.setattr(sys.stdout, "isatty", lambda: terminal)
-    output = _Output()
-    for text in ("\ra", "\rb\n", "", "\nc"):
-        output.write(text)
-    output.end_line()
+    for text in ("a\r", "b\r", "", "c\n"):
+        _Output().write(text)
     assert capsys.readouterr().out == expected
 
 
@@ -427,7 +424,7 @@ def test_the_form_changes_saves_and_resets(tmp_path, tiny, monkeypatch):
 def scans(monkeypatch):
     """Every scan of a dataset by the forms and their sentences."""
     seen = []
-    for module in ("segkit.notebook.forms", "segkit.notebook.report"):
+    for module in ("segkit.notebook.widgets", "segkit.notebook.report"):
         monkeypatch.setattr(f"{module}.discover", lambda *folders: seen.append(folders) or discover(*folders))
     return seen
 

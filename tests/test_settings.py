@@ -178,7 +178,7 @@ def test_an_experiment_that_the_dataset_lacks_is_named(tiny):
 
 
 def test_the_table_of_experiments_writes_into_the_form(tmp_path):
-    from segkit.notebook.forms import ExperimentsForm, SettingsForm
+    from segkit.notebook.widgets import ExperimentsForm, SettingsForm
     from tests.helpers import FIXTURE
     form = SettingsForm(load_settings({"DATASET_PATH": FIXTURE}, tmp_path))
     table = ExperimentsForm(form)
@@ -193,7 +193,7 @@ def test_the_table_of_experiments_writes_into_the_form(tmp_path):
 
 
 def test_the_table_of_one_dataset_does_not_hold_for_another(tmp_path, tiny):
-    from segkit.notebook.forms import ExperimentsForm, SettingsForm
+    from segkit.notebook.widgets import ExperimentsForm, SettingsForm
     from tests.helpers import FIXTURE
     form = SettingsForm(load_settings({"DATASET_PATH": FIXTURE}, tmp_path), save=True)
     table = ExperimentsForm(form)
@@ -213,7 +213,7 @@ def test_the_table_of_one_dataset_does_not_hold_for_another(tmp_path, tiny):
 
 
 def test_a_saved_table_outlasts_other_edits_another_dataset_and_a_file_that_cannot_be_read(tmp_path, tiny):
-    from segkit.notebook.forms import SettingsForm
+    from segkit.notebook.widgets import SettingsForm
     from tests.helpers import FIXTURE
     with_conditions(tiny, "what,is\nthis,?\n")
     values = {"DATASET_PATH": tiny, "CONDITIONS": "experiment,drug_frame\nREF,5\n"}
@@ -234,7 +234,7 @@ def test_a_saved_table_outlasts_other_edits_another_dataset_and_a_file_that_cann
 
 
 def test_the_table_is_written_into_the_datasets_folder_at_the_press_of_a_button_only(tmp_path, tiny):
-    from segkit.notebook.forms import ExperimentsForm, SettingsForm
+    from segkit.notebook.widgets import ExperimentsForm, SettingsForm
     form = SettingsForm(load_settings({"DATASET_PATH": tiny}, tmp_path), save=True)
     table = ExperimentsForm(form)
     table.cells["REF", "drug_frame"].value = "5"
@@ -260,7 +260,7 @@ def test_the_same_folder_written_otherwise_keeps_its_saved_values(tmp_path):
 
 
 def test_a_form_that_keeps_no_table_of_its_own_follows_the_file(tmp_path, tiny):
-    from segkit.notebook.forms import SettingsForm
+    from segkit.notebook.widgets import SettingsForm
     with_conditions(tiny, "experiment,drug_frame\nREF,5\n")
     form = SettingsForm(load_settings({"DATASET_PATH": tiny}, tmp_path), save=True)
     with_conditions(tiny, "experiment,drug_frame\nREF,7\n")

@@ -20,17 +20,17 @@ from segkit.measure.track_dataset import (
     successors,
     write_ctc,
 )
-from segkit.notebook.plots import to_png
-from segkit.notebook.tracking import (
-    LinkEditor,
-    colour_of,
+from segkit.notebook.pictures import (
     founders,
+    number_colours,
     show_cell_curves,
     show_kymograph,
     show_lineages,
     show_links,
     show_tracks,
 )
+from segkit.notebook.plots import CELL_COLOURS, to_png
+from segkit.notebook.widgets import LinkEditor
 from segkit.settings import Settings
 from tests.helpers import squares, write
 
@@ -191,7 +191,7 @@ def test_figures_of_tracks_with_much_and_little_content(run):
     one, mine = cells[cells["position"] == "Pos1"], tracks[tracks["position"] == "Pos1"]
     links = pd.DataFrame({"experiment": "REF", "position": "Pos1", "frame": [1, 1], "label": [1, 2],
                           "next_label": ["1 3", ""]})
-    for figure in (show_tracks(film, cells, settings), show_lineages(mine), show_lineages(mine[:0]),
+    for figure in (show_tracks(film, cells, settings), show_lineages(mine, one), show_lineages(mine[:0], one[:0]),
                    show_kymograph(film, one, mine, settings), show_cell_curves(one, 2.0),
                    show_cell_curves(one[:0], 2.0),
                    show_links(links, frames, cells, settings), show_links(links[:0], frames, cells, settings)):
@@ -200,11 +200,13 @@ def test_figures_of_tracks_with_much_and_little_content(run):
 
 def test_a_track_has_one_colour_in_the_film_and_the_tree_and_lineages_their_founder(run):
     out_dir, frames = run
-    _, tracks, _ = link_dataset(frames, out_dir)
+    cells, tracks, _ = link_dataset(frames, out_dir)
     mine = tracks[tracks["position"] == "Pos1"].set_index("track")
-    lines = show_lineages(mine.reset_index()).axes[0].get_lines()
+    one = cells[cells["position"] == "Pos1"]
+    lines = show_lineages(mine.reset_index(), one).axes[0].get_lines()
     horizontal = {line.get_color() for line in lines if len(line.get_ydata()) == 2 and line.get_linewidth() == 2.5}
-    assert horizontal == {colour_of(track) for track in mine.index}
+    numbers = number_colours(one)
+    assert horizontal == {CELL_COLOURS[numbers[track] % 7] for track in mine.index}
     root = founders(mine.reset_index())
     for track, row in mine.iterrows():
         assert root[track] == (row["mother_track"] or track)

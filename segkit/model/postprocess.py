@@ -47,11 +47,9 @@ def distance_target(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def whole_areas(labels: np.ndarray) -> np.ndarray:
     """Areas (n,), int32, pixels, of the cells in labels (H, W) that do not touch the border, which crops cells."""
-    areas = np.bincount(labels.ravel(), minlength=1).astype(np.int32)
-    areas[0] = 0
-    for edge in (labels[0], labels[-1], labels[:, 0], labels[:, -1]):
-        areas[edge] = 0
-    return areas[areas > 0]
+    areas = np.bincount(labels.ravel()).astype(np.int32)
+    areas[np.concatenate([labels[0], labels[-1], labels[:, 0], labels[:, -1]])] = 0
+    return areas[1:][areas[1:] > 0]
 
 
 def smallest_area(areas: Sequence[int] | np.ndarray, width: float) -> int:

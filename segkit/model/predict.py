@@ -264,7 +264,9 @@ def _try_scale(model: UNet, inputs: Sequence[np.ndarray], scale: float) -> tuple
     """Agreement of the maps, and the factor that follows from the cells' width; 0, 0 where too few are found."""
     values, widths = [], []
     for image in inputs:
-        part = torch.from_numpy(image[_steepest(image, round(TRIED / scale))])[None, None]
+        # where it is steepest: cells are likely there
+        window = densest_window(ndimage.gaussian_gradient_magnitude(image, 2.0), round(TRIED / scale))
+        part = torch.from_numpy(image[window])[None, None]
         x = F.interpolate(part, [_scaled(n, scale) for n in part.shape[-2:]], mode="bilinear", antialias=True)
         maps = _as_maps(_predict_tiles(model, x)[0].numpy(), x.shape[-2:])
         value, found = agreement(maps, find_cells(model.info, maps))
@@ -280,9 +282,11 @@ def _alike(factor: float, other: float) -> bool:
     return 1 / SAME_WIDTH <= factor / other <= SAME_WIDTH
 
 
-def _steepest(image: np.ndarray, side: int) -> tuple[slice, ...]:
-    """The part of an image (H, W), up to side x side pixels, with the largest mean gradient: cells are likely there."""
-    size = [min(side, n) for n in image.shape]
-    mean = ndimage.uniform_filter(ndimage.gaussian_gradient_magnitude(image, 2.0), size)
-    inside = mean[tuple(slice(n // 2, m - n + n // 2 + 1) for n, m in zip(size, image.shape, strict=True))]
-    return tuple(slice(k, k + n) for k, n in zip(np.unravel_index(inside.argmax(), inside.shape), size, strict=True))
+def densest_window(weight: np.ndarray, side: int) -> tuple[slice, slice]:
+    """The window of up to side x side pixels with the largest mean of weight, float (H, W)."""
+    height, width = (min(side, n) for n in weight.shape)
+    mean = ndimage.uniform_filter(weight, (height, width))
+    # without the windows that reach over the border
+    rows, columns = (slice(n // 2, m - n + n // 2 + 1) for n, m in zip((height, width), weight.shape, strict=True))
+    top, left = np.unravel_index(mean[rows, columns].argmax(), mean[rows, columns].shape)
+    return slice(top, top + height), slice(left, left + width)

@@ -14,8 +14,7 @@ from ..measure.segment_dataset import scale_text, worst_frames
 from ..measure.single_cell import measure_single_cells, which_estimate
 from ..measure.track_dataset import doubtful_links, link_dataset, write_ctc
 from ..settings import STARTER, check_dataset, check_whose_run, load_settings, record_settings
-from .forms import *
+from .pictures import *
 from .plots import *
 from .report import *
-from .tracking import *
 from .widgets import *

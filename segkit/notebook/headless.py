@@ -3,7 +3,6 @@
 import io
 import logging
 import os
-import re
 import signal
 import sys
 import time
@@ -24,8 +23,7 @@ from ..training.trainer import fit
 from .report import assumed_conditions, check_conditions, write_report
 
 TRAIN_AND_MEASURE = ("01_setup", "02_data_exploration", "03_training", "04_inference", "05_tracking", "06_growth")
-MEASURE = ("04_inference", "05_tracking", "06_growth")
-NOTEBOOKS = {"run": TRAIN_AND_MEASURE, "segment": MEASURE}
+NOTEBOOKS = {"run": TRAIN_AND_MEASURE, "segment": TRAIN_AND_MEASURE[3:]}  # by command
 HELP = """segkit run [NAME=value ...]      train, segment and measure: on the demo, or on DATASET_PATH=...
 segkit segment [NAME=value ...]  segment and measure without training: with the starter, or with MODEL=...
 segkit train [NAME=value ...]    train without notebooks; for several GPUs: torchrun --nproc-per-node=4 -m segkit train
@@ -57,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if command == "train":
             train(values)
         else:
-            run_notebooks(NOTEBOOKS[command], values)
+            run_notebooks(command, values)
         return 0
     except SegkitError as error:
         reason = str(error)
@@ -90,8 +88,8 @@ def _settings_from(values: dict[str, str]) -> Settings:
     return load_settings(values, caller=Path(os.environ.get("SEGKIT_CALLER") or os.getcwd()))
 
 
-def run_notebooks(names: Sequence[str], values: dict[str, str]) -> None:
-    """Execute notebooks in order with papermill; executed copies go to the run's notebooks/ folder.
+def run_notebooks(command: str, values: dict[str, str]) -> None:
+    """Execute the notebooks of "run" or "segment" with papermill; executed copies go to the run's notebooks/ folder.
 
     values: settings by upper-case name; relative paths start from the working folder. What the cells print is printed
     meanwhile. Raises SegkitError with the notebook's reason where one stops.
@@ -102,7 +100,7 @@ def run_notebooks(names: Sequence[str], values: dict[str, str]) -> None:
     # whatever is wrong with dataset, model or run folder is reported before anything is written
     dataset = discover(settings.dataset_path, settings.masks_path)
     check_conditions(settings, dataset)
-    if names is MEASURE:
+    if command == "segment":
         settings = parse_settings({"MODEL": settings.model or "starter"}, settings)
         check_whose_run(settings)
         load_model(settings.model_path, "cpu")
@@ -111,13 +109,13 @@ def run_notebooks(names: Sequence[str], values: dict[str, str]) -> None:
         discover_split(settings, dataset)
     # from here on the run's folder is changed, by this process and the kernels that it starts
     with locked(settings.run_dir):
-        if names is MEASURE:
+        if command == "segment":
             record_settings(settings)
         print(f"run {settings.run}: {settings.dataset_path} -> {settings.run_dir}", flush=True)
         assumed = assumed_conditions(settings, {frame.experiment for frame in dataset.frames})
         shown = ", ".join(f"{name}={settings.as_dict()[name]}" for name in assumed)
         print("assumed, please check:", shown or "nothing", flush=True)
-        for name in names:
+        for name in NOTEBOOKS[command]:
             began = time.perf_counter()
             print(f"{name} ...", flush=True)
             seen = _log_lines(settings.run_dir)
@@ -139,23 +137,11 @@ class _Output:
     A line that is written over in a terminal, as that of the epochs is, becomes a line of its own in a file.
     """
 
-    def __init__(self) -> None:
-        self._open = False  # whether the last line has no end yet
-
     def write(self, text: str) -> None:
-        if not sys.stdout.isatty():
-            text = re.sub(r"[\r\n]+", "\n", text)
-            text = text if self._open else text.lstrip("\n")
-        sys.stdout.write(text)
-        self._open = not text.endswith("\n") if text else self._open
+        sys.stdout.write(text if sys.stdout.isatty() else text.replace("\r", "\n"))
 
     def flush(self) -> None:
         sys.stdout.flush()
-
-    def end_line(self) -> None:
-        """End a line that is open, before something else is printed."""
-        if self._open:
-            print(flush=True)
 
 
 def _execute(name: str, settings: Settings) -> None:
@@ -174,22 +160,20 @@ def _execute(name: str, settings: Settings) -> None:
     if not found:
         raise SegkitError(f"no notebook {source}: run this in the project's folder, which holds notebooks/")
     values = {name: "" if value is None else value for name, value in settings.as_dict().items()}  # None is "not set"
-    stopped, output = None, _Output()
+    stopped = None
     logging.getLogger("papermill").setLevel(logging.CRITICAL)  # it warns of every setting that a notebook does not name
     with replacing(settings.run_dir / "notebooks" / source.name) as part, warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The specified file")  # it does not end in .ipynb yet
         paths = [str(path).replace("{", "{{").replace("}", "}}") for path in (found[0], part)]  # papermill formats them
         try:
             papermill.execute_notebook(*paths, parameters=values, cwd=str(settings.root), progress_bar=False,
-                                       stdout_file=output, kernel_name="python3",
+                                       stdout_file=_Output(), kernel_name="python3",
                                        extra_arguments=["--log-level=ERROR"])
         except PapermillExecutionError as error:
             stopped = error
         except DeadKernelError:
             raise SegkitError(f"{name}: its kernel was killed, most likely out of memory: set a smaller "
                               "BATCH_SIZE or CROP") from None
-        finally:
-            output.end_line()
     # after the copy is in place, so that it can be looked at
     if stopped:
         if stopped.ename != "SegkitError":

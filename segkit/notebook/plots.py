@@ -3,7 +3,6 @@
 import io
 import textwrap
 from collections.abc import Mapping, Sequence
-from itertools import product
 from typing import Any
 
 import numpy as np
@@ -14,12 +13,12 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 from matplotlib.ticker import LogLocator, MaxNLocator
-from scipy import ndimage
 from skimage.segmentation import find_boundaries
 
 from ..data.dataset import Dataset, Split
 from ..data.images import normalise
 from ..measure.growth import STOPPED_BELOW
+from ..model.predict import densest_window
 
 TEACHER, STUDENT, ACCENT, PINK, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#666666"  # Okabe and Ito's
 CELL_COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7")  # colour-blind-safe set
@@ -83,8 +82,6 @@ def overlay(image: np.ndarray, labels: np.ndarray, colour: str | None = STUDENT,
     from torchvision.utils import draw_segmentation_masks  # here: it takes two seconds to import
 
     picture = torch.from_numpy((grey(image, contrast) * 255).astype(np.uint8)).expand(3, -1, -1)  # (3, H, W)
-    if not labels.any():
-        return picture.permute(1, 2, 0).numpy()
     # a cell is filled lightly within its rim, so that two touching cells of one colour are told apart, too
     colours = [colour] if colour else list(CELL_COLOURS)
     masks = (labels > 0) & (labels % len(colours) == np.arange(len(colours))[:, None, None])  # (colours, H, W)
@@ -96,13 +93,7 @@ def overlay(image: np.ndarray, labels: np.ndarray, colour: str | None = STUDENT,
 
 def busiest(weight: np.ndarray, side: int) -> tuple[slice, slice]:
     """The window of side x side pixels with the largest sum of weight (H, W); all of it where it has no weight."""
-    if not weight.any():
-        return slice(None), slice(None)
-    size = [min(side, length) for length in weight.shape]
-    mean = ndimage.uniform_filter(weight.astype(np.float32), size, mode="constant")
-    centre = np.unravel_index(mean.argmax(), mean.shape)
-    y, x = np.clip(np.subtract(centre, np.floor_divide(size, 2)), 0, np.subtract(weight.shape, size)).tolist()
-    return slice(y, y + size[0]), slice(x, x + size[1])
+    return densest_window(weight.astype(np.float32), side) if weight.any() else (slice(None), slice(None))
 
 
 def show_pictures(pictures: Sequence[np.ndarray], titles: Sequence[str], pixel_size_um: float | None = None,
@@ -192,12 +183,11 @@ def _name_rows(axes: Axes, names: Sequence[str]) -> None:
 
 def show_split(dataset: Dataset, split: Split) -> Picture:
     """Each position as a row of frames: training blue, validation orange, frames of neither grey."""
-    training, validation = set(split.train), set(split.validation)
-    unused = set(dataset.frames) - training - validation
+    unused = set(dataset.frames).difference(split.train, split.validation)
     units = sorted({frame.unit for frame in dataset.frames})
     figure, grid = new_figure(9, 0.28 * len(units) + 1.0)
     axes = grid[0, 0]
-    for frames, label, colour in ((training, "training", TEACHER), (validation, "validation", STUDENT),
+    for frames, label, colour in ((split.train, "training", TEACHER), (split.validation, "validation", STUDENT),
                                   (unused, "not used", GREY)):
         if frames:
             axes.scatter([f.frame for f in frames], [units.index(f.unit) for f in frames], color=colour, marker="s",
@@ -247,9 +237,8 @@ def show_histograms(values: Mapping[str, np.ndarray], xlabel: str, bins: int = 4
     if not values:
         return _panels([])[0]
     figure, grid = new_figure(6.5, 3)
-    colours = np.resize(LINE_COLOURS, len(values)).tolist()  # repeated as often as needed
     styles = np.repeat(("-", "--", ":"), len(LINE_COLOURS)).tolist()
-    grid[0, 0].hist(list(values.values()), bins, histtype="step", lw=2, color=colours, ls=styles, label=list(values))
+    grid[0, 0].hist(list(values.values()), bins, histtype="step", lw=2, ls=styles, label=list(values))
     grid[0, 0].set(xlabel=xlabel, ylabel="count")
     grid[0, 0].legend(frameon=False, reverse=True)
     return figure
@@ -290,7 +279,8 @@ def show_growth(curves: Mapping[str, pd.DataFrame], minutes_per_frame: Mapping[s
     lines = pd.concat([table.assign(source=source) for source, table in curves.items()])
     names = sorted(lines["experiment"].unique())
     figure, panels = _panels(names)
-    areas = lines["area"].where(lines["area"] > 0)
+    areas = lines["area"][lines["area"] > 0]
+    scale = {"yscale": "log", "ylim": (areas.min() * 0.9, areas.max() * 1.15)} if len(areas) else {}
     lines["hours"] = lines["since_start"] * lines["experiment"].map(dict(minutes_per_frame)) / 60
     styles = dict(zip(curves, ((STUDENT, "-"), (TEACHER, ":")), strict=False))
     for axes, experiment in zip(panels, names, strict=False):
@@ -302,9 +292,7 @@ def show_growth(curves: Mapping[str, pd.DataFrame], minutes_per_frame: Mapping[s
         if 0 <= drug_frame[experiment] <= lines["since_start"].max():
             axes.axvline(drug_frame[experiment] * minutes_per_frame[experiment] / 60, color=GREY, ls="--", lw=1,
                          label="DRUG_FRAME")
-        axes.set_xlabel("time (h)")
-        if areas.any():
-            axes.set(yscale="log", ylim=(areas.min() * 0.9, areas.max() * 1.15))
+        axes.set(xlabel="time (h)", **scale)
         # few areas are powers of ten, so plain numbers mark the axis; over many decades the powers are enough
         if areas.max() / areas.min() < 1e6:
             axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.2, 1.5, 2, 3, 5, 7)))
@@ -375,30 +363,26 @@ def show_population(population: pd.DataFrame, drug_frame: Mapping[str, int]) -> 
     whole = population[population["position"] == "all"].assign(hours=population["minutes"] / 60)
     figure, (panels,) = new_figure(11, 3.4, 1, 2)
     columns = ("growth_per_hour", "low", "high"), ("ratio", "ratio_low", "ratio_high")
+    # the time of the drug, where the time-lapse holds it; one line for all experiments that have it at the same time
+    drug = whole[whole["since_start"] == whole["experiment"].map(dict(drug_frame))]
     for axes, (value, low, high) in zip(panels, columns, strict=True):
-        for k, (experiment, line) in enumerate(whole[whole[value].notna()].groupby("experiment")):
-            colour = LINE_COLOURS[k % len(LINE_COLOURS)]
-            axes.plot(line["hours"], line[value], color=colour, lw=2, label=experiment)
-            band = line[np.isfinite(line[low]) & np.isfinite(line[high])]
-            axes.fill_between(band["hours"], band[low], band[high], color=colour, alpha=0.2, lw=0)
+        for experiment, line in whole[whole[value].notna()].groupby("experiment"):
+            (curve,) = axes.plot(line["hours"], line[value], lw=2, label=experiment)
+            axes.fill_between(line["hours"], line[low], line[high], color=curve.get_color(), alpha=0.2, lw=0)
         axes.axhline(0, color=GREY, lw=1)
+        for hours in drug["hours"].unique():
+            axes.axvline(hours, color=GREY, ls="--", lw=1)
         axes.set_xlabel("time (h)")
         # wide bands of few cells do not set the scale
         values = whole[value].dropna()
         if len(values):
             reach = max(values.max(), 0) - min(values.min(), 0)
             axes.set_ylim(min(values.min(), 0) - 0.3 * reach, max(values.max(), 0) + 0.3 * reach)
-    # the time of the drug, where the time-lapse holds it; one line for all experiments that have it at the same time
-    drug = whole[whole["since_start"] == whole["experiment"].map(dict(drug_frame))]
-    for axes, hours in product(panels, drug["hours"].unique()):
-        axes.axvline(hours, color=GREY, ls="--", lw=1)
+            axes.legend(frameon=False)
     for ratio, style in ((STOPPED_BELOW, ":"), (1, "-")):
         panels[1].axhline(ratio, color=GREY, lw=1, ls=style)
     if whole["ratio"].isna().all():
         panels[1].set_visible(False)  # there is no reference
     panels[0].set_ylabel("growth rate of a cell (per hour)")
     panels[1].set_ylabel("growth / growth of the reference")
-    for axes in panels:
-        if axes.get_legend_handles_labels()[0]:
-            axes.legend(frameon=False)
     return figure

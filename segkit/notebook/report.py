@@ -8,6 +8,7 @@ import re
 import sys
 import time
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from functools import cache
 from importlib.metadata import distributions, requires
 from pathlib import Path
@@ -35,7 +36,6 @@ VALIDATION_COST = 0.35  # of a pixel of a validation frame, as a share of a trai
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 HANDS_ON = {"answers", "hands-on"}  # tags of cells for a reader who runs the notebook
 NOT_REPORTED = re.compile(r"^\*\*(What you will do|What you need):.*?(\n\n|\Z)|^\*\*On your own\*\*.*", re.S | re.M)
-REPORTED = ("02_data_exploration", "03_training", "04_inference", "05_tracking", "06_growth")
 RUN_COLUMNS = {"run": "run", "DATASET_PATH": "dataset", "epochs": "epochs", "LEARNING_RATE": "learning rate",
                "CROP": "crop", "val_dice": "Dice", "val_panoptic_quality": "panoptic quality", "seconds": "minutes",
                "device": "device", "when": "when"}  # of table_of_runs, by the names in a run's files
@@ -139,7 +139,7 @@ def assumed_conditions(settings: Settings, experiments: Iterable[str]) -> list[s
 
 def training_estimate(settings: Settings, dataset: Dataset | None = None) -> str:
     """How long the training will take on this device, about, from a measured speed; dataset: as in dataset_verdict."""
-    split = discover_split(settings, dataset or discover(settings.dataset_path, settings.masks_path))
+    split = discover_split(settings, dataset)
     # the size of one frame stands for all, so that a form answers at once
     height, width = read_header(split.train[0].image).size
     device = pick_device(settings.device)
@@ -170,7 +170,7 @@ def write_report(run_dir: str | Path) -> Path:
     from nbconvert import HTMLExporter
 
     run_dir = Path(run_dir)
-    files = [file for name in REPORTED if (file := run_dir / "notebooks" / f"{name}.ipynb").is_file()]
+    files = sorted((run_dir / "notebooks").glob("0[2-6]_*.ipynb"))  # 01 has no results
     if not files:
         raise SegkitError(f"no executed notebook in {run_dir / 'notebooks'}: make run and make segment leave them "
                           "there")
@@ -205,11 +205,10 @@ def _summary(run_dir: Path, used: Mapping[str, Any]) -> str:
                         for name in ("report.json", "settings.json"))
     settings |= used
     # the settings of the model's own training, which may be of another run and dataset
-    try:
+    trained: dict[str, Any] = {}
+    with suppress(SegkitError):
         model = Settings(root=run_dir.parent.parent, run=run_dir.name, model=settings.get("MODEL") or "")
         trained = load_model(model.model_path, "cpu").info.settings
-    except SegkitError:
-        trained = {}
     # what is always known, then what a training has left
     lines = [f"# Run {html.escape(run_dir.name)}", f"Written {datetime.date.today()}."]
     if report:
@@ -220,12 +219,11 @@ def _summary(run_dir: Path, used: Mapping[str, Any]) -> str:
         lines.append(html.escape(f"The results are of the model of run {trained.get('RUN')}, trained on the dataset "
                                  f"{trained.get('DATASET_PATH')}."))
     # all settings that are set, beside those of the training where they differ; papermill has empty text for None
-    settings, trained = ({name: "" if value is None else value for name, value in values.items()}
-                         for values in (settings, trained))
-    other = {name: trained[name] if trained[name] != "" else "not set" for name in settings
-             if trained.get(name, settings[name]) != settings[name]}
-    columns = {"of these results": settings, "of the model's training, where other": other}
-    table = pd.DataFrame(columns, dtype=object).fillna("").astype(str).replace("\n", "; ", regex=True)
+    columns = {"of these results": settings, "of the model's training, where other": settings | trained}
+    table = pd.DataFrame(columns, index=list(settings), dtype=object).fillna("")
+    used, other = table.columns
+    table[other] = table[other].replace("", "not set").where(table[used] != table[other], "")
+    table = table.astype(str).replace("\n", "; ", regex=True)
     with pd.option_context("display.max_colwidth", None):
         shown = table[table.ne("").any(axis=1)].to_html(border=0, justify="left")
     lines.append(f"<details><summary>Settings</summary>{shown}</details>")
@@ -245,13 +243,11 @@ def table_of_runs(runs_dir: str | Path) -> pd.DataFrame:
     """One row per finished training under runs_dir, the newest first: data, main settings, scores, time, device."""
     rows = []
     for file in Path(runs_dir).glob("*/report.json"):
-        try:
+        with suppress(SegkitError):  # a run that is being written, or was damaged: it is no row, and stays as it is
             run = read_json(file.with_name("settings.json"), "the run's file") | read_json(file, "the run's file")
-        except SegkitError:
-            continue  # a run that is being written, or was damaged: it is no row, and stays as it is
-        rows.append(run | {"run": file.parent.name, "DATASET_PATH": Path(run.get("DATASET_PATH", "")).name,
-                           "seconds": run.get("seconds", 0) / 60,
-                           "when": pd.Timestamp(file.stat().st_mtime, unit="s").round("min")})
+            rows.append(run | {"run": file.parent.name, "DATASET_PATH": Path(run.get("DATASET_PATH", "")).name,
+                               "seconds": run.get("seconds", 0) / 60,
+                               "when": pd.Timestamp(file.stat().st_mtime, unit="s").round("min")})
     table = pd.DataFrame(rows, columns=list(RUN_COLUMNS)).rename(columns=RUN_COLUMNS)
     table = table.sort_values("when", ascending=False, ignore_index=True)
     return table.round({"Dice": 4, "panoptic quality": 4, "minutes": 1})
