@@ -47,7 +47,7 @@ from segkit.training.frames import Decoded
 OPTIONS = {"DATA": "", "STUDENTS": "both", "SETS": "", "SEEDS": "1", "STEPS": "2400", "MORE": "500",
            "SECONDS": "3600", "FRAMES": "1500", "CROP": "128", "LIMIT": "5", "SCALE": "labels", "WORKERS": "2",
            "PARALLEL": "1", "MODEL": ""}
-FIRST = Path(__file__).parents[1] / "artefacts/synthetic_{}.safetensors"
+ARTEFACTS = Path(__file__).parents[1] / "artefacts"
 HELD = 8  # synthetic frames of the sweeps, and frames without cells
 THRESHOLDS = (0.3, 0.4, 0.5, 0.6, 0.7)  # of the mean affinity
 PAINT = 24  # pixels around a cell that are painted over with it: its halo
@@ -124,15 +124,16 @@ def evaluate(model: segkit.UNet, image: np.ndarray, labels: np.ndarray, scale: s
     scores, rows = {}, np.flatnonzero(labels.any(1))
     for threshold in THRESHOLDS:
         shifted = None if maps.affinity is None else maps.affinity + (0.5 - threshold)
-        found = label(model.info, maps._replace(affinity=shifted)).labels
+        cells = find_cells(model.info, maps._replace(affinity=shifted))
+        found = label(model.info, maps, cells).labels
         for cell, box in enumerate(ndimage.find_objects(found) if chambers else (), start=1):
             if not rows[0] <= (box[0].start + box[0].stop) / 2 <= rows[-1]:
                 found[found == cell] = 0
-        scores[threshold] = match_instances(found, labels).panoptic_quality, dice(found > 0, labels > 0)
+        scores[threshold] = (match_instances(found, labels).panoptic_quality, dice(found > 0, labels > 0),
+                             estimate_quality(maps, cells))
     best = max(scores, key=lambda threshold: scores[threshold][0])
     return {"cells": len(np.unique(labels[labels > 0])), "Dice": scores[0.5][1], "PQ": scores[0.5][0],
-            "best PQ": scores[best][0], "best threshold": best,
-            "quality": estimate_quality(maps, find_cells(model.info, maps))}
+            "best PQ": scores[best][0], "best threshold": best, "quality": scores[0.5][2]}
 
 
 def evaluate_set(model: segkit.UNet, folder: Path, limit: int, scale: str) -> pd.DataFrame:
@@ -188,8 +189,8 @@ def student(sets: Sequence[Path], settings: Settings, options: Mapping[str, str]
 
 def train_first(settings: Settings, options: Mapping[str, str]) -> str:
     """Train the student of synthetic frames alone; returns its file."""
-    path = Path(str(FIRST).format(settings.seed))
-    path.parent.mkdir(exist_ok=True)
+    ARTEFACTS.mkdir(exist_ok=True)
+    path = ARTEFACTS / f"synthetic_{settings.seed}.safetensors"
     save_model(student((), settings, options, options["STEPS"]).cpu(), path)
     return str(path)
 

@@ -259,17 +259,19 @@ def experiment_name(folder: str) -> str:
 
 def _guess(root: Path) -> str:
     """What a folder without experiments seems to be instead, with what to give."""
-    place = root.resolve()
+    place, closed = root.resolve(), Problems()
     if experiment := next(filter(is_raw, (*place.parents, place)), None):
         return f"it is part of an experiment itself, give {experiment.parent}; "
-    tree = _images_by_folder(root, Problems(), follow=False)
+    tree = _images_by_folder(root, closed, follow=False)
     inside = [folder.parent for folder in tree if is_raw(folder) and folder.parent.parent == root]
     images = [folder for folder, files in tree.items() if folder != root and _images(files)]
     if inside:
         return f"give one of the folders in it, such as {inside[0]}; "
     if images:
         return f"images lie in {images[0].relative_to(root)}; "
-    return "there are masks in it and no images; " if any(map(_masks, tree.values())) else ""
+    if any(map(_masks, tree.values())):
+        return "there are masks in it and no images; "
+    return f"{closed[0].reason}; " if closed else ""
 
 
 def discover_split(settings: Settings, dataset: Dataset | None = None) -> Split:

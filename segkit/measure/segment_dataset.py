@@ -221,7 +221,8 @@ def _finish(model: UNet, given: FrameResult, maps: Maps | None) -> FrameResult:
     if not frame.masks:
         return result
     try:
-        blank = None if maps is None else np.asarray(maps.blank)
+        # of labels from a file it is known how much is not seen, but not where: then the image is read again
+        blank = np.asarray(maps.blank) if maps else None if given.not_seen else np.zeros(given.labels.shape, bool)
         return result._replace(scores=score_frame(frame, given.labels, blank))
     except SegkitError as no_score:
         return result.skip(frame.masks, no_score)

@@ -176,8 +176,7 @@ def _spans(size: int, align_corners: bool) -> list[tuple[int, int, int, int]]:
 
 def find_cells(info: ModelInfo, maps: Maps) -> np.ndarray:
     """Labels int32 (h, w) by this model's thresholds, at its scale: that of its thresholds and areas."""
-    return label_cells(maps.probability, maps.distance, info.threshold, info.prominence, info.min_area,
-                       maps.affinity)
+    return label_cells(maps.probability, maps.distance, info.threshold, info.prominence, info.min_area, maps.affinity)
 
 
 def label(info: ModelInfo, maps: Maps, cells: np.ndarray | None = None) -> Segmentation:
@@ -211,6 +210,7 @@ def agreement(maps: Maps, cells: np.ndarray) -> tuple[float, np.ndarray]:
 def estimate_quality(maps: Maps, cells: np.ndarray) -> float:
     """The quality of a frame, 0 to 1, without labels: how certain its cells are, and how sharp their borders.
 
+    cells: of `find_cells`, numbered without gaps.
     It ranks frames about as panoptic quality does, and is about as large (figures in benchmarks/README.md). NaN without
     any cell: the frame is empty, or its cells are not seen.
     """
@@ -218,7 +218,7 @@ def estimate_quality(maps: Maps, cells: np.ndarray) -> float:
     if not border.any():
         return math.nan
     sharpness = ndimage.gaussian_gradient_magnitude(maps.probability, 0.7)[border].mean() / STEP
-    certainty = ndimage.mean(maps.probability, cells, np.unique(cells[cells > 0])).mean()
+    certainty = ndimage.mean(maps.probability, cells, np.arange(1, cells.max() + 1)).mean()
     return float(min(1, sharpness) ** 0.5 * certainty ** 3)
 
 

@@ -131,7 +131,7 @@ def show_best_and_worst(scores: pd.DataFrame, dataset: Dataset, settings: Settin
 
 
 def number_colours(cells: pd.DataFrame) -> dict[int, int]:
-    """By track: a number of its own, whose rest modulo 7 is its place in CELL_COLOURS, the same in all figures.
+    """By track: a number of its own, whose remainder is its place in CELL_COLOURS, the same in all figures.
 
     Greedy colouring: each track of the position gets the colour that its neighbours have in the fewest frames.
     """
@@ -143,10 +143,11 @@ def number_colours(cells: pd.DataFrame) -> dict[int, int]:
         apart = np.hypot(y[:, None] - y, x[:, None] - x)
         for a, b in track[np.argwhere(apart < NEAR * (length[:, None] + length))].tolist():
             near[a].append(b)
-    numbers: dict[int, int] = {}
+    numbers, count = dict[int, int](), len(CELL_COLOURS)
     for track, others in near.items():
-        taken = Counter(numbers[other] % 7 for other in others if other in numbers)
-        numbers[track] = min(range(8 * track, 8 * track + 7), key=lambda number: taken[number % 7])
+        taken = Counter(numbers[other] % count for other in others if other in numbers)
+        # where none is taken, tracks in a row have other colours
+        numbers[track] = min(range((count + 1) * track, (count + 1) * track + count), key=lambda n: taken[n % count])
     return numbers
 
 
@@ -197,7 +198,7 @@ def show_lineages(tracks: pd.DataFrame, cells: pd.DataFrame) -> Picture:
     figure, ((axes,),) = new_figure(10, 0.13 * max(leaves, 5) + 0.9)
     shown = tracks.set_index("track").loc[list(height)].assign(y=list(height.values()))
     for row in shown.itertuples():
-        colour = CELL_COLOURS[numbers[row.Index] % 7]
+        colour = CELL_COLOURS[numbers[row.Index] % len(CELL_COLOURS)]
         axes.plot([row.first_frame, row.last_frame + 1], [row.y, row.y], color=colour, lw=2.5)
         if row.mother_track in height:
             axes.plot([row.first_frame] * 2, [height[row.mother_track], row.y], color=GREY, lw=1)
@@ -246,7 +247,7 @@ def show_cell_curves(cells: pd.DataFrame, minutes_per_frame: float) -> Picture:
         "area_px": "area (pixels)", "length_px": "length (pixels)"}
     for axes, (value, label) in zip(panels, values.items(), strict=True):
         for track, line in cells.sort_values("frame").groupby("track"):
-            hours, colour = line["frame"] * minutes_per_frame / 60, CELL_COLOURS[numbers[track] % 7]
+            hours, colour = line["frame"] * minutes_per_frame / 60, CELL_COLOURS[numbers[track] % len(CELL_COLOURS)]
             axes.plot(hours, line[value], color=colour, lw=1.2, marker=".", ms=3)
         axes.set(xlabel="time (h)", ylabel=label, yscale="log")
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))

@@ -230,8 +230,7 @@ class Trainer:
         # a resumed run has its weights, and the record of what they started from
         if settings.start_from == "auto":
             settings = replace(settings, start_from="" if settings.resume else "starter")
-        self.settings = settings
-        self.group, self.device = group, group.device
+        self.settings, self.group, self.device = settings, group, group.device
         self.batch_size = settings.batch_size // group.size
         self.learning_rate = 0.0
         model.precision = settings.precision
