@@ -47,7 +47,7 @@ ifdef PRECISION
 test: export SEGKIT_PRECISION := $(PRECISION)
 endif
 test: install lint
-	"$$BIN"/python -m pytest tests
+	"$$BIN"/python -m pytest -n 2 --dist loadfile tests
 	"$$BIN"/python -m pytest --nbval notebooks
 	test -n "$$SEGKIT_PRECISION" || ! "$$BIN"/python -m tests.cpu_has_bf16 \
 	  || SEGKIT_PRECISION=float32 "$$BIN"/python -m pytest --nbval $(TRAINED)
@@ -59,7 +59,7 @@ test-lowest: install
 	"$$LOWEST"/bin/python -m pip install --quiet $(TORCH_INDEX) $$(grep ^torch "$$LOWEST"/pins.txt)
 	"$$LOWEST"/bin/python -m pip install --quiet -r "$$LOWEST"/pins.txt
 	"$$LOWEST"/bin/python -m pip install --quiet -e '.[test]'
-	"$$LOWEST"/bin/python -m pytest tests --ignore=tests/test_browser.py
+	"$$LOWEST"/bin/python -m pytest -n 2 --dist loadfile tests --ignore=tests/test_browser.py
 
 lint: install
 	"$$BIN"/ruff check .
