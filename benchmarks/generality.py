@@ -37,10 +37,10 @@ from segkit.data import scenes
 from segkit.data.dataset import read_pair
 from segkit.data.discovery import discover
 from segkit.data.images import normalise
-from segkit.measure.metrics import dice, match_instances
+from segkit.measure.metrics import dice, estimate_quality, match_instances
 from segkit.model.checkpoint import save_model
 from segkit.model.postprocess import distance_target
-from segkit.model.predict import estimate_quality, estimate_scale, find_cells, label, predict
+from segkit.model.predict import estimate_scale, find_cells, label, predict
 from segkit.settings import Settings
 from segkit.training.frames import Decoded
 
@@ -50,6 +50,7 @@ OPTIONS = {"DATA": "", "STUDENTS": "both", "SETS": "", "SEEDS": "1", "STEPS": "2
 ARTEFACTS = Path(__file__).parents[1] / "artefacts"
 HELD = 8  # synthetic frames of the sweeps, and frames without cells
 THRESHOLDS = (0.3, 0.4, 0.5, 0.6, 0.7)  # of the mean affinity
+WIDTHS = 5, 40  # pixels, of the cells that are served
 PAINT = 24  # pixels around a cell that are painted over with it: its halo
 
 DRAWN: list[Decoded] = []  # synthetic frames: processes are forked, so that each has them without a copy
@@ -129,11 +130,11 @@ def evaluate(model: segkit.UNet, image: np.ndarray, labels: np.ndarray, scale: s
         for cell, box in enumerate(ndimage.find_objects(found) if chambers else (), start=1):
             if not rows[0] <= (box[0].start + box[0].stop) / 2 <= rows[-1]:
                 found[found == cell] = 0
-        scores[threshold] = (match_instances(found, labels).panoptic_quality, dice(found > 0, labels > 0),
-                             estimate_quality(maps, cells))
+        scores[threshold] = match_instances(found, labels).panoptic_quality, dice(found > 0, labels > 0)
     best = max(scores, key=lambda threshold: scores[threshold][0])
     return {"cells": len(np.unique(labels[labels > 0])), "Dice": scores[0.5][1], "PQ": scores[0.5][0],
-            "best PQ": scores[best][0], "best threshold": best, "quality": scores[0.5][2]}
+            "best PQ": scores[best][0], "best threshold": best,
+            "quality": estimate_quality(model.info, maps, find_cells(model.info, maps))}
 
 
 def evaluate_set(model: segkit.UNet, folder: Path, limit: int, scale: str) -> pd.DataFrame:
@@ -150,12 +151,23 @@ def false_cells(model: segkit.UNet, sparse: Sequence[Pair]) -> pd.DataFrame:
 
 
 def sweep(model: segkit.UNet) -> pd.DataFrame:
-    """Scores of synthetic frames, each after each of `changes`; the factor of the magnification is to be found."""
+    """Scores of synthetic frames, each after each of `changes`; the factor of the magnification is to be found.
+
+    A magnification that makes cells narrower or wider than WIDTHS is left out. lost: panoptic quality, against the
+    same frame unchanged.
+    """
     rng = np.random.default_rng(2)
     drawn = ((normalise(image), labels) for image, labels in iter(lambda: scenes.draw_frame(rng), None))
     pairs = list(islice((pair for pair in drawn if pair[1].max() >= HELD), HELD))
-    return pd.DataFrame([{"change": name} | evaluate(model, *change(*pair), "auto")
-                         for name, change in changes().items() for pair in pairs])
+    rows = []
+    for frame, pair in enumerate(pairs):
+        for name, change in changes().items():
+            changed = change(*pair)
+            if WIDTHS[0] <= np.median(distance_target(changed[1])[1]) <= WIDTHS[1]:
+                rows.append({"change": name, "frame": frame} | evaluate(model, *changed, "auto"))
+    swept = pd.DataFrame(rows)
+    unchanged = swept[swept["change"] == "blur 0"].set_index("frame")["PQ"]
+    return swept.assign(lost=swept["frame"].map(unchanged) - swept["PQ"])
 
 
 def table(title: str, rows: pd.DataFrame) -> None:
@@ -210,7 +222,8 @@ def alone(sets: Sequence[Path], settings: Settings, options: Mapping[str, str], 
     scores = pd.concat([evaluate_set(model, folder, int(options["LIMIT"]), options["SCALE"]) for folder in sets])
     sparse = [pair for folder in sets if folder.name == "sparse" for pair in evaluation_set(folder, 14)]
     swept = sweep(model)
-    by_change = swept.groupby("change", sort=False)[["Dice", "PQ", "best PQ"]].mean().reset_index()
+    by_change = swept.groupby("change", sort=False).agg(
+        {"frame": "count", "Dice": "mean", "PQ": "mean", "best PQ": "mean", "lost": "mean"}).reset_index()
     return {"Every frame": scores, f"{options['MODEL'] or 'Synthetic frames alone'}, seed {settings.seed}":
             means(scores), "False cells on frames without any": false_cells(model, sparse),
             "Sweeps on synthetic frames": by_change,

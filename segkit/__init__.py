@@ -19,9 +19,7 @@ from .settings import Settings
 from .training.run_dir import History
 from .training.trainer import fit
 
-__all__ = [
-    "Dataset", "Frame", "History", "Problem", "SegkitError", "Segmentation", "Settings", "Split", "UNet", "arrange",
-    "compare_growth", "dice", "discover", "export_onnx", "fit", "growth_rates", "link_cells", "load_model",
-    "make_demo_dataset", "match_instances", "measure_cells", "read_image", "read_labels", "review_teacher",
-    "segment", "segment_dataset", "split_by_position",
-]
+__all__ = ["Dataset", "Frame", "History", "Problem", "SegkitError", "Segmentation", "Settings", "Split", "UNet",
+           "arrange", "compare_growth", "dice", "discover", "export_onnx", "fit", "growth_rates", "link_cells",
+           "load_model", "make_demo_dataset", "match_instances", "measure_cells", "read_image", "read_labels",
+           "review_teacher", "segment", "segment_dataset", "split_by_position"]

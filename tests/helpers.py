@@ -9,6 +9,8 @@ from torch.optim.swa_utils import update_bn
 
 import segkit
 from segkit import UNet, make_demo_dataset
+from segkit.model.postprocess import pair_ends
+from segkit.model.unet import PAIRS
 
 FIXTURE = Path(__file__).parent / "fixture"
 # for python -c: modules of segkit are imported without those that the package itself imports, which take seconds
@@ -25,6 +27,15 @@ def squares(*corners, shape=(40, 48), side=10):
     for k, (y, x) in enumerate(corners, start=1):
         labels[y:y + side, x:x + side] = k
     return labels
+
+
+def affinity_of(labels):
+    """What a perfect student predicts for each of PAIRS."""
+    affinity = np.zeros((len(PAIRS), *labels.shape), np.float32)
+    for k, half in enumerate(PAIRS):
+        first, _, second = pair_ends(labels, half)
+        pair_ends(affinity[k], half)[1][:] = (first == second) & (first > 0)
+    return affinity
 
 
 def write(path, array, **options):

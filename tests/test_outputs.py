@@ -13,6 +13,7 @@ from segkit import SegkitError, UNet, dice, discover, match_instances, read_imag
 from segkit.data.dataset import Dataset, Frame, masks_path_in, read_pair
 from segkit.data.tiff import read_metadata
 from segkit.measure import segment_dataset as inference_module
+from segkit.measure.metrics import estimate_quality
 from segkit.measure.segment_dataset import (
     dice_warning,
     find_scales,
@@ -23,9 +24,9 @@ from segkit.measure.segment_dataset import (
 )
 from segkit.model import predict as predict_module
 from segkit.model.postprocess import distance_target
-from segkit.model.predict import Maps, _spans, agreement, estimate_quality, estimate_scale, label, predict
+from segkit.model.predict import Maps, _spans, agreement, estimate_scale, find_cells, label, predict
 from segkit.model.unet import ModelInfo, copy_on_cpu
-from tests.helpers import FIXTURE, squares, untrained_student, write
+from tests.helpers import FIXTURE, affinity_of, squares, untrained_student, write
 
 
 @pytest.fixture(scope="module")
@@ -158,14 +159,36 @@ def test_maps_agree_less_where_cells_are_merged_missed_or_imagined():
 
 
 def test_quality_is_lower_where_borders_are_blurred_or_cells_are_doubtful():
-    cells = squares((5, 5), (5, 20), (25, 20))
-    maps = Maps((cells > 0).astype(np.float32), distance_target(cells)[0] / np.float32(255), cells.shape)
-    blurred = maps._replace(probability=ndimage.gaussian_filter(maps.probability, 2.0))
-    assert estimate_quality(maps, cells) == 1
-    assert estimate_quality(blurred, cells) < 0.9
-    unsure = maps._replace(probability=np.where(cells == 3, np.float32(0.6), maps.probability))
-    assert 0.5 < estimate_quality(unsure, cells) < 0.8
-    assert np.isnan(estimate_quality(maps, 0 * cells))  # empty, or not seen
+    info, cells = ModelInfo(), squares((5, 5), (5, 15), (25, 20))  # the first two touch
+    maps = Maps((cells > 0).astype(np.float32), distance_target(cells)[0] / np.float32(255), cells.shape,
+                affinity=affinity_of(cells))
+    assert estimate_quality(info, maps, cells) == pytest.approx(1)
+    blurred = maps._replace(probability=ndimage.gaussian_filter(maps.probability, 1.0))
+    assert 0.4 < estimate_quality(info, blurred, cells) < 0.8
+    unsure = maps._replace(probability=np.where(cells == 3, np.float32(0.85), maps.probability))
+    assert estimate_quality(info, unsure, cells) == pytest.approx(0.95 ** 2)  # the mean of 1, 1 and 0.85
+    assert np.isnan(estimate_quality(info, maps, 0 * cells))  # empty, or not seen
+
+
+@pytest.mark.parametrize("together", [0.4, 0.6])
+def test_quality_is_lower_where_two_cells_are_nearly_one(together):
+    info, cells = ModelInfo(), squares((5, 5), (5, 15), (25, 20))
+    affinity = np.where(affinity_of(np.minimum(cells, 1)) > affinity_of(cells), together, affinity_of(cells))
+    maps = Maps((cells > 0).astype(np.float32), distance_target(cells)[0] / np.float32(255), cells.shape,
+                affinity=affinity)
+    found = find_cells(info, maps)
+    assert found.max() == (3 if together < 0.5 else 2)
+    assert estimate_quality(info, maps, found) < 0.7
+
+
+def test_quality_of_a_student_of_version_1_1_is_lower_where_its_cells_depend_on_the_prominence():
+    cells = np.minimum(squares((5, 5), (5, 15)), 1)
+    hollow = 1 - 0.35 * np.exp(-(np.arange(48) - 14.5) ** 2 / 9)  # two peaks in one cell
+    maps = Maps((cells > 0).astype(np.float32), (hollow * distance_target(cells)[0] / 255).astype(np.float32),
+                cells.shape)
+    qualities = [estimate_quality(ModelInfo(prominence=prominence), maps, cells) for prominence in (0.05, 0.25, 0.9)]
+    assert qualities[1] < 0.8
+    assert qualities[2] == pytest.approx(1)
 
 
 def test_the_worst_frames_come_first_and_are_flagged(tmp_path):

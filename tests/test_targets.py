@@ -15,7 +15,7 @@ from segkit.model.postprocess import (
     whole_areas,
 )
 from segkit.model.unet import PAIRS
-from tests.helpers import squares
+from tests.helpers import affinity_of, squares
 
 
 def test_the_distance_is_one_at_the_core_and_zero_outside():
@@ -142,15 +142,6 @@ def test_the_range_is_that_of_the_percentiles_and_minmax_that_of_the_extremes():
 @pytest.mark.parametrize("image", [np.zeros((4, 4)), np.full((4, 4), np.nan), np.full((1, 1), 7.0)])
 def test_constant_and_empty_images_normalise_to_something_finite(image):
     assert np.isfinite(normalise(image)).all()
-
-
-def affinity_of(labels):
-    """What a perfect student predicts for each of PAIRS."""
-    affinity = np.zeros((len(PAIRS), *labels.shape), np.float32)
-    for k, half in enumerate(PAIRS):
-        first, _, second = pair_ends(labels, half)
-        pair_ends(affinity[k], half)[1][:] = (first == second) & (first > 0)
-    return affinity
 
 
 def test_pair_ends_are_the_pixels_on_either_side():

@@ -270,9 +270,8 @@ def pair(images: Sequence[Path], masks: Sequence[Path], experiment: str, positio
     position_of, channel_of = turns(images_by_key, stacks)
     names = sorted(set(position_of.values()))
     if len(names) > 1 and not plain:
-        examples = {name: images_by_key[key].path.name for key, name in position_of.items()}
-        _refuse(images_by_key, "positions", examples, ": give each position a PosXXX folder of its own", where,
-                problems)
+        files = {name: images_by_key[key].path.name for key, name in position_of.items()}
+        _refuse(images_by_key, "positions", files, ": give each position a PosXXX folder of its own", where, problems)
         return []
     frames: list[Frame] = []
     if len(names) > 1:

@@ -61,8 +61,7 @@ def divide(rods: Rods, rng: np.random.Generator) -> Rods:
     step = (rods.half_length()[ready] + rods.radius[ready])[:, None] / 2
     mother, last = rods.centre[ready].copy(), rods.label.max()
     new = Rods(mother + along * step, rods.angle[ready] + rng.normal(0, 0.15, n), rods.area[ready] * (1 - share),
-               rods.radius[ready], rng.uniform(330, 430, n), last + n + 1 + np.arange(n),
-               rods.label[ready])
+               rods.radius[ready], rng.uniform(330, 430, n), last + n + 1 + np.arange(n), rods.label[ready])
     # the other half keeps the mother's place in the arrays
     rods.mother[ready], rods.label[ready] = rods.label[ready], last + 1 + np.arange(n)
     rods.centre[ready] = mother - along * step
@@ -219,10 +218,9 @@ def make_demo_dataset(path: str | Path, *, shape: tuple[int, int] = (128, 128), 
             rates = np.full(frames, np.log(2) / doubling_minutes * rng.uniform(0.9, 1.1))  # per minute
             before = rates[0]
             rates[drug_frame:] *= drug_factor if experiment.startswith("RIF") else 1
-            growth = {"growth_per_minute_before": before, "growth_per_minute_after": rates[-1]}
-            movie = grow(shape, frames, cells, rates * minutes_per_frame, rng)
-            grown[f"{experiment}/Pos{number}"] = growth | _write_position(root, experiment, number, order, movie,
-                                                                          lineage)
+            truth = {"growth_per_minute_before": before, "growth_per_minute_after": rates[-1]}
+            film = grow(shape, frames, cells, rates * minutes_per_frame, rng)
+            grown[f"{experiment}/Pos{number}"] = truth | _write_position(root, experiment, number, order, film, lineage)
         _write_truth(root, positions, {"minutes_per_frame": minutes_per_frame, "drug_frame": drug_frame,
                                        "reference": "REF", "positions": grown}, lineage)
     return root

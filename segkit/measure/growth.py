@@ -283,11 +283,10 @@ def _compare(treated: pd.DataFrame, reference: pd.DataFrame) -> dict[str, Any]:
     y, x = (table.dropna(subset="growth_per_hour") for table in (one, other))
     died = int(one["died_out"].eq(True).sum())
     row: dict[str, Any] = {
-        "phase": phase, "positions": len(y) + died,
+        "phase": phase, "positions": len(y) + died, "positions_died_out": died, "verdict": "cannot say",
+        "positions_slowed": _count_slower(y["growth_per_hour"], x["growth_per_hour"]),
         "reference_positions": len(x) + int(other["died_out"].eq(True).sum()),
-        "positions_died_out": died, "positions_slowed": _count_slower(y["growth_per_hour"], x["growth_per_hour"]),
-        "growth_per_hour": y["growth_per_hour"].mean(), "reference_growth_per_hour": x["growth_per_hour"].mean(),
-        "verdict": "cannot say"}
+        "growth_per_hour": y["growth_per_hour"].mean(), "reference_growth_per_hour": x["growth_per_hour"].mean()}
 
     # death comes first: positions that died out have no rate
     if reason := _death_unknown(one, other):

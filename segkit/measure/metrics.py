@@ -1,6 +1,8 @@
 """Metrics against teacher labels: Dice, matched instances, scores of frames."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from itertools import groupby, islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,14 +12,18 @@ import pandas as pd
 from numpy.typing import ArrayLike
 from scipy.sparse import coo_array, csr_array
 from scipy.sparse.csgraph import min_weight_full_bipartite_matching
+from skimage.segmentation import expand_labels
 
 from ..data.dataset import Frame, common_area, exclude, read_masks, read_pair
 from ..data.discovery import discover
 from ..data.images import blank_pixels, hash_pixels, read_image
 from ..errors import SegkitError
-from ..model.predict import segment
+from ..model.postprocess import join_fragments
+from ..model.predict import Maps, find_cells, segment
 from ..model.unet import ModelInfo, UNet
 from ..settings import Settings
+
+DOUBT = 0.2  # of the affinity: how far `estimate_quality` moves the threshold at which fragments are joined
 
 
 def dice(mask: ArrayLike, target: ArrayLike) -> float:
@@ -147,6 +153,32 @@ def _same_shape(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     if a.shape != b.shape:
         raise SegkitError(f"shapes {a.shape} and {b.shape} differ: two images of one size were needed")
     return a, b
+
+
+def estimate_quality(info: ModelInfo, maps: Maps, cells: np.ndarray) -> float:
+    """The panoptic quality of a frame, 0 to 1, estimated without labels. NaN without any cell: empty, or not seen.
+
+    cells: of `find_cells`, numbered without gaps.
+
+    Notes
+    -----
+    The square of the mean IoU of the cells with the foreground probability in and around them, times the panoptic
+    quality between the cells that are found where fragments are joined readily and where they are joined reluctantly
+    (with files of version 1.1: with less and with more prominence). Figures are in benchmarks/README.md.
+    """
+    if not cells.any():
+        return math.nan
+    # (cells,): what of the probability lies in each cell, and what in it and one pixel around it
+    inside, nearby = (np.bincount(region.ravel(), maps.probability.ravel())[1:]
+                      for region in (cells, expand_labels(cells)))
+    overlap = float(np.mean(inside / (np.bincount(cells.ravel())[1:] + nearby - inside)))
+
+    if maps.affinity is None:
+        split, joined = (find_cells(replace(info, prominence=info.prominence * step), maps) for step in (0.6, 1.6))
+    else:
+        split = find_cells(info, maps._replace(affinity=maps.affinity - DOUBT))
+        joined = join_fragments(cells, maps.affinity + DOUBT)
+    return overlap ** 2 * match_instances(split, joined).panoptic_quality
 
 
 def hashes_by_position(images: Iterable[tuple[Frame, str]]) -> dict[str, list[str]]:

@@ -18,21 +18,19 @@ import tifffile
 from tqdm.auto import tqdm
 
 from ..data.dataset import Dataset, Frame, frames_of, masks_path_in, of_experiment
-from ..data.images import read_image, read_labels
+from ..data.images import read_image
 from ..data.tiff import DAMAGE, open_tiff
 from ..errors import SegkitError
 from ..files import locked, log, logging_to, read_table, replacing, write_errno, write_table
-from ..model.postprocess import distance_target
-from ..model.predict import POSTPROCESSING, Maps, estimate_quality, estimate_scale, find_cells, label, predict
+from ..model.predict import POSTPROCESSING, Maps, estimate_scale, find_cells, label, predict
 from ..model.unet import UNet
 from .cells import CELL_COLUMNS, cells_of_frame
 from .dask_backend import run_on_cluster
-from .metrics import score_frame
+from .metrics import estimate_quality, score_frame
 from .track_dataset import image_of, link_dataset
 
 GPU_BATCH = 8  # frames that go through the network together
 SCALE_FRAMES = 3  # frames of a position from which scale="auto" is estimated
-WIDTH_FRAMES = 20  # frames, about, whose cells' width is compared with the training cells'
 LOW_QUALITY = 0.65  # frames below are flagged: 132 of 138 with a panoptic quality under 0.5, one of 207 over 0.75
 MIN_DICE = 0.5  # a lower mean Dice gives a warning
 MAX_WIDTH_RATIO = 1.4  # a larger factor between the cells' width and the training cells' gives a warning
@@ -49,7 +47,7 @@ class FrameResult(NamedTuple):
     image: np.ndarray | None = None  # float32 (H, W), until it is segmented
     labels: np.ndarray | None = None  # int32 (H, W), until its cells are measured
     not_seen: float = 0.0  # share of the image's pixels that hold no picture, see images.blank_pixels
-    quality: float = 0.0  # 0 to 1, see predict.estimate_quality
+    quality: float = 0.0  # 0 to 1, see metrics.estimate_quality
     cells: pd.DataFrame | None = None
     scores: dict[str, Any] | None = None
     skipped: tuple[str, str, str] | None = None  # frame, file, reason
@@ -206,7 +204,7 @@ def _finish(model: UNet, given: FrameResult, maps: Maps | None) -> FrameResult:
     if maps is not None:
         found = find_cells(model.info, maps)
         labels, not_seen = label(model.info, maps, found).labels, float(np.mean(maps.blank))
-        given = given._replace(labels=labels, not_seen=not_seen, quality=estimate_quality(maps, found))
+        given = given._replace(labels=labels, not_seen=not_seen, quality=estimate_quality(model.info, maps, found))
         try:
             write_labels(given.path, labels, given.pixel_size_um, given.provenance, not_seen, given.quality)
         except SegkitError as unwritten:  # one frame's own fault costs no other; a full disk would cost all
@@ -282,8 +280,7 @@ def _report(model: UNet, results: Sequence[FrameResult]) -> None:
 
     # in the notebook, too: the user must see that this student is not the right one
     scale = float(np.median([result.scale for result in results] or [1.0]))  # positions may differ
-    sample = [result for result in results[::max(1, len(results) // WIDTH_FRAMES)] if result.cells is not None]
-    widths = [distance_target(read_labels(result.path))[1] * (result.scale / scale) for result in sample]
+    widths = [result.cells["width_px"] * (result.scale / scale) for result in results if result.cells is not None]
     scores = [result.scores for result in results if result.scores]
     warned = width_warning(model, np.concatenate([np.zeros(0), *widths]), scale), dice_warning(scores)
     for text in filter(None, warned):

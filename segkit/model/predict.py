@@ -28,7 +28,6 @@ TRIED = 256  # pixels: side of the part of an image that is tried at every scale
 MIN_CELLS = 5  # fewer cells do not show how wide cells are
 SAME_WIDTH = 2 ** 0.25  # a smaller factor, up to half a step of the ladder, is not worth a change of scale
 FAINT = 0.1  # of a map; less is background
-STEP = 0.44  # gradient, smoothed by 0.7 pixels, beside a step from 0 to 1
 MIN_AGREEMENT, LOSS = 0.8, 0.02  # of the maps: what a scale needs, and how much less than at the first guess it may be
 
 
@@ -205,21 +204,6 @@ def agreement(maps: Maps, cells: np.ndarray) -> tuple[float, np.ndarray]:
     seen = (target > 0) | (distance > FAINT) | (maps.probability > FAINT)
     error = np.abs(target[seen] / np.float32(255) - distance[seen])
     return 1 - float(error.mean()) if len(error) else 1.0, widths
-
-
-def estimate_quality(maps: Maps, cells: np.ndarray) -> float:
-    """The quality of a frame, 0 to 1, without labels: how certain its cells are, and how sharp their borders.
-
-    cells: of `find_cells`, numbered without gaps.
-    It ranks frames about as panoptic quality does, and is about as large (figures in benchmarks/README.md). NaN without
-    any cell: the frame is empty, or its cells are not seen.
-    """
-    border = (cells > 0) & ~ndimage.binary_erosion(cells > 0)
-    if not border.any():
-        return math.nan
-    sharpness = ndimage.gaussian_gradient_magnitude(maps.probability, 0.7)[border].mean() / STEP
-    certainty = ndimage.mean(maps.probability, cells, np.arange(1, cells.max() + 1)).mean()
-    return float(min(1, sharpness) ** 0.5 * certainty ** 3)
 
 
 def estimate_scale(model: UNet, images: Iterable[np.ndarray], guess: float = 1.0) -> float | None:
