@@ -84,9 +84,10 @@ show_histograms(sizes, "cell area (µm²)", bins=20)
 # One peak is usual, wider where cells grow before they divide. A second one at twice the usual area:
 # cells that were not separated. A bar far to the left: specks.
 #
-# *Quality* is estimated without labels, from how certain the cells are and how sharp their borders
-# (0 to 1; about the panoptic quality below). The worst frames first: look at the flagged ones in the
-# browser below (section 4) before you trust their cells.
+# *Quality* is estimated without labels (0 to 1; about the panoptic quality below): how well the cells
+# fit the predicted probability, and how little changes if parts of cells are joined more or less
+# readily. The worst frames first: look at the flagged ones in the browser below (section 4) before
+# you trust their cells.
 
 # %% tags=["nbval-ignore-output"]
 worst_frames(settings.run_dir, 5)

@@ -31,7 +31,7 @@ from .track_dataset import image_of, link_dataset
 
 GPU_BATCH = 8  # frames that go through the network together
 SCALE_FRAMES = 3  # frames of a position from which scale="auto" is estimated
-LOW_QUALITY = 0.65  # frames below are flagged: 132 of 138 with a panoptic quality under 0.5, one of 207 over 0.75
+LOW_QUALITY = 0.65  # frames below are flagged: 38 of 40 with a panoptic quality under 0.5, 5 of 244 over 0.75
 MIN_DICE = 0.5  # a lower mean Dice gives a warning
 MAX_WIDTH_RATIO = 1.4  # a larger factor between the cells' width and the training cells' gives a warning
 
