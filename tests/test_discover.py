@@ -83,6 +83,15 @@ def test_a_file_whose_name_does_not_fit_a_time_series_is_no_frame_but_a_problem(
     assert lost == 1
 
 
+def test_a_few_snapshots_between_the_frames_are_no_channel(tmp_path):
+    series = [f"img_{k:03d}.tif" for k in range(0, 100, 5)]
+    dataset = one_position(tmp_path, [*series, "snap_12.tif", "snap_33.tif"])
+    assert [f.image.name for f in dataset.frames] == series
+    said, lost = remarks(dataset)
+    assert "2 image(s) are left out, snap_12.tif the first" in said
+    assert lost == 2
+
+
 def test_an_image_that_is_left_out_takes_no_masks_from_a_frame_of_the_same_number(tmp_path):
     dataset = one_position(tmp_path, ["snap_3.tif", "img_2.tif", "img_3.tif", "img_4.tif"],
                            [f"MASK_phase_{k}.tif" for k in (2, 3, 4)])

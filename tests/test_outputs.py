@@ -191,6 +191,16 @@ def test_quality_of_a_student_of_version_1_1_is_lower_where_its_cells_depend_on_
     assert qualities[2] == pytest.approx(1)
 
 
+def test_cells_that_lie_in_blank_areas_alone_have_no_quality(model, frames, tmp_path, monkeypatch):
+    cells = squares((5, 5), (25, 20), shape=read_image(frames[0].image).shape)
+    maps = Maps((cells > 0).astype(np.float32), distance_target(cells)[0] / np.float32(255), cells.shape, cells > 0)
+    monkeypatch.setattr(inference_module, "predict", lambda *arguments, **options: [maps])
+    segment_dataset(model, frames[:1], tmp_path, scale=1.0)
+    (row,) = pd.read_csv(tmp_path / "frames.csv").itertuples()
+    assert row.cells == 0
+    assert np.isnan(row.quality)
+
+
 def test_the_worst_frames_come_first_and_are_flagged(tmp_path):
     table = pd.DataFrame({"experiment": "A", "position": "Pos1", "frame": range(4), "quality": [0.9, 0.1, np.nan, 0.6]})
     table.to_csv(tmp_path / "frames.csv", index=False)

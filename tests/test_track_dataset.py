@@ -226,6 +226,16 @@ def test_the_editor_offers_what_is_near_and_saves_the_choice(run):
     assert list(read_corrections(out_dir)["next_label"]) == [3]
 
 
+def test_the_editor_saves_nothing_of_a_frame_without_cells(tmp_path):
+    out_dir, frames = segmented(tmp_path, {"Pos1": [BEFORE, 0 * BEFORE, BEFORE]})
+    cells, tracks, _ = link_dataset(frames, out_dir)
+    editor = LinkEditor(frames, cells, tracks, Settings(root=tmp_path, run="a"))
+    editor.frame.value = 1
+    editor.save()
+    assert "not saved: no cell is chosen" in editor._message.value
+    assert len(read_corrections(out_dir)) == 0
+
+
 def test_the_editor_begins_with_the_doubtful_links(tmp_path):
     out_dir, frames = segmented(tmp_path, {"Pos1": FILM})
     correct_link(frames[1], 2, (), frames[2], out_dir)
@@ -239,7 +249,10 @@ def test_the_editor_begins_with_the_doubtful_links(tmp_path):
 def test_the_editor_of_single_frames_has_nothing_to_choose(tmp_path):
     out_dir, frames = segmented(tmp_path, {"Pos1": [BEFORE]})
     cells, tracks, _ = link_dataset(frames, out_dir)
-    assert LinkEditor(frames, cells, tracks, Settings(root=tmp_path, run="a")).position.options == ()
+    editor = LinkEditor(frames, cells, tracks, Settings(root=tmp_path, run="a"))
+    assert editor.position.options == ()
+    editor.save()
+    assert "not saved" in editor._message.value
 
 
 def test_no_frames_give_empty_tables(tmp_path):

@@ -130,9 +130,9 @@ class _Series:
         self.parts = re.findall(r"[^\W\d_]+" if is_stack else r"[^\W_]+", text)
 
     def repeats(self, other: "_Series") -> bool:
-        """Whether at least half of the names have the numbers of another series, or numbers between them."""
+        """Whether half of the names have the numbers of another series, or, if they are many, numbers between them."""
         own, others = (list(zip(*one.varying.values(), strict=True)) for one in (self, other))
-        between = [numbers for numbers in own if min(others) <= numbers <= max(others)]
+        between = [n for n in own if n in others or (2 * len(own) >= len(others) and min(others) <= n <= max(others))]
         return len(self.varying) == len(other.varying) and 2 * len(between) >= len(own)
 
     def may_be_time(self, column: int) -> bool:

@@ -164,7 +164,8 @@ def estimate_quality(info: ModelInfo, maps: Maps, cells: np.ndarray) -> float:
     -----
     The square of the mean IoU of the cells with the foreground probability in and around them, times the panoptic
     quality between the cells that are found where fragments are joined readily and where they are joined reluctantly
-    (with files of version 1.1: with less and with more prominence). Figures are in benchmarks/README.md.
+    (with files of version 1.1: with less and with more prominence; the starting recipe has neither). Figures are in
+    benchmarks/README.md.
     """
     if not cells.any():
         return math.nan

@@ -204,7 +204,8 @@ def _finish(model: UNet, given: FrameResult, maps: Maps | None) -> FrameResult:
     if maps is not None:
         found = find_cells(model.info, maps)
         labels, not_seen = label(model.info, maps, found).labels, float(np.mean(maps.blank))
-        given = given._replace(labels=labels, not_seen=not_seen, quality=estimate_quality(model.info, maps, found))
+        quality = estimate_quality(model.info, maps, found * labels.any())  # not of what lies in blank areas alone
+        given = given._replace(labels=labels, not_seen=not_seen, quality=quality)
         try:
             write_labels(given.path, labels, given.pixel_size_um, given.provenance, not_seen, given.quality)
         except SegkitError as unwritten:  # one frame's own fault costs no other; a full disk would cost all
@@ -281,9 +282,8 @@ def _report(model: UNet, results: Sequence[FrameResult]) -> None:
     # in the notebook, too: the user must see that this student is not the right one
     scale = float(np.median([result.scale for result in results] or [1.0]))  # positions may differ
     widths = [result.cells["width_px"] * (result.scale / scale) for result in results if result.cells is not None]
-    scores = [result.scores for result in results if result.scores]
-    warned = width_warning(model, np.concatenate([np.zeros(0), *widths]), scale), dice_warning(scores)
-    for text in filter(None, warned):
+    too_wide = width_warning(model, np.concatenate([np.zeros(0), *widths]), scale)
+    for text in filter(None, (too_wide, dice_warning([result.scores for result in results if result.scores]))):
         log.info(text)
         warnings.warn(text, stacklevel=3)
 

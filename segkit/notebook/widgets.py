@@ -316,8 +316,7 @@ class LinkEditor(QuietBox):
     The doubtful links come first; any other cell can be chosen by position, frame and number.
     """
 
-    def __init__(self, frames: Sequence[Frame], cells: pd.DataFrame, tracks: pd.DataFrame,
-                 settings: Settings) -> None:
+    def __init__(self, frames: Sequence[Frame], cells: pd.DataFrame, tracks: pd.DataFrame, settings: Settings) -> None:
         self._cells, self._settings, self._successors = cells, settings, successors(cells, tracks)
         # by position and frame number: the frame and the next one
         self._pairs = {name: {first.frame: (first, second) for first, second in pairwise(film)}
@@ -376,14 +375,15 @@ class LinkEditor(QuietBox):
             field.value = chosen[k] if k < len(chosen) else None
         link = {"experiment": first.experiment, "position": first.position, "frame": first.frame,
                 "label": self.label.value, "next_label": " ".join(map(str, chosen))}
-        shown = show_links(pd.DataFrame([link]), (first, second), self._cells, self._settings)
-        self._picture.value = to_png(shown)
+        self._picture.value = to_png(show_links(pd.DataFrame([link]), (first, second), self._cells, self._settings))
 
     def save(self) -> None:
         """Write the choice into links.csv."""
-        first, second = self._pairs[self.position.value][self.frame.value]
-        chosen = tuple(dict.fromkeys(field.value for field in self.next if field.value is not None))
         with told_in(self._message, "not saved: "):
+            if self.label.value is None:
+                raise SegkitError("no cell is chosen")
+            first, second = self._pairs[self.position.value][self.frame.value]
+            chosen = tuple(dict.fromkeys(field.value for field in self.next if field.value is not None))
             correct_link(first, self.label.value, chosen, second, self._settings.run_dir)
             self._message.value = say(f"saved in {LINKS}; run this notebook again to follow the cells with it", True)
 

@@ -293,8 +293,8 @@ class Trainer:
             bias = [math.log(share / (1 - share)), 0.5 * share, *[0.0] * len(PAIRS)]
             initial.out.bias = nn.Parameter(torch.tensor(bias))
         elif initial.info.outputs != self.model.info.outputs:
-            raise SegkitError(f"START_FROM {start_from} is a model of version 1.1 or of the starting recipe: set "
-                              "START_FROM=auto, or empty")
+            raise SegkitError(f"START_FROM {start_from} predicts {initial.info.outputs} maps (version 1.1: 2), this "
+                              f"model {self.model.info.outputs}: set START_FROM=auto, or empty, or another")
         self.model.load_state_dict(initial.state_dict())
         self.ema = AveragedModel(self.model, multi_avg_fn=update_ema)
         self.ema_model = cast(UNet, self.ema.module)
