@@ -25,7 +25,7 @@ from segkit.measure.segment_dataset import (
 from segkit.model import predict as predict_module
 from segkit.model.postprocess import distance_target
 from segkit.model.predict import Maps, _spans, agreement, estimate_scale, find_cells, label, predict
-from segkit.model.unet import ModelInfo, copy_on_cpu
+from segkit.model.unet import PAIRS, ModelInfo, copy_on_cpu
 from tests.helpers import FIXTURE, affinity_of, squares, untrained_student, write
 
 
@@ -145,6 +145,19 @@ def test_auto_scale_is_one_factor_for_every_position(tmp_path, monkeypatch, capl
     segment_dataset(model, frames[4:6], tmp_path / "out", scale=1)
     with pytest.raises(TypeError):
         segment_dataset(model, frames[4:6], tmp_path / "out", scale=factor)
+
+
+def test_outlines_of_a_scaled_image_follow_the_probability_and_those_of_version_1_1_its_pixels():
+    y, x = np.mgrid[:80, :96]
+    disc = np.hypot(y - 39.5, x - 47.5) < 25
+    probability = disc.reshape(20, 4, 24, 4).mean((1, 3), dtype=np.float32)
+    cells = np.where(probability > 0.5, 1 + (np.arange(24) >= 12), 0)  # two that touch in the middle
+    maps = Maps(probability, None, disc.shape, affinity=np.ones((len(PAIRS), 20, 24)))
+    found = label(ModelInfo(), maps, cells).labels
+    coarse = label(ModelInfo(outputs=2), maps._replace(affinity=None), cells).labels
+    assert np.array_equal(coarse, np.kron(cells, np.ones((4, 4), int)))
+    assert dice(found, disc) > 0.99 > dice(coarse, disc)
+    assert np.array_equal(found[found > 0], (1 + (x >= 48))[found > 0])
 
 
 def test_maps_agree_less_where_cells_are_merged_missed_or_imagined():

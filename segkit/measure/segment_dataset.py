@@ -332,8 +332,7 @@ def segmented_frames(frames: Iterable[Frame], run_dir: str | Path) -> list[Frame
     path = Path(run_dir) / "frames.csv"
     if not path.is_file():
         return []
-    table = read_table(path)
-    seen = set(zip(table["experiment"], table["position"], table["frame"], strict=True))
+    seen = set(read_table(path)[["experiment", "position", "frame"]].itertuples(index=False, name=None))
     return [f for f in frames if (*f.unit, f.frame) in seen]
 
 

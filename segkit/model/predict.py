@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import ArrayLike
 from scipy import ndimage
+from skimage.segmentation import expand_labels
 from torch import Tensor
 
 from ..data.images import blank_pixels, has_contrast, normalise
@@ -102,8 +103,7 @@ def predict(model: UNet, images: Sequence[ArrayLike], *, scale: float | str = 1.
         x = F.interpolate(x, [_scaled(n, scale) for n in shape], mode="bilinear", antialias=True)
 
     # a flipped image is predicted, and its maps are flipped back
-    mirrors = MIRRORS if flips else MIRRORS[:1]
-    maps = torch.stack([_predict_mirrored(model, x, axes) for axes in mirrors]).mean(0)
+    maps = torch.stack([_predict_mirrored(model, x, axes) for axes in (MIRRORS if flips else MIRRORS[:1])]).mean(0)
     blank = [unseen | (not has_contrast(array, unseen)) for array, unseen in zip(arrays, blank, strict=True)]
     return [_as_maps(of_image, shape, unseen) for of_image, unseen in zip(maps.numpy(), blank, strict=True)]
 
@@ -181,14 +181,17 @@ def find_cells(info: ModelInfo, maps: Maps) -> np.ndarray:
 def label(info: ModelInfo, maps: Maps, cells: np.ndarray | None = None) -> Segmentation:
     """The cells of the maps (`find_cells`, where they are known) in the image's size.
 
-    Labels are resized by nearest neighbour, probabilities bilinearly.
+    Probabilities are resized bilinearly, labels by nearest neighbour up to where the probability falls below the
+    threshold.
     """
     probability, labels = maps.probability, find_cells(info, maps) if cells is None else cells
     if labels.shape != maps.shape:  # (h, w) -> (H, W)
         nearest = [((np.arange(n) + 0.5) * (m / n)).astype(int) for n, m in zip(maps.shape, labels.shape, strict=True)]
-        labels = labels[np.ix_(*nearest)]
         resized = F.interpolate(torch.from_numpy(probability)[None, None], maps.shape, mode="bilinear", antialias=True)
-        probability = resized[0, 0].numpy()
+        # cells end where the probability does, not with the network's pixels; those of version 1.1 as they did then
+        grow = 0 if maps.affinity is None else max(1, labels.shape[0] / maps.shape[0])
+        labels, probability = expand_labels(labels, grow)[np.ix_(*nearest)], resized[0, 0].numpy()
+        labels[(probability <= info.threshold) & (grow > 0)] = 0
     labels = relabel(np.where(maps.blank, 0, labels))
     return Segmentation(np.where(maps.blank, 0, probability), labels > 0, labels)
 
