@@ -122,11 +122,11 @@ def scale_for(model: segkit.UNet, image: np.ndarray, labels: np.ndarray, scale: 
 def evaluate(model: segkit.UNet, image: np.ndarray, labels: np.ndarray, scale: str, chambers: bool = False) -> dict:
     """Scores of one image. chambers: cells outside the rows that have labels do not count (delta's trench)."""
     maps = predict(model, [image], scale=scale_for(model, image, labels, scale))[0]
-    scores, rows = {}, np.flatnonzero(labels.any(1))
+    scores, rows, cells = {}, np.flatnonzero(labels.any(1)), {}
     for threshold in THRESHOLDS:
         shifted = None if maps.affinity is None else maps.affinity + (0.5 - threshold)
-        cells = find_cells(model.info, maps._replace(affinity=shifted))
-        found = label(model.info, maps, cells).labels
+        cells[threshold] = find_cells(model.info, maps._replace(affinity=shifted))
+        found = label(model.info, maps, cells[threshold]).labels
         for cell, box in enumerate(ndimage.find_objects(found) if chambers else (), start=1):
             if not rows[0] <= (box[0].start + box[0].stop) / 2 <= rows[-1]:
                 found[found == cell] = 0
@@ -134,7 +134,7 @@ def evaluate(model: segkit.UNet, image: np.ndarray, labels: np.ndarray, scale: s
     best = max(scores, key=lambda threshold: scores[threshold][0])
     return {"cells": len(np.unique(labels[labels > 0])), "Dice": scores[0.5][1], "PQ": scores[0.5][0],
             "best PQ": scores[best][0], "best threshold": best,
-            "quality": estimate_quality(model.info, maps, find_cells(model.info, maps))}
+            "quality": estimate_quality(model.info, maps, cells[0.5])}
 
 
 def evaluate_set(model: segkit.UNet, folder: Path, limit: int, scale: str) -> pd.DataFrame:
