@@ -5,10 +5,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from segkit import measure_cells
 from segkit.data.optics import Microscope, draw_microscope, field, intensity, outline_level, outline_shift, render
-from segkit.data.scenes import HALF_WIDTHS, SCENES, draw_frame, draw_scene
+from segkit.data.scenes import HALF_WIDTHS, SCENES, draw_frame, draw_scene, draw_stalks
 from segkit.data.synthetic import Rods, draw_labels, draw_thickness
 
 PLAIN = Microscope(phase=0.6, ring=0.7, leak=12.0, blur=1.0)
@@ -113,6 +114,20 @@ def test_every_kind_of_scene_comes_and_widths_keep_to_their_range():
     assert min(widths) > 0.9 * HALF_WIDTHS[0]
     assert max(widths) < 1.3 * HALF_WIDTHS[1]
     assert max(widths) > 1.8 * min(widths)
+
+
+def test_a_stalk_is_a_thin_part_of_its_cell_and_grows_at_a_free_pole_only():
+    cells = rods((20, 20), (20, 44), (42, 44))  # the last two stand end to end: the pole between them is not free
+    labels = draw_labels(cells, (128, 64))
+    for seed in range(8):
+        stalks = draw_stalks(cells, labels, np.random.default_rng(seed))
+        assert set(stalks.label) <= {1, 3}
+        assert (stalks.radius < 2).all()
+        whole = np.where(labels, labels, draw_labels(stalks, labels.shape))
+        for cell in set(stalks.label):
+            assert ndimage.label(whole == cell, np.ones((3, 3)))[1] == 1
+            assert (whole == cell).sum() > (labels == cell).sum() + 10
+    assert len(draw_stalks(cells.only(cells.label < 0), labels, np.random.default_rng(0)).label) == 0
 
 
 def test_drawn_labels_can_be_measured_and_cells_are_darker_than_what_surrounds_them():

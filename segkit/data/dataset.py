@@ -200,8 +200,7 @@ class Split:
         return len({f.unit for f in self.train} & {f.unit for f in self.validation})
 
 
-def split_by_position(pairs: Iterable[Frame],
-                      validation: str | Sequence[str] = ("09", "10", "19", "20")) -> Split:
+def split_by_position(pairs: Iterable[Frame], validation: str | Sequence[str] = ("09", "10", "19", "20")) -> Split:
     """Split pairs into training and validation by the suffix of the position's name.
 
     Parameters

@@ -6,7 +6,6 @@ import numpy as np
 from scipy import fft, ndimage
 
 PAD = 32  # pixels mirrored around the specimen: a Fourier transform takes its edges for neighbours
-OUTLINE = (1.2, 0.08, 0.65, 0.9)  # see `outline_level`
 
 
 @dataclass(frozen=True)
@@ -31,17 +30,11 @@ def draw_microscope(rng: np.random.Generator, radius: float) -> Microscope:
     phase = rng.uniform(0.25, 1.0)
     ring = max(0.3, phase * np.exp(rng.uniform(np.log(0.62), np.log(2))))  # below 0.8 the middle of cells turns bright
     return Microscope(
-        phase=phase,
-        ring=ring,
-        leak=radius * np.exp(rng.uniform(np.log(1.2), np.log(6))),
-        blur=rng.uniform(0.5, 1.6) * max(1, radius / 5),
-        defocus=rng.normal(0, 5) * max(1, radius / 5) ** 2,
-        light=tuple(rng.uniform(-0.15, 0.15, 3)),
-        blotches=rng.uniform(0, 0.05) * rng.integers(2),
-        dirt=rng.uniform(0, 0.06) * ring * rng.integers(2),
-        specks=rng.exponential(0.6) * rng.integers(2),
-        noise=np.exp(rng.uniform(np.log(0.003), np.log(0.05))),
-        grain=rng.uniform(0, 1) * rng.integers(2))
+        phase=phase, ring=ring, leak=radius * np.exp(rng.uniform(np.log(1.2), np.log(6))),
+        blur=rng.uniform(0.5, 1.6) * max(0.6, radius / 5), defocus=rng.normal(0, 5) * max(1, radius / 5) ** 2,
+        light=tuple(rng.uniform(-0.15, 0.15, 3)), blotches=rng.uniform(0, 0.05) * rng.integers(2),
+        dirt=rng.uniform(0, 0.06) * ring * rng.integers(2), specks=rng.exponential(0.6) * rng.integers(2),
+        noise=np.exp(rng.uniform(np.log(0.003), np.log(0.05))), grain=rng.uniform(0, 1) * rng.integers(2))
 
 
 def smooth_noise(shape: tuple[int, int], scale: float, rng: np.random.Generator) -> np.ndarray:
@@ -62,7 +55,7 @@ def field(shape: tuple[int, int], microscope: Microscope, rng: np.random.Generat
     phase = microscope.dirt * smooth_noise(shape, rng.uniform(4, 30), rng)
     yy, xx = np.ogrid[:shape[0], :shape[1]]
     for _ in range(rng.poisson(microscope.specks * shape[0] * shape[1] / 1e4)):
-        (top, left), size = rng.uniform(0, shape), rng.uniform(0.5, 1.3)
+        (top, left), size = rng.uniform(0, shape), rng.uniform(0.4, 0.9)  # narrower than a cell
         phase += rng.uniform(-1, 1) * np.exp(-((yy - top) ** 2 + (xx - left) ** 2) / (2 * size ** 2))
     return phase, light
 
@@ -81,7 +74,7 @@ def intensity(phase: np.ndarray, microscope: Microscope) -> np.ndarray:
     lens = np.exp((-2 * np.pi * microscope.blur ** 2 + 1j * microscope.defocus) * np.pi * squared)
     ring = np.exp(-2 * (np.pi * microscope.leak) ** 2 * squared)
     image = fft.ifft2(wave * (lens - (1 + 1j * microscope.ring) * ring))[PAD:-PAD, PAD:-PAD]
-    return np.abs(image) ** 2 / microscope.ring ** 2
+    return np.abs(image / microscope.ring) ** 2
 
 
 def outline_level(radius: float) -> float:
@@ -89,8 +82,7 @@ def outline_level(radius: float) -> float:
 
     Measured on labels of Omnipose: about 0.85 for half widths of 3 to 4.5 pixels, 0.6 for those of 5 to 8.
     """
-    start, slope, lowest, highest = OUTLINE
-    return min(max(start - slope * radius, lowest), highest)
+    return min(max(1.2 - 0.08 * radius, 0.65), 0.9)
 
 
 def outline_shift(microscope: Microscope, radius: float) -> float:

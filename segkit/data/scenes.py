@@ -10,7 +10,7 @@ from .optics import draw_microscope, field, outline_shift, render, smooth_noise
 from .synthetic import Rods, divide, draw_labels, draw_thickness, join, relax
 
 SCENES = {"empty": 0.1, "few": 0.2, "clumps": 0.2, "colony": 0.2, "crowded": 0.15, "channels": 0.15}  # shares of frames
-HALF_WIDTHS = (3.0, 7.5)  # of cells, each frame has its own, pixels
+HALF_WIDTHS = (2.5, 7.5)  # of cells, each frame has its own, pixels
 MAX_CELLS = 200  # of a frame
 OPEN = np.array([[-1e4, -1e4], [1e4, 1e4]])  # bounds where there are none
 
@@ -18,7 +18,7 @@ OPEN = np.array([[-1e4, -1e4], [1e4, 1e4]])  # bounds where there are none
 def draw_scene(shape: tuple[int, int], rng: np.random.Generator) -> tuple[str, Rods, np.ndarray]:
     """A random scene for one frame: its kind (one of SCENES), cells, and where walls and posts are (H, W), 0 to 1.
 
-    Half widths from 3 to 7.5 pixels, aspect ratios from 1.1 (cocci) to 14 (filaments). Cells may lie partly or wholly
+    Half widths from 2.5 to 7.5 pixels, aspect ratios from 1.1 (cocci) to 14 (filaments). Cells may lie partly or wholly
     outside the frame.
     """
     kind = str(rng.choice(list(SCENES), p=list(SCENES.values())))
@@ -75,6 +75,22 @@ def _constrict(rods: Rods, share: float, rng: np.random.Generator) -> Rods:
     return replace(join(cells), label=np.arange(1, len(rods.area) + len(half) + 1))
 
 
+def draw_stalks(rods: Rods, labels: np.ndarray, rng: np.random.Generator) -> Rods:
+    """Stalks at a free pole of some of the cells, as *Caulobacter* has: chains of thin rods with the cell's label."""
+    beyond = np.clip(rods.ends()[1] + 2 * rods.radius[:, None] * rods.direction(), 0, np.array(labels.shape) - 1)
+    free = labels[tuple(beyond.astype(int).T)] == 0
+    link = rods.only(free & (rng.random(len(free)) < rng.uniform(0.3, 1)))
+    link.centre, link.radius = link.ends()[1], 0 * link.radius + rng.uniform(0.24, 0.36) * rods.radius.max(initial=5)
+    link.area = (np.pi + 3) * link.radius ** 2
+    turn, links, stalks = np.zeros(len(link.area)), rng.integers(5, 60, len(link.area)), [link.only(link.area < 0)]
+    for k in range(links.max(initial=0)):
+        turn = 0.8 * turn + rng.normal(0, 0.06, len(turn))
+        link = replace(link, angle=link.angle + turn)
+        link.centre = link.centre + 1.5 * link.radius[:, None] * link.direction()
+        stalks.append(link.only(k < links))
+    return join(stalks)
+
+
 def _colony(shape: tuple[int, int], radius: float, rng: np.random.Generator) -> Rods:
     """Colonies that grew from one to three cells to a few or to many."""
     slim = rng.uniform(3, 7)  # pixels: as `divide` knows one area only, slim cells are the long ones
@@ -99,8 +115,7 @@ def _channels(shape: tuple[int, int], radius: float, rng: np.random.Generator) -
     y, x = np.ogrid[:shape[0], :shape[1]]
     inside = (np.abs(x - middles[:, None, None]) < half).any(0) & (y > top)
     trench = y + 0 * x > bottom + rng.uniform(0, 2) * smooth_noise((1, shape[1]), rng.uniform(2, 30), rng)
-    floor = bottom + radius * rng.uniform(6, 40)  # the trench's far wall, often outside the frame
-    walls = 1.0 * (~(inside | trench) | (y > floor))
+    walls = 1.0 * (~(inside | trench) | (y > bottom + radius * rng.uniform(6, 40)))  # the far wall is often outside
     # cells from the closed end on, as many as a random share of the channel holds
     places = []
     for middle in middles:
@@ -120,9 +135,7 @@ def _debris(shape: tuple[int, int], radius: float, rng: np.random.Generator) -> 
     """What is not a cell (H, W), 1 as thick as a cell: ragged clumps and scratches, darker or brighter than around."""
     y, x = np.mgrid[:shape[0], :shape[1]]
     rough = ndimage.gaussian_filter(rng.normal(size=shape), radius * rng.uniform(0.12, 0.3))
-    relief = rng.uniform(-0.5, 1) + rough / rough.std()
-    if rng.random() < 0.5:  # fragments with gaps between them
-        relief = np.maximum(relief, 0)
+    relief = np.maximum(rng.uniform(-1, 0.4) + rough / rough.std(), rng.choice([0, -9]))  # 0: with gaps between
     cover = np.zeros(shape)
     for _ in range(rng.integers(0, 4)):  # scratches through the whole frame
         (top, left), angle = rng.uniform(0, shape), rng.uniform(0, np.pi)
@@ -172,6 +185,10 @@ def draw_frame(rng: np.random.Generator, shape: tuple[int, int] = (256, 256)) ->
     texture = 1 + rng.uniform(0, 0.18) * smooth_noise(shape, radius * rng.uniform(0.5, 2), rng)
     thickness = texture * draw_thickness(rods, shape, -outline_shift(microscope, radius), warp,
                                          rng.uniform(0.85, 1.15, len(rods.area)))
+    if kind in ("few", "clumps") and not walls.any() and 0 < len(rods.area) <= 12 and rng.random() < 0.25:
+        stalks = draw_stalks(rods, labels, rng)
+        labels = np.where(labels, labels, draw_labels(stalks, shape, warp))
+        thickness = np.maximum(thickness, rng.uniform(0.15, 0.5) * draw_thickness(stalks, shape, -0.2, warp))
     obstacles, light = field(shape, microscope, rng)
     if rng.random() < (0.5 if kind in ("empty", "few") else 0.25):
         obstacles += microscope.phase * _debris(shape, radius, rng)

@@ -175,10 +175,9 @@ def draw_thickness(rods: Rods, shape: tuple[int, int], rim: float, warp: np.ndar
     return thickness
 
 
-def make_demo_dataset(path: str | Path, *, shape: tuple[int, int] = (128, 128), frames: int = 12,
-                      positions: Mapping[str, Sequence[int]] | None = None, cells: int = 6,
-                      minutes_per_frame: float = 10.0, doubling_minutes: float = 75.0, drug_frame: int = 6,
-                      drug_factor: float = 0.05, seed: int = 0) -> Path:
+def make_demo_dataset(path: str | Path, *, shape: tuple[int, int] = (128, 128), frames: int = 12, cells: int = 6,
+                      positions: Mapping[str, Sequence[int]] | None = None, seed: int = 0, drug_factor: float = 0.05,
+                      minutes_per_frame: float = 10.0, doubling_minutes: float = 75.0, drug_frame: int = 6) -> Path:
     """Write a synthetic dataset in the users' layout: images, exact labels, experiments.csv, truth.json, lineage.csv.
 
     Parameters
@@ -237,9 +236,8 @@ def _write_truth(root: Path, experiments: Iterable[str], truth: Mapping[str, obj
     (root / "truth.json").write_text(json.dumps(truth, indent=1) + "\n", "utf-8")
 
 
-def _write_position(root: Path, experiment: str, number: int, order: int,
-                    movie: Iterable[tuple[np.ndarray, np.ndarray, np.ndarray]],
-                    lineage: list[str]) -> dict[str, object]:
+def _write_position(root: Path, experiment: str, number: int, order: int, movie: Iterable[
+        tuple[np.ndarray, np.ndarray, np.ndarray]], lineage: list[str]) -> dict[str, object]:
     """Write one position's images and labels and add its cells to lineage; returns what truth.json records.
 
     Folders vary by their order as real ones do: their names, suffixes, 8 or 16 bits, numbering from 0 or later.

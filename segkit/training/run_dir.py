@@ -122,9 +122,8 @@ def open_run(split: Split, settings: Settings) -> Path:
         raise SegkitError(f"RESUME is set and runs/{settings.run} was validated on other frames, {others[0]} is one: "
                           "set VALIDATION and EXCLUDE as in settings.json, or another RUN and START_FROM to this run")
     write_json(run_dir / "settings.json", settings.as_dict())
-    write_json(run_dir / "split.json", {"train": list(dict.fromkeys(train + earlier.get("train", []))),
-                                        "validation": validation,
-                                        "excluded": dict.fromkeys(settings.exclude, "EXCLUDE")})
+    write_json(run_dir / "split.json", {"train": list(dict.fromkeys(train + earlier.get("train", []))), "validation":
+                                        validation, "excluded": dict.fromkeys(settings.exclude, "EXCLUDE")})
     return run_dir
 
 
@@ -168,9 +167,8 @@ def finish_run(model: UNet, scores: pd.DataFrame, history: History, settings: Se
     # Scores over the validation frames, and their mean for each position
     best = history.best or {}
     by_position = scores.groupby(scores["experiment"] + " " + scores["position"])["dice"].mean()
-    summary = {"val_dice": float(scores["dice"].mean()), "train_dice": best.get("train_dice"),
-               "val_panoptic_quality": float(scores["panoptic_quality"].mean()),
-               "val_dice_by_position": by_position.to_dict()}
+    summary = {"val_dice": float(scores["dice"].mean()), "val_dice_by_position": by_position.to_dict(),
+               "train_dice": best.get("train_dice"), "val_panoptic_quality": float(scores["panoptic_quality"].mean())}
     versions = {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
     seconds = round(sum(row["seconds"] for row in history.rows), 1)
     report = summary | {"best_epoch": best.get("epoch"), "epochs": history.epoch, "seconds": seconds, "device": device,
