@@ -42,6 +42,7 @@ from segkit.training.trainer import Trainer, learning_rate_at, recompute_bn_stat
 OPTIONS = {"DATA": "", "OUT": "segkit/starter.safetensors", "SETS": "", "STEPS": "6000", "SECONDS": "9000",
            "FRAMES": "1500", "CROP": "160", "WORKERS": "1", "START": ""}
 SIDE = 256  # pixels, of a synthetic frame
+CELL_WIDTH = 9.0  # pixels, to which the cells of every frame are brought: at 7 touching cells are joined more often
 TIGHT = 0.7  # pixels inside of Omnipose's outline from which on outlines are moved
 Pair = tuple[np.ndarray, np.ndarray]  # image, labels
 ABOVE = 12  # pixels kept around delta's labelled rows: the cells of its trench have no labels
@@ -91,18 +92,17 @@ def mixed_store(drawn: Sequence[Decoded], real: Mapping[str, Mapping[Frame, Deco
                                for part in list(zip(*frames, strict=True))[:3])
     height, width = (torch.tensor([frame.image.shape[k] for frame in frames]) for k in (0, 1))
     start = torch.cumsum(height * width, 0) - height * width
-    cell_width = float(np.median(np.concatenate([frame.widths for frame in frames])))
-    scale = torch.tensor([scale_of(frame, cell_width) for frame in frames])
+    scale = torch.tensor([scale_of(frame) for frame in frames])
     points = torch.from_numpy(np.stack([frame.points for frame in frames])).long()
-    areas = np.concatenate([frame.areas for frame in frames])
+    areas = np.concatenate([frame.areas * scale_of(frame) ** 2 for frame in frames])
     shares = [float(np.mean([(frame.target > 0).mean() for frame in group])) for group in groups]
     at = torch.tensor(index)
     return Store(tuple(index), pixels, targets, labels, start[at], height[at], width[at],  # type: ignore[arg-type]
-                 points[at], scale[at], cell_width, areas, min(shares), ())
+                 points[at], scale[at], CELL_WIDTH, areas, min(shares), ())
 
 
-def scale_of(frame: Decoded, cell_width: float) -> float:
-    return float(np.clip(cell_width / np.median(frame.widths), *SCALES)) if len(frame.widths) else 1.0
+def scale_of(frame: Decoded) -> float:
+    return float(np.clip(CELL_WIDTH / np.median(frame.widths), *SCALES)) if len(frame.widths) else 1.0
 
 
 class Drawing:
@@ -144,7 +144,7 @@ def train(drawn: Sequence[Decoded], real: Mapping[str, Mapping[Frame, Decoded]],
             for values, array in zip(stored, new, strict=True):
                 values[place] = torch.from_numpy(array.ravel()).to(values.device)
             store.points[oldest] = torch.from_numpy(frame.points)
-            store.scale[oldest] = scale_of(frame, store.cell_width)
+            store.scale[oldest] = scale_of(frame)
             oldest = (oldest + 1) % len(drawn)
         trainer.learning_rate = learning_rate_at(progress, settings.learning_rate)
         plan = sample_crops(store, settings.batch_size, (side, side), generator)

@@ -65,7 +65,7 @@ def _constrict(rods: Rods, share: float, rng: np.random.Generator) -> Rods:
     """Some of the cells have just divided: two daughters whose caps overlap, so that the waist between is shallow."""
     chosen = (rods.half_length() > 1.2 * rods.radius) & (rng.random(len(rods.area)) < share)
     mothers = rods.only(chosen)
-    half, overlap = mothers.half_length(), mothers.radius * rng.uniform(0.2, 0.9, len(mothers.area))
+    half, overlap = mothers.half_length(), mothers.radius * rng.uniform(0.2, 1.1, len(mothers.area))
     middle = half * rng.uniform(-0.15, 0.15, len(half))  # of the waist, from the mother's middle
     cells = [rods.only(~chosen)]
     for side in (-1, 1):
@@ -80,7 +80,7 @@ def draw_stalks(rods: Rods, labels: np.ndarray, rng: np.random.Generator) -> Rod
     beyond = np.clip(rods.ends()[1] + 2 * rods.radius[:, None] * rods.direction(), 0, np.array(labels.shape) - 1)
     free = labels[tuple(beyond.astype(int).T)] == 0
     link = rods.only(free & (rng.random(len(free)) < rng.uniform(0.3, 1)))
-    link.centre, link.radius = link.ends()[1], 0 * link.radius + rng.uniform(0.24, 0.36) * rods.radius.max(initial=5)
+    link.centre, link.radius = link.ends()[1], 0 * link.radius + rng.uniform(0.16, 0.36) * rods.radius.max(initial=5)
     link.area = (np.pi + 3) * link.radius ** 2
     turn, links, stalks = np.zeros(len(link.area)), rng.integers(5, 60, len(link.area)), [link.only(link.area < 0)]
     for k in range(links.max(initial=0)):
@@ -135,7 +135,7 @@ def _debris(shape: tuple[int, int], radius: float, rng: np.random.Generator) -> 
     """What is not a cell (H, W), 1 as thick as a cell: ragged clumps and scratches, darker or brighter than around."""
     y, x = np.mgrid[:shape[0], :shape[1]]
     rough = ndimage.gaussian_filter(rng.normal(size=shape), radius * rng.uniform(0.12, 0.3))
-    relief = np.maximum(rng.uniform(-1, 0.4) + rough / rough.std(), rng.choice([0, -9]))  # 0: with gaps between
+    relief = np.maximum(rng.uniform(-0.5, 1) + rough / rough.std(), rng.choice([0, -9]))  # 0: with gaps between
     cover = np.zeros(shape)
     for _ in range(rng.integers(0, 4)):  # scratches through the whole frame
         (top, left), angle = rng.uniform(0, shape), rng.uniform(0, np.pi)
@@ -185,7 +185,7 @@ def draw_frame(rng: np.random.Generator, shape: tuple[int, int] = (256, 256)) ->
     texture = 1 + rng.uniform(0, 0.18) * smooth_noise(shape, radius * rng.uniform(0.5, 2), rng)
     thickness = texture * draw_thickness(rods, shape, -outline_shift(microscope, radius), warp,
                                          rng.uniform(0.85, 1.15, len(rods.area)))
-    if kind in ("few", "clumps") and not walls.any() and 0 < len(rods.area) <= 12 and rng.random() < 0.25:
+    if kind in ("few", "clumps") and not walls.any() and 0 < len(rods.area) <= 12 and rng.random() < 0.4:
         stalks = draw_stalks(rods, labels, rng)
         labels = np.where(labels, labels, draw_labels(stalks, shape, warp))
         thickness = np.maximum(thickness, rng.uniform(0.15, 0.5) * draw_thickness(stalks, shape, -0.2, warp))
