@@ -1,11 +1,11 @@
 """Train the starter: `python benchmarks/starter.py DATA=folder [OUT=segkit/starter.safetensors NAME=value ...]`.
 
-DATA holds sets of real frames in the users' layout. Half of the crops show synthetic frames (`scenes.draw_frame`), the
-others come from all real sets with equal shares, training positions only. Outlines that lie 0.7 pixels or more inside
-of where Omnipose draws them are moved outwards. Frames are drawn by processes beside the training, so that none need
-come twice. STEPS=6000, SECONDS=9000 (whatever ends first), FRAMES=1500 (kept at a time), CROP=160, WORKERS=1 (processes
-that draw), SETS=delta,omnipose (default all), START=run or model file to go on from (default random weights). Other
-names are settings of the training (SEED, BATCH_SIZE, DEVICE, ...).
+DATA holds sets of real frames in the users' layout. Two thirds of the crops show synthetic frames
+(`scenes.draw_frame`), the others come from all real sets with equal shares, training positions only. Outlines that lie
+0.7 pixels or more inside of where Omnipose draws them are moved outwards. Frames are drawn by processes beside the
+training, so that none need come twice. STEPS=6000, SECONDS=9000 (whatever ends first), FRAMES=1500 (kept at a time),
+CROP=160, WORKERS=1 (processes that draw), SETS=delta,omnipose (default all), START=run or model file to go on from
+(default random weights). Other names are settings of the training (SEED, BATCH_SIZE, DEVICE, ...).
 """
 
 from __future__ import annotations
@@ -81,12 +81,12 @@ def labelled_rows(image: np.ndarray, labels: np.ndarray) -> Pair:
 
 
 def mixed_store(drawn: Sequence[Decoded], real: Mapping[str, Mapping[Frame, Decoded]], device: torch.device) -> Store:
-    """All frames; those of a real set are listed so often that every set has the same share, together a half."""
+    """All frames; those of a real set are listed so often that every set has the same share, together a third."""
     groups = [drawn, *(list(each.values()) for each in real.values())]
     frames = [frame for group in groups for frame in group]
     index, first = list(range(len(drawn))), len(drawn)
     for each in real.values():
-        index += (first + np.arange(len(drawn) // len(real)) % len(each)).tolist()
+        index += (first + np.arange(len(drawn) // (2 * len(real))) % len(each)).tolist()
         first += len(each)
     pixels, targets, labels = (torch.from_numpy(np.concatenate([values.ravel() for values in part])).to(device)
                                for part in list(zip(*frames, strict=True))[:3])
