@@ -69,12 +69,11 @@ def intensity(phase: np.ndarray, microscope: Microscope) -> np.ndarray:
     the ring, which lets an amplitude of `ring` through and delays it by a quarter of a wave; S, the rest of what the
     lens collects, passes beside it. The intensity is |S - i ring D|^2.
     """
-    wave = fft.fft2(np.exp(1j * np.pad(phase, PAD, mode="reflect")))
-    squared = fft.fftfreq(wave.shape[0])[:, None] ** 2 + fft.fftfreq(wave.shape[1]) ** 2
+    u = fft.fft2(np.exp(1j * np.pad(phase, PAD, mode="reflect")))
+    squared = fft.fftfreq(u.shape[0])[:, None] ** 2 + fft.fftfreq(u.shape[1]) ** 2
     lens = np.exp((-2 * np.pi * microscope.blur ** 2 + 1j * microscope.defocus) * np.pi * squared)
     ring = np.exp(-2 * (np.pi * microscope.leak) ** 2 * squared)
-    image = fft.ifft2(wave * (lens - (1 + 1j * microscope.ring) * ring))[PAD:-PAD, PAD:-PAD]
-    return np.abs(image / microscope.ring) ** 2
+    return np.abs(fft.ifft2(u * (lens - (1 + 1j * microscope.ring) * ring))[PAD:-PAD, PAD:-PAD] / microscope.ring) ** 2
 
 
 def outline_level(radius: float) -> float:

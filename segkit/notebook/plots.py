@@ -117,8 +117,9 @@ def show_pictures(pictures: Sequence[np.ndarray], titles: Sequence[str], pixel_s
     whole_width, whole_height = columns * (wide + GAP) - GAP, rows * (tall + TITLE) + BELOW
     figure = Picture(whole_width / DPI, whole_height / DPI)
     figure.set_layout_engine("none")
-    figure.subplots_adjust(0, BELOW / whole_height, 1, 1 - TITLE / whole_height, GAP / wide, TITLE / tall)
-    grid = figure.subplots(rows, columns, squeeze=False)
+    grid = figure.subplots(rows, columns, squeeze=False, gridspec_kw={
+        "left": 0, "right": 1, "top": 1 - TITLE / whole_height, "bottom": BELOW / whole_height,
+        "wspace": GAP / wide, "hspace": TITLE / tall})
     # the pictures, without ticks; the last row may have empty places
     for axes in grid.flat:
         axes.set_axis_off()
