@@ -55,12 +55,15 @@ def test_the_starter_is_trained_on_equal_shares_of_what_has_no_validation_positi
     frames = starter.read_set(small_demo(tmp_path / "demo"), ("09",))
     assert frames
     assert {frame.position for frame in frames} == {"Pos101", "Pos102"}
-    drawn = [starter.draw(seed) for seed in range(6)]
+    drawn = [starter.draw(seed) for seed in range(8)]
     store = starter.mixed_store(drawn, {"a": dict([next(iter(frames.items()))]), "b": frames}, torch.device("cpu"))
     shares = Counter(store.start.tolist())
-    assert len(store.start) == 12
-    assert shares[6 * starter.SIDE ** 2] == 3  # the only frame of its set
-    assert store.cell_width > 3
+    assert len(store.start) == 12  # a third is real
+    assert shares[8 * starter.SIDE ** 2] == 2  # the only frame of its set
+    # cells of all frames are brought to one width
+    width = np.median(next(iter(frames.values())).widths)
+    assert store.scale[8] == pytest.approx(starter.CELL_WIDTH / width)
+    assert store.cell_width == starter.CELL_WIDTH
 
 
 @pytest.mark.parametrize(("offset", "by"), [(0.3, 0), (1.0, 1), (2.0, 2), (-1.5, 0)])
