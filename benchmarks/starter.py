@@ -92,13 +92,13 @@ def mixed_store(drawn: Sequence[Decoded], real: Mapping[str, Mapping[Frame, Deco
                                for part in list(zip(*frames, strict=True))[:3])
     height, width = (torch.tensor([frame.image.shape[k] for frame in frames]) for k in (0, 1))
     start = torch.cumsum(height * width, 0) - height * width
-    scale = torch.tensor([scale_of(frame) for frame in frames])
+    scales = [scale_of(frame) for frame in frames]
     points = torch.from_numpy(np.stack([frame.points for frame in frames])).long()
-    areas = np.concatenate([frame.areas * scale_of(frame) ** 2 for frame in frames])
+    areas = np.concatenate([frame.areas * scale ** 2 for frame, scale in zip(frames, scales, strict=True)])
     shares = [float(np.mean([(frame.target > 0).mean() for frame in group])) for group in groups]
     at = torch.tensor(index)
     return Store(tuple(index), pixels, targets, labels, start[at], height[at], width[at],  # type: ignore[arg-type]
-                 points[at], scale[at], CELL_WIDTH, areas, min(shares), ())
+                 points[at], torch.tensor(scales)[at], CELL_WIDTH, areas, min(shares), ())
 
 
 def scale_of(frame: Decoded) -> float:

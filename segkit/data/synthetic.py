@@ -236,8 +236,8 @@ def _write_truth(root: Path, experiments: Iterable[str], truth: Mapping[str, obj
     (root / "truth.json").write_text(json.dumps(truth, indent=1) + "\n", "utf-8")
 
 
-def _write_position(root: Path, experiment: str, number: int, order: int, movie: Iterable[
-        tuple[np.ndarray, np.ndarray, np.ndarray]], lineage: list[str]) -> dict[str, object]:
+def _write_position(root: Path, experiment: str, number: int, order: int, movie: Iterable[tuple[np.ndarray, ...]],
+                    lineage: list[str]) -> dict[str, object]:
     """Write one position's images and labels and add its cells to lineage; returns what truth.json records.
 
     Folders vary by their order as real ones do: their names, suffixes, 8 or 16 bits, numbering from 0 or later.

@@ -122,8 +122,8 @@ def open_run(split: Split, settings: Settings) -> Path:
         raise SegkitError(f"RESUME is set and runs/{settings.run} was validated on other frames, {others[0]} is one: "
                           "set VALIDATION and EXCLUDE as in settings.json, or another RUN and START_FROM to this run")
     write_json(run_dir / "settings.json", settings.as_dict())
-    write_json(run_dir / "split.json", {"train": list(dict.fromkeys(train + earlier.get("train", []))), "validation":
-                                        validation, "excluded": dict.fromkeys(settings.exclude, "EXCLUDE")})
+    used = {"train": list(dict.fromkeys(train + earlier.get("train", []))), "validation": validation}
+    write_json(run_dir / "split.json", used | {"excluded": dict.fromkeys(settings.exclude, "EXCLUDE")})
     return run_dir
 
 
