@@ -9,9 +9,10 @@ student's width (SCALE=labels, by the set's labels; or auto, or a number), and o
 Omnipose's are moved first, as for the starter.
 
 STUDENTS=synthetic (or left_out, or both, the default), SETS=delta,omnipose (default all), SEEDS=1, STEPS=2400 (of the
-first student), MORE=500 (of each of the others), SECONDS=3600 (of each, at most), FRAMES=1500 (synthetic ones),
-CROP=128, LIMIT=5 (evaluated frames of a set), WORKERS=2 (processes that draw), PARALLEL=1 (students trained beside
-each other); MODEL=run or starter: a student in place of the first.
+first student), MORE=500 (of each of the others), RATE=0.0008 (their learning rate), REAL=0.33 (of their crops, the
+others are synthetic), SECONDS=3600 (of each, at most), FRAMES=1500 (synthetic ones; the first student gets new ones
+while it is trained), CROP=128, LIMIT=5 (evaluated frames of a set), WORKERS=2 (processes that draw), PARALLEL=1
+(students trained beside each other); MODEL=run or starter: a student in place of the first.
 """
 
 from __future__ import annotations
@@ -45,12 +46,13 @@ from segkit.settings import Settings
 from segkit.training.frames import Decoded
 
 OPTIONS = {"DATA": "", "STUDENTS": "both", "SETS": "", "SEEDS": "1", "STEPS": "2400", "MORE": "500",
-           "SECONDS": "3600", "FRAMES": "1500", "CROP": "128", "LIMIT": "5", "SCALE": "labels", "WORKERS": "2",
-           "PARALLEL": "1", "MODEL": ""}
+           "RATE": "0.0008", "REAL": "0.33", "SECONDS": "3600", "FRAMES": "1500", "CROP": "128", "LIMIT": "5",
+           "SCALE": "labels", "WORKERS": "2", "PARALLEL": "1", "MODEL": ""}
 ARTEFACTS = Path(__file__).parents[1] / "artefacts"
 HELD = 8  # synthetic frames of the sweeps, and frames without cells
 THRESHOLDS = (0.3, 0.4, 0.5, 0.6, 0.7)  # of the mean affinity
 WIDTHS = 5, 40  # pixels, of the cells that are served
+OTHER_FRAMES = 1000  # added to the seed: frames that are drawn during the training are not those drawn before it
 PAINT = 24  # pixels around a cell that are painted over with it: its halo
 
 DRAWN: list[Decoded] = []  # synthetic frames: processes are forked, so that each has them without a copy
@@ -191,26 +193,26 @@ def means(scores: pd.DataFrame) -> pd.DataFrame:
     return pd.concat([by_set, mean]).rename_axis("set").reset_index()
 
 
-def student(sets: Sequence[Path], settings: Settings, options: Mapping[str, str], steps: str,
-            start: str = "") -> segkit.UNet:
-    """A student of synthetic frames and of these sets, which starts from a model or from random weights."""
-    torch.set_num_threads(max(1, torch.get_num_threads() // int(options["PARALLEL"])))
-    real = {folder.name: read_set(folder, settings.validation) for folder in sets}
-    return train(DRAWN, real, settings, steps=int(steps), seconds=float(options["SECONDS"]), start=start)
-
-
 def train_first(settings: Settings, options: Mapping[str, str]) -> str:
     """Train the student of synthetic frames alone; returns its file."""
     ARTEFACTS.mkdir(exist_ok=True)
     path = ARTEFACTS / f"synthetic_{settings.seed}.safetensors"
-    save_model(student((), settings, options, options["STEPS"]).cpu(), path)
+    drawing = Drawing(int(options["WORKERS"]), OTHER_FRAMES + settings.seed)
+    model = train(DRAWN, {}, settings, steps=int(options["STEPS"]), seconds=float(options["SECONDS"]), real_share=0,
+                  drawing=drawing)
+    drawing.pool.shutdown(cancel_futures=True)
+    save_model(model.cpu(), path)
     return str(path)
 
 
 def left_out(folder: Path, sets: Sequence[Path], settings: Settings, options: Mapping[str, str],
              first: str) -> pd.DataFrame:
     """Scores of the set that a student did not see."""
-    model = student([other for other in sets if other != folder], settings, options, options["MORE"], first)
+    torch.set_num_threads(max(1, torch.get_num_threads() // int(options["PARALLEL"])))
+    real = {other.name: read_set(other, settings.validation) for other in sets if other != folder}
+    settings = replace(settings, learning_rate=float(options["RATE"]))
+    model = train(DRAWN, real, settings, steps=int(options["MORE"]), seconds=float(options["SECONDS"]),
+                  real_share=float(options["REAL"]), start=first)
     scores = evaluate_set(model, folder, int(options["LIMIT"]), options["SCALE"])
     print(scores.to_string(), flush=True)
     return scores

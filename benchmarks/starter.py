@@ -1,11 +1,11 @@
 """Train the starter: `python benchmarks/starter.py DATA=folder [OUT=segkit/starter.safetensors NAME=value ...]`.
 
-DATA holds sets of real frames in the users' layout. Two thirds of the crops show synthetic frames
-(`scenes.draw_frame`), the others come from all real sets with equal shares, training positions only. Outlines that lie
-0.7 pixels or more inside of where Omnipose draws them are moved outwards. Frames are drawn by processes beside the
-training, so that none need come twice. STEPS=6000, SECONDS=9000 (whatever ends first), FRAMES=1500 (kept at a time),
-CROP=160, WORKERS=1 (processes that draw), SETS=delta,omnipose (default all), START=run or model file to go on from
-(default random weights). Other names are settings of the training (SEED, BATCH_SIZE, DEVICE, ...).
+DATA holds sets of real frames in the users' layout. Most of the crops show synthetic frames (`scenes.draw_frame`), the
+others, a share of REAL=0.33, come from all real sets alike, training positions only. Outlines that lie 0.7 pixels or
+more inside of where Omnipose draws them are moved outwards. Frames are drawn by processes beside the training, so that
+none need come twice. STEPS=6000, SECONDS=9000 (whatever ends first), FRAMES=1500 (kept at a time), CROP=160, WORKERS=1
+(processes that draw), SETS=delta,omnipose (default all), START=run or model file to go on from (default random
+weights). Other names are settings of the training (SEED, BATCH_SIZE, DEVICE, ...).
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from segkit.training.frames import SCALES, Decoded, Store, decode_pair
 from segkit.training.trainer import Trainer, learning_rate_at, recompute_bn_stats
 
 OPTIONS = {"DATA": "", "OUT": "segkit/starter.safetensors", "SETS": "", "STEPS": "6000", "SECONDS": "9000",
-           "FRAMES": "1500", "CROP": "160", "WORKERS": "1", "START": ""}
+           "FRAMES": "1500", "CROP": "160", "WORKERS": "1", "START": "", "REAL": "0.33"}
 SIDE = 256  # pixels, of a synthetic frame
 CELL_WIDTH = 9.0  # pixels, to which the cells of every frame are brought: at 7 touching cells are joined more often
 TIGHT = 0.7  # pixels inside of Omnipose's outline from which on outlines are moved
@@ -80,13 +80,15 @@ def labelled_rows(image: np.ndarray, labels: np.ndarray) -> Pair:
     return image[kept], labels[kept]
 
 
-def mixed_store(drawn: Sequence[Decoded], real: Mapping[str, Mapping[Frame, Decoded]], device: torch.device) -> Store:
-    """All frames; those of a real set are listed so often that every set has the same share, together a third."""
+def mixed_store(drawn: Sequence[Decoded], real: Mapping[str, Mapping[Frame, Decoded]], share: float,
+                device: torch.device) -> Store:
+    """All frames; those of real sets are listed so often that together they have this share, each set the same."""
     groups = [drawn, *(list(each.values()) for each in real.values())]
     frames = [frame for group in groups for frame in group]
     index, first = list(range(len(drawn))), len(drawn)
     for each in real.values():
-        index += (first + np.arange(len(drawn) // (2 * len(real))) % len(each)).tolist()
+        listed = round(len(drawn) * share / (1 - share) / len(real))
+        index += (first + np.arange(listed) % len(each)).tolist()
         first += len(each)
     pixels, targets, labels = (torch.from_numpy(np.concatenate([values.ravel() for values in part])).to(device)
                                for part in list(zip(*frames, strict=True))[:3])
@@ -125,10 +127,10 @@ class Drawing:
 
 
 def train(drawn: Sequence[Decoded], real: Mapping[str, Mapping[Frame, Decoded]], settings: Settings, *, steps: int,
-          seconds: float, drawing: Drawing | None = None, start: str = "") -> segkit.UNet:
+          seconds: float, real_share: float, drawing: Drawing | None = None, start: str = "") -> segkit.UNet:
     """A student of these frames; new ones of `drawing` take the places of the oldest. start: a model to go on from."""
     group = ProcessGroup(settings.device)
-    store, side = mixed_store(drawn, real, group.device), int(settings.crop.partition("x")[0])
+    store, side = mixed_store(drawn, real, real_share, group.device), int(settings.crop.partition("x")[0])
     model = segkit.UNet()
     trainer = Trainer(model, replace(settings, start_from=start), group)
     earlier = trainer.initialise(0.2)
@@ -179,8 +181,8 @@ def main(arguments: list[str]) -> None:
     drawing = Drawing(int(own["WORKERS"]), settings.seed)
     real = {folder.name: read_set(folder, settings.validation) for folder in folders}
     drawn = list(islice(drawing.take(wait=True), int(own["FRAMES"])))
-    model = train(drawn, real, settings, steps=int(own["STEPS"]), seconds=float(own["SECONDS"]), drawing=drawing,
-                  start=own["START"])
+    model = train(drawn, real, settings, steps=int(own["STEPS"]), seconds=float(own["SECONDS"]),
+                  real_share=float(own["REAL"]), drawing=drawing, start=own["START"])
     save_model(model.cpu(), Path(own["OUT"]), half=True)
     drawing.pool.shutdown(cancel_futures=True)
 

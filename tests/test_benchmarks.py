@@ -56,7 +56,8 @@ def test_the_starter_is_trained_on_equal_shares_of_what_has_no_validation_positi
     assert frames
     assert {frame.position for frame in frames} == {"Pos101", "Pos102"}
     drawn = [starter.draw(seed) for seed in range(8)]
-    store = starter.mixed_store(drawn, {"a": dict([next(iter(frames.items()))]), "b": frames}, torch.device("cpu"))
+    store = starter.mixed_store(drawn, {"a": dict([next(iter(frames.items()))]), "b": frames}, 1 / 3,
+                                torch.device("cpu"))
     shares = Counter(store.start.tolist())
     assert len(store.start) == 12  # a third is real
     assert shares[8 * starter.SIDE ** 2] == 2  # the only frame of its set

@@ -117,12 +117,12 @@ def test_every_kind_of_scene_comes_and_widths_keep_to_their_range():
 
 
 def test_a_stalk_is_a_thin_part_of_its_cell_and_grows_at_a_free_pole_only():
-    cells = rods((20, 20), (20, 44), (42, 44))  # the last two stand end to end: the pole between them is not free
-    labels = draw_labels(cells, (128, 64))
+    cells = rods((20, 20), (20, 120), (42, 120))  # the last two stand end to end: the pole between them is not free
+    labels = draw_labels(cells, (128, 160))
     for seed in range(8):
         stalks = draw_stalks(cells, labels, np.random.default_rng(seed))
         assert set(stalks.label) <= {1, 3}
-        assert (stalks.radius < 2).all()
+        assert (stalks.radius <= cells.radius.max() / 2).all()
         whole = np.where(labels, labels, draw_labels(stalks, labels.shape))
         for cell in set(stalks.label):
             assert ndimage.label(whole == cell, np.ones((3, 3)))[1] == 1

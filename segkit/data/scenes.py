@@ -24,8 +24,7 @@ def draw_scene(shape: tuple[int, int], rng: np.random.Generator) -> tuple[str, R
     kind = str(rng.choice(list(SCENES), p=list(SCENES.values())))
     radius, walls = float(np.exp(rng.uniform(*np.log(HALF_WIDTHS)))), np.zeros(shape)
     if kind == "channels":
-        rods, walls = _channels(shape, radius, rng)
-        return kind, _constrict(rods, rng.uniform(0, 0.8), rng), walls
+        return kind, *_channels(shape, radius, rng)
     if kind == "colony":
         rods = _colony(shape, radius, rng)
     else:
@@ -37,11 +36,10 @@ def draw_scene(shape: tuple[int, int], rng: np.random.Generator) -> tuple[str, R
         low, high = np.zeros(2), np.array(shape, float)
         if kind == "crowded":  # a dense strip where more cells than there may be would fill the frame
             high[rng.integers(2)] *= min(1, MAX_CELLS / count)
+        rods.centre = rng.uniform(low, high, rods.centre.shape)
         if kind == "clumps":  # one to three of them, of any tightness
             middles = rng.uniform(low, high, (rng.integers(1, 4), 2))
             rods.centre = rng.choice(middles, len(rods.area)) + rng.normal(0, rng.uniform(10, 80), rods.centre.shape)
-        else:
-            rods.centre = rng.uniform(low, high, rods.centre.shape)
         if rng.random() < 1 / 3:
             rods.angle = rng.uniform(0, np.pi) + rng.normal(0, 0.1, len(rods.area))
         relax(rods, np.array([low - radius, high + radius]) if kind == "crowded" else OPEN, 60)
@@ -62,17 +60,20 @@ def _rods(count: int, radius: float, area: float, rng: np.random.Generator) -> R
 
 
 def _constrict(rods: Rods, share: float, rng: np.random.Generator) -> Rods:
-    """Some of the cells have just divided: two daughters whose caps overlap, so that the waist between is shallow."""
+    """Some of the cells divide: two daughters whose caps overlap, still one cell (label) where the waist is shallow."""
     chosen = (rods.half_length() > 1.2 * rods.radius) & (rng.random(len(rods.area)) < share)
     mothers = rods.only(chosen)
-    half, overlap = mothers.half_length(), mothers.radius * rng.uniform(0.2, 1.1, len(mothers.area))
+    half, overlap = mothers.half_length(), mothers.radius * rng.uniform(0.2, 1.5, len(mothers.area))
     middle = half * rng.uniform(-0.15, 0.15, len(half))  # of the waist, from the mother's middle
     cells = [rods.only(~chosen)]
     for side in (-1, 1):
         length = (half + mothers.radius - side * middle + overlap) / 2 - mothers.radius  # half of the axis
         cells.append(replace(mothers, centre=mothers.centre + side * mothers.direction() * (half - length)[:, None],
                              area=np.pi * mothers.radius ** 2 + 4 * mothers.radius * np.maximum(length, 0.5)))
-    return replace(join(cells), label=np.arange(1, len(rods.area) + len(half) + 1))
+    label, count = np.arange(1, len(rods.area) + len(half) + 1), len(rods.area)
+    apart = overlap < mothers.radius * rng.uniform(0.6, 1.5, len(half))  # teachers differ
+    label[count:] = np.where(apart, label[count:], label[count - len(half):count])
+    return replace(join(cells), label=label)
 
 
 def draw_stalks(rods: Rods, labels: np.ndarray, rng: np.random.Generator) -> Rods:
@@ -80,7 +81,7 @@ def draw_stalks(rods: Rods, labels: np.ndarray, rng: np.random.Generator) -> Rod
     beyond = np.clip(rods.ends()[1] + 2 * rods.radius[:, None] * rods.direction(), 0, np.array(labels.shape) - 1)
     free = labels[tuple(beyond.astype(int).T)] == 0
     link = rods.only(free & (rng.random(len(free)) < rng.uniform(0.3, 1)))
-    link.centre, link.radius = link.ends()[1], 0 * link.radius + rng.uniform(0.16, 0.36) * rods.radius.max(initial=5)
+    link.centre, link.radius = link.ends()[1], 0 * link.radius + rng.uniform(0.16, 0.5) * rods.radius.max(initial=5)
     link.area = (np.pi + 3) * link.radius ** 2
     turn, links, stalks = np.zeros(len(link.area)), rng.integers(5, 60, len(link.area)), [link.only(link.area < 0)]
     for k in range(links.max(initial=0)):
@@ -102,9 +103,8 @@ def _colony(shape: tuple[int, int], radius: float, rng: np.random.Generator) -> 
         rods.area = rods.area * 1.15
         rods = divide(rods, rng)
         relax(rods, OPEN, 10)
-    rods.centre, rods.radius, rods.area = (
-        rods.centre * (radius / slim), rods.radius * (radius / slim), rods.area * (radius / slim) ** 2)
-    return rods
+    grown = radius / slim
+    return replace(rods, centre=rods.centre * grown, radius=rods.radius * grown, area=rods.area * grown ** 2)
 
 
 def _channels(shape: tuple[int, int], radius: float, rng: np.random.Generator) -> tuple[Rods, np.ndarray]:
@@ -116,6 +116,9 @@ def _channels(shape: tuple[int, int], radius: float, rng: np.random.Generator) -
     inside = (np.abs(x - middles[:, None, None]) < half).any(0) & (y > top)
     trench = y + 0 * x > bottom + rng.uniform(0, 2) * smooth_noise((1, shape[1]), rng.uniform(2, 30), rng)
     walls = 1.0 * (~(inside | trench) | (y > bottom + radius * rng.uniform(6, 40)))  # the far wall is often outside
+    walls = 1.0 * (ndimage.gaussian_filter(walls, half * rng.uniform(0.2, 0.7) * rng.integers(2)) > 0.5)  # rounded
+    for row in rng.integers(0, shape[0], rng.integers(0, 4)):  # bands where they are lower
+        walls[row:row + int(radius * np.exp(rng.uniform(-1, 3.5)))] *= rng.uniform(0.05, 1)
     # cells from the closed end on, as many as a random share of the channel holds
     places = []
     for middle in middles:
@@ -128,7 +131,7 @@ def _channels(shape: tuple[int, int], radius: float, rng: np.random.Generator) -
     rods.centre = np.stack([centre_y, centre_x + rng.uniform(-1, 1, len(places)) * (half - radius)], 1)
     rods.area = np.pi * rods.radius ** 2 + 2 * rods.radius * (lengths - 2 * rods.radius)
     rods.angle = np.pi / 2 + rng.normal(0, 0.02, len(places))
-    return rods, walls
+    return _constrict(rods, rng.uniform(0, 0.8), rng), walls
 
 
 def _debris(shape: tuple[int, int], radius: float, rng: np.random.Generator) -> np.ndarray:
@@ -143,8 +146,7 @@ def _debris(shape: tuple[int, int], radius: float, rng: np.random.Generator) -> 
         across += radius * rng.uniform(0, 3) * smooth_noise(shape, rng.uniform(20, 80), rng)
         cover += np.exp(rng.uniform(-3, 0) - (across / (radius * rng.uniform(0.4, 2))) ** 2)
     for _ in range(rng.integers(0, 9)):
-        top, left = rng.uniform(0, shape)
-        height, width = radius * np.exp(rng.uniform(-1.2, 0.9, 2))
+        (top, left), (height, width) = rng.uniform(0, shape), radius * np.exp(rng.uniform(-1.2, 0.9, 2))
         cover += rng.uniform(0.1, 1) * np.exp(-((y - top) / height) ** 2 - ((x - left) / width) ** 2)
     return cover * relief
 
@@ -184,8 +186,8 @@ def draw_frame(rng: np.random.Generator, shape: tuple[int, int] = (256, 256)) ->
         rods, labels = rods.only(~np.isin(rods.label, blocked)), np.where(np.isin(labels, blocked), 0, labels)
     texture = 1 + rng.uniform(0, 0.18) * smooth_noise(shape, radius * rng.uniform(0.5, 2), rng)
     thickness = texture * draw_thickness(rods, shape, -outline_shift(microscope, radius), warp,
-                                         rng.uniform(0.85, 1.15, len(rods.area)))
-    if kind in ("few", "clumps") and not walls.any() and 0 < len(rods.area) <= 12 and rng.random() < 0.4:
+                                         rng.uniform(0.85, 1.15, rods.label.max(initial=0) + 1)[rods.label])
+    if kind in ("few", "clumps") and not walls.any() and 0 < len(rods.area) <= 12 and rng.random() < 0.7:
         stalks = draw_stalks(rods, labels, rng)
         labels = np.where(labels, labels, draw_labels(stalks, shape, warp))
         thickness = np.maximum(thickness, rng.uniform(0.15, 0.5) * draw_thickness(stalks, shape, -0.2, warp))
@@ -194,5 +196,4 @@ def draw_frame(rng: np.random.Generator, shape: tuple[int, int] = (256, 256)) ->
         obstacles += microscope.phase * _debris(shape, radius, rng)
     depth = rng.uniform(0.2, 1.2) if rng.random() < 0.8 else rng.uniform(-0.6, -0.2)  # radians
     obstacles += depth * ndimage.gaussian_filter(walls, rng.uniform(0.5, 3))
-    image = render(thickness, obstacles, light, microscope, rng)
-    return image, relabel_sequential(labels)[0].astype(np.int32)
+    return render(thickness, obstacles, light, microscope, rng), relabel_sequential(labels)[0].astype(np.int32)

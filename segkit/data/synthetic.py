@@ -250,15 +250,14 @@ def _write_position(root: Path, experiment: str, number: int, order: int, movie:
     # labels of 8 bits become 16 where a label needs them
     first, suffix = (0, 0, 10)[order % 3], (".tiff", ".tif")[order % 2]
     image_type, scale = ((np.uint8, 170), (np.uint8, 170), (np.uint16, 30000))[order % 3]
-    labels_type = (np.uint8, np.uint16)[order % 2]
+    labels_type = np.dtype((np.uint8, np.uint16)[order % 2])
     areas = []
     for k, (image, labels, cells) in enumerate(movie, first):
         lineage += [f"{experiment},Pos{number},{k},{label},{track},{mother}\n" for label, track, mother in cells]
         areas.append(int((labels > 0).sum()))
         stored = np.clip(image * scale, 0, np.iinfo(image_type).max).round().astype(image_type)
         _write_tiff(raw / f"img_{k:09d}{suffix}", stored, predictor=True)
-        if labels.max() > np.iinfo(labels_type).max:
-            labels_type = np.uint16
+        labels_type = np.promote_types(labels_type, np.min_scalar_type(labels.max()))
         _write_tiff(masks / f"MASK_img_{k:09d}.tif", labels.astype(labels_type))
     return {"first_frame": first, "area_pixels": areas}
 
