@@ -183,6 +183,7 @@ def test_cells_of_all_positions_are_brought_to_one_width(tmp_path):
     store = build_store(discover(tmp_path).pairs, CPU, tmp_path / "cache")[0]
     assert store.cell_width == 7
     assert store.scale.tolist() == pytest.approx([1, 7 / 15])
+    assert store.areas.tolist() == pytest.approx([49] * 6)
     plan = sample_crops(store, 200, (32, 32), torch.Generator().manual_seed(0), strength=0.0)
     assert set(plan["frame"].tolist()) == {0, 1}
     torch.testing.assert_close(plan["zoom"], store.scale[plan["frame"]])

@@ -166,9 +166,8 @@ def _execute(name: str, settings: Settings) -> None:
         warnings.filterwarnings("ignore", "The specified file")  # it does not end in .ipynb yet
         paths = [str(path).replace("{", "{{").replace("}", "}}") for path in (found[0], part)]  # papermill formats them
         try:
-            papermill.execute_notebook(
-                *paths, parameters=values, cwd=str(settings.root), progress_bar=False, stdout_file=_Output(),
-                kernel_name="python3", extra_arguments=["--log-level=ERROR"])
+            papermill.execute_notebook(*paths, parameters=values, cwd=str(settings.root), kernel_name="python3",
+                                       progress_bar=False, stdout_file=_Output(), extra_arguments=["--log-level=ERROR"])
         except PapermillExecutionError as error:
             stopped = error
         except DeadKernelError:

@@ -57,7 +57,7 @@ class Store:
     points: Tensor  # (N, POINTS, 2) int64 (y, x)
     scale: Tensor  # (N,) float32: factor that brings the cells of each frame's position to the median width
     cell_width: float  # median, pixels
-    areas: np.ndarray  # (cells that do not touch the border,) int32, pixels
+    areas: np.ndarray  # (cells that do not touch the border,) pixels, at that factor
     foreground: float  # share of pixels inside cells
     hashes: tuple[str, ...]  # of the images, see images.hash_pixels
 
@@ -153,18 +153,18 @@ def build_store(frames: Sequence[Frame], device: torch.device, cache_dir: Path) 
     size, decoded = height * width, tuple(frame for frame in frames if frame not in reasons)
     cell_width = float(np.median(index["widths"])) if len(index["widths"]) else 0.0
     units = [str(frame.unit) for frame in decoded]
-    scale = cell_width / pd.Series(index["widths"]).groupby(np.repeat(units, index["cells"])).median()
-    store = Store(
-        decoded, pixels, targets, labels, torch.cumsum(size, 0) - size, height, width,
-        torch.from_numpy(index["points"]).long(),
-        torch.tensor(scale.reindex(units).fillna(1).clip(*SCALES).to_numpy(), dtype=torch.float32), cell_width,
-        index["areas"], float(index["foreground"].sum() / size.sum()), tuple(index["hashes"].tolist()))
+    scale_of = cell_width / pd.Series(index["widths"]).groupby(np.repeat(units, index["cells"])).median()
+    scale = scale_of.reindex(units).fillna(1).clip(*SCALES).to_numpy(np.float32)
+    store = Store(decoded, pixels, targets, labels, torch.cumsum(size, 0) - size, height, width,
+                  torch.from_numpy(index["points"]).long(), torch.tensor(scale), cell_width,
+                  index["areas"] * np.repeat(scale, index["whole_cells"]) ** 2,
+                  float(index["foreground"].sum() / size.sum()), tuple(index["hashes"].tolist()))
     return store, reasons
 
 
 def _fingerprint(frames: Sequence[Frame]) -> str:
     """A name that changes with any image or masks file: paths, sizes and times of change."""
-    digest = hashlib.sha256(b"segkit store 8")
+    digest = hashlib.sha256(b"segkit store 9")
     for frame in frames:
         for path in (frame.image, frame.masks or frame.image):
             there = f"{path.stat().st_size}|{path.stat().st_mtime_ns}" if path.exists() else "missing"
@@ -201,7 +201,8 @@ def _decode_into(folder: Path, frames: Sequence[Frame]) -> dict[Frame, str]:
     # The index: a row for each decoded frame, widths and areas of all cells one after the other
     shapes, foreground, points, widths, areas, hashes = zip(*kept, strict=True)
     np.savez(folder / "index.npz", shapes=shapes, foreground=foreground, points=points, hashes=hashes,
-             cells=[len(w) for w in widths], widths=np.concatenate(widths), areas=np.concatenate(areas))
+             cells=[len(w) for w in widths], widths=np.concatenate(widths),
+             whole_cells=[len(a) for a in areas], areas=np.concatenate(areas))
     return reasons
 
 
@@ -275,9 +276,9 @@ def prepare(split: Split, settings: Settings, group: ProcessGroup) -> TrainingDa
             raise SegkitError(f"no masks file of the {what} positions holds a cell: are these the right masks?")
     # Values of the training frames over all processes
     shards = pd.DataFrame(group.gather([{
-        "height": int(train.height.min()), "width": int(train.width.min()), "foreground": train.foreground,
-        "area": int((train.height * train.width).sum()), "cell_width": train.cell_width,
-        "train": len(train.frames), "validation": len(validation.frames)}]))
+        "train": len(train.frames), "validation": len(validation.frames), "height": int(train.height.min()),
+        "width": int(train.width.min()), "area": int((train.height * train.width).sum()),
+        "foreground": train.foreground, "cell_width": train.cell_width}]))
     foreground = float(np.average(shards["foreground"], weights=shards["area"]))
     cell_width = float(shards["cell_width"].median())
     min_area = smallest_area(group.gather(train.areas.tolist()), cell_width)
