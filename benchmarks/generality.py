@@ -9,7 +9,7 @@ student's width (SCALE=labels, by the set's labels; or auto, or a number), and o
 Omnipose's are moved first, as for the starter.
 
 STUDENTS=synthetic (or left_out, or both, the default), SETS=delta,omnipose (default all), SEEDS=1, STEPS=2400 (of the
-first student), MORE=500 (of each of the others), RATE=0.0008 (their learning rate), REAL=0.33 (of their crops, the
+first student), MORE=500 (of each of the others), RATE=0.0008 (their learning rate), REAL=0.25 (of their crops, the
 others are synthetic), SECONDS=3600 (of each, at most), FRAMES=1500 (synthetic ones; the first student gets new ones
 while it is trained), CROP=128, LIMIT=5 (evaluated frames of a set), WORKERS=2 (processes that draw), PARALLEL=1
 (students trained beside each other); MODEL=run or starter: a student in place of the first.
@@ -46,10 +46,10 @@ from segkit.settings import Settings
 from segkit.training.frames import Decoded
 
 OPTIONS = {"DATA": "", "STUDENTS": "both", "SETS": "", "SEEDS": "1", "STEPS": "2400", "MORE": "500",
-           "RATE": "0.0008", "REAL": "0.33", "SECONDS": "3600", "FRAMES": "1500", "CROP": "128", "LIMIT": "5",
+           "RATE": "0.0008", "REAL": "0.25", "SECONDS": "3600", "FRAMES": "1500", "CROP": "128", "LIMIT": "5",
            "SCALE": "labels", "WORKERS": "2", "PARALLEL": "1", "MODEL": ""}
 ARTEFACTS = Path(__file__).parents[1] / "artefacts"
-HELD = 8  # synthetic frames of the sweeps, and frames without cells
+HELD, LEAST = 24, 8  # synthetic frames of the sweeps, and frames without cells; cells in one of the sweeps
 THRESHOLDS = (0.3, 0.4, 0.5, 0.6, 0.7)  # of the mean affinity
 WIDTHS = 5, 40  # pixels, of the cells that are served
 OTHER_FRAMES = 1000  # added to the seed: frames that are drawn during the training are not those drawn before it
@@ -160,7 +160,7 @@ def sweep(model: segkit.UNet) -> pd.DataFrame:
     """
     rng = np.random.default_rng(2)
     drawn = ((normalise(image), labels) for image, labels in iter(lambda: scenes.draw_frame(rng), None))
-    pairs = list(islice((pair for pair in drawn if pair[1].max() >= HELD), HELD))
+    pairs = list(islice((pair for pair in drawn if pair[1].max() >= LEAST), HELD))
     rows = []
     for frame, pair in enumerate(pairs):
         for name, change in changes().items():

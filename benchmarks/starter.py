@@ -1,7 +1,7 @@
 """Train the starter: `python benchmarks/starter.py DATA=folder [OUT=segkit/starter.safetensors NAME=value ...]`.
 
 DATA holds sets of real frames in the users' layout. Most of the crops show synthetic frames (`scenes.draw_frame`), the
-others, a share of REAL=0.33, come from all real sets alike, training positions only. Outlines that lie 0.7 pixels or
+others, a share of REAL=0.25, come from all real sets alike, training positions only. Outlines that lie 0.7 pixels or
 more inside of where Omnipose draws them are moved outwards. Frames are drawn by processes beside the training, so that
 none need come twice. STEPS=6000, SECONDS=9000 (whatever ends first), FRAMES=1500 (kept at a time), CROP=160, WORKERS=1
 (processes that draw), SETS=delta,omnipose (default all), START=run or model file to go on from (default random
@@ -40,7 +40,7 @@ from segkit.training.frames import SCALES, Decoded, Store, decode_pair
 from segkit.training.trainer import Trainer, learning_rate_at, recompute_bn_stats
 
 OPTIONS = {"DATA": "", "OUT": "segkit/starter.safetensors", "SETS": "", "STEPS": "6000", "SECONDS": "9000",
-           "FRAMES": "1500", "CROP": "160", "WORKERS": "1", "START": "", "REAL": "0.33"}
+           "FRAMES": "1500", "CROP": "160", "WORKERS": "1", "START": "", "REAL": "0.25"}
 SIDE = 256  # pixels, of a synthetic frame
 CELL_WIDTH = 9.0  # pixels, to which the cells of every frame are brought: at 7 touching cells are joined more often
 TIGHT = 0.7  # pixels inside of Omnipose's outline from which on outlines are moved
