@@ -9,7 +9,7 @@ from scipy import ndimage
 
 from segkit import measure_cells
 from segkit.data.optics import Microscope, draw_microscope, field, intensity, outline_level, outline_shift, render
-from segkit.data.scenes import HALF_WIDTHS, SCENES, draw_frame, draw_scene, draw_stalks
+from segkit.data.scenes import HALF_WIDTHS, SCENES, _constrict, draw_frame, draw_scene, draw_stalks
 from segkit.data.synthetic import Rods, draw_labels, draw_thickness
 
 PLAIN = Microscope(phase=0.6, ring=0.7, leak=12.0, blur=1.0)
@@ -108,12 +108,23 @@ def test_every_kind_of_scene_comes_and_widths_keep_to_their_range():
         kind, cells, walls = draw_scene((96, 96), rng)
         kinds[kind] += 1
         assert walls.shape == (96, 96)
+        assert 0 <= walls.min() <= walls.max() <= 1
         assert (kind != "empty" or len(cells.area) == 0)
         widths += list(cells.radius)
     assert set(kinds) == set(SCENES)
     assert min(widths) > 0.9 * HALF_WIDTHS[0]
     assert max(widths) < 1.3 * HALF_WIDTHS[1]
     assert max(widths) > 1.8 * min(widths)
+
+
+def test_a_deep_waist_divides_a_cell_and_a_shallow_one_may():
+    mothers = rods(*((30, 20 * k) for k in range(400)), radius=3.0)
+    daughters = _constrict(mothers, 1.0, np.random.default_rng(0))
+    between = (daughters.ends()[0][400:] - daughters.ends()[1][:400])[:, 0]  # the centres of the two inner caps
+    overlap = 1 - between / 6.0  # of each daughter beyond the waist, in half widths
+    one_cell = daughters.label[:400] == daughters.label[400:]
+    assert not one_cell[overlap < 0.6].any()
+    assert 0.1 < one_cell[(overlap > 0.7) & (overlap < 1)].mean() < 0.5 < one_cell[overlap > 1.2].mean() < 1
 
 
 def test_a_stalk_is_a_thin_part_of_its_cell_and_grows_at_a_free_pole_only():

@@ -60,7 +60,7 @@ def _rods(count: int, radius: float, area: float, rng: np.random.Generator) -> R
 
 
 def _constrict(rods: Rods, share: float, rng: np.random.Generator) -> Rods:
-    """Some of the cells divide: two daughters whose caps overlap, still one cell (label) where the waist is shallow."""
+    """Some of the cells divide: two daughters that overlap, often still one cell (label) where the waist is shallow."""
     chosen = (rods.half_length() > 1.2 * rods.radius) & (rng.random(len(rods.area)) < share)
     mothers = rods.only(chosen)
     half, overlap = mothers.half_length(), mothers.radius * rng.uniform(0.2, 1.5, len(mothers.area))
