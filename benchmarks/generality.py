@@ -53,6 +53,7 @@ HELD, LEAST = 24, 8  # synthetic frames of the sweeps, and frames without cells;
 THRESHOLDS = (0.3, 0.4, 0.5, 0.6, 0.7)  # of the mean affinity
 WIDTHS = 5, 40  # pixels, of the cells that are served
 OTHER_FRAMES = 1000  # added to the seed: frames that are drawn during the training are not those drawn before it
+THREADS = torch.get_num_threads()  # of the parent: a process that trains several students would divide its own again
 PAINT = 24  # pixels around a cell that are painted over with it: its halo
 
 DRAWN: list[Decoded] = []  # synthetic frames: processes are forked, so that each has them without a copy
@@ -208,7 +209,7 @@ def train_first(settings: Settings, options: Mapping[str, str]) -> str:
 def left_out(folder: Path, sets: Sequence[Path], settings: Settings, options: Mapping[str, str],
              first: str) -> pd.DataFrame:
     """Scores of the set that a student did not see."""
-    torch.set_num_threads(max(1, torch.get_num_threads() // int(options["PARALLEL"])))
+    torch.set_num_threads(max(1, THREADS // int(options["PARALLEL"])))
     real = {other.name: read_set(other, settings.validation) for other in sets if other != folder}
     settings = replace(settings, learning_rate=float(options["RATE"]))
     model = train(DRAWN, real, settings, steps=int(options["MORE"]), seconds=float(options["SECONDS"]),

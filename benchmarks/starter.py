@@ -80,14 +80,14 @@ def labelled_rows(image: np.ndarray, labels: np.ndarray) -> Pair:
     return image[kept], labels[kept]
 
 
-def mixed_store(drawn: Sequence[Decoded], real: Mapping[str, Mapping[Frame, Decoded]], share: float,
+def mixed_store(drawn: Sequence[Decoded], real: Mapping[str, Mapping[Frame, Decoded]], real_share: float,
                 device: torch.device) -> Store:
     """All frames; those of real sets are listed so often that together they have this share, each set the same."""
     groups = [drawn, *(list(each.values()) for each in real.values())]
     frames = [frame for group in groups for frame in group]
     index, first = list(range(len(drawn))), len(drawn)
     for each in real.values():
-        listed = round(len(drawn) * share / (1 - share) / len(real))
+        listed = round(len(drawn) * real_share / (1 - real_share) / len(real))
         index += (first + np.arange(listed) % len(each)).tolist()
         first += len(each)
     pixels, targets, labels = (torch.from_numpy(np.concatenate([values.ravel() for values in part])).to(device)
