@@ -20,7 +20,7 @@ from .baseline import BaselineUNet
 from .postprocess import distance_target, label_cells, relabel
 from .unet import PAIRS, STRIDE, ModelInfo, UNet
 
-POSTPROCESSING = 5  # version; raise it where labels, or the quality, of the same image and weights change
+POSTPROCESSING = 6  # version; raise it where labels, or the quality, of the same image and weights change
 TILE, MARGIN = 1024, 128  # pixels, multiples of STRIDE: tile size, and overlap on either side
 MIRRORS = ((), (-2,), (-1,), (-2, -1))  # axes to flip
 MIN_SCALE, MAX_SCALE = 0.02, 50
