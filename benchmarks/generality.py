@@ -29,6 +29,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+import torch.nn.functional as F
 from scipy import ndimage
 from skimage.transform import rescale
 from starter import Drawing, Pair, correct_labels, parse, read_set, train
@@ -84,10 +85,10 @@ def empty_frames(sparse: Sequence[Pair]) -> Iterator[tuple[str, np.ndarray]]:
 
 
 def magnified(image: np.ndarray, labels: np.ndarray, factor: float) -> Pair:
+    """The pair resized; a pixel is of the cell that has the largest share of it, so that outlines stay smooth."""
     large = rescale(image, factor, order=1, anti_aliasing=factor < 1)
-    rows, columns = (np.minimum((np.arange(n) + 0.5) / factor, m - 1).astype(int)
-                     for n, m in zip(large.shape, labels.shape, strict=True))
-    return large, labels[rows[:, None], columns]
+    cells = F.one_hot(torch.from_numpy(labels).long()).movedim(-1, 0)[None].float()
+    return large, F.interpolate(cells, large.shape, mode="bilinear", antialias=True)[0].argmax(0).numpy()
 
 
 def changes() -> Mapping[str, Callable[[np.ndarray, np.ndarray], Pair]]:
