@@ -123,21 +123,34 @@ def test_a_deep_waist_divides_a_cell_and_a_shallow_one_may():
     between = (daughters.ends()[0][400:] - daughters.ends()[1][:400])[:, 0]  # the centres of the two inner caps
     overlap = 1 - between / 6.0  # of each daughter beyond the waist, in half widths
     one_cell = daughters.label[:400] == daughters.label[400:]
-    assert not one_cell[overlap < 0.6].any()
-    assert 0.1 < one_cell[(overlap > 0.7) & (overlap < 1)].mean() < 0.5 < one_cell[overlap > 1.2].mean() < 1
+    assert not one_cell[overlap < 0.45].any()
+    assert 0.1 < one_cell[(overlap > 0.6) & (overlap < 0.8)].mean() < 0.5 < one_cell[overlap > 1.05].mean() <= 1
+    # two cells meet at an angle, one is straight
+    bent = daughters.angle[:400] != daughters.angle[400:]
+    assert (bent == ~one_cell).all()
+
+
+def test_between_blunt_cells_the_thickness_falls_where_the_outline_hardly_does():
+    halves = rods((22, 32), (42, 32))  # their ends, in row 32, touch
+    for blunt, narrow in ((2, True), (4, False)):
+        labels = draw_labels(halves, (64, 64), blunt=blunt)
+        thickness = draw_thickness(halves, (64, 64), 0.0, blunt=blunt)
+        assert ((labels > 0) == (thickness > 0)).all()
+        assert ((labels[31] > 0).sum() < 0.7 * (labels[24] > 0).sum()) == narrow
+        assert thickness[31, 32] < 0.7 * thickness[24, 32]
 
 
 def test_a_stalk_is_a_thin_part_of_its_cell_and_grows_at_a_free_pole_only():
-    cells = rods((20, 20), (20, 120), (42, 120))  # the last two stand end to end: the pole between them is not free
-    labels = draw_labels(cells, (128, 160))
+    cells = rods((600, 600), (600, 700), (622, 700))  # the last two stand end to end: the pole between them is not free
+    labels = draw_labels(cells, (1200, 1300))  # no stalk is longer than 540 pixels
     for seed in range(8):
         stalks = draw_stalks(cells, labels, np.random.default_rng(seed))
         assert set(stalks.label) <= {1, 3}
-        assert (stalks.radius <= cells.radius.max() / 2).all()
-        whole = np.where(labels, labels, draw_labels(stalks, labels.shape))
+        assert (stalks.radius <= 0.6 * cells.radius.max()).all()
         for cell in set(stalks.label):
-            assert ndimage.label(whole == cell, np.ones((3, 3)))[1] == 1
-            assert (whole == cell).sum() > (labels == cell).sum() + 10
+            stalk = draw_labels(stalks.only(stalks.label == cell), labels.shape) > 0
+            assert ndimage.label(stalk | (labels == cell), np.ones((3, 3)))[1] == 1
+            assert (stalk & (labels != cell)).sum() > 10
     assert len(draw_stalks(cells.only(cells.label < 0), labels, np.random.default_rng(0)).label) == 0
 
 
@@ -152,6 +165,7 @@ def test_drawn_labels_can_be_measured_and_cells_are_darker_than_what_surrounds_t
         assert list(cells.label) == list(range(1, labels.max() + 1))
         assert np.isfinite(image).all()
         whole = cells[~cells.touches_border & (cells.area_px > 60)]
-        assert whole.width_px.between(3.5, 20).all()
+        assert whole.width_px.between(2.5, 20).all()  # in a crowd some are half hidden
+        assert whole.empty or whole.width_px.median() > 4
         darker += labels.max() == 0 or image[labels > 0].mean() < np.median(image[labels == 0])
     assert darker >= 9  # in some channels the walls are darker

@@ -15,7 +15,7 @@ MAX_CELLS = 200  # of a frame
 OPEN = np.array([[-1e4, -1e4], [1e4, 1e4]])  # bounds where there are none
 
 
-def draw_scene(shape: tuple[int, int], rng: np.random.Generator) -> tuple[str, Rods, np.ndarray]:
+def draw_scene(shape: tuple[int, int], rng: np.random.Generator, blunt: float = 2) -> tuple[str, Rods, np.ndarray]:
     """A random scene for one frame: its kind (one of SCENES), cells, and where walls and posts are (H, W), 0 to 1.
 
     Half widths from 2.5 to 7.5 pixels, aspect ratios from 1.1 (cocci) to 14 (filaments). Cells may lie partly or wholly
@@ -24,7 +24,7 @@ def draw_scene(shape: tuple[int, int], rng: np.random.Generator) -> tuple[str, R
     kind = str(rng.choice(list(SCENES), p=list(SCENES.values())))
     radius, walls = float(np.exp(rng.uniform(*np.log(HALF_WIDTHS)))), np.zeros(shape)
     if kind == "channels":
-        return kind, *_channels(shape, radius, rng)
+        return kind, *_channels(shape, radius, rng, blunt)
     if kind == "colony":
         rods = _colony(shape, radius, rng)
     else:
@@ -43,7 +43,7 @@ def draw_scene(shape: tuple[int, int], rng: np.random.Generator) -> tuple[str, R
         if rng.random() < 1 / 3:
             rods.angle = rng.uniform(0, np.pi) + rng.normal(0, 0.1, len(rods.area))
         relax(rods, np.array([low - radius, high + radius]) if kind == "crowded" else OPEN, 60)
-    rods = _constrict(rods, rng.uniform(0, 0.6), rng)
+    rods = _constrict(rods, rng.uniform(0, 0.6), rng, blunt)
     rods.radius = rods.radius * rng.uniform(1, 1.2)  # neighbours press on each other
     if rng.random() < 0.2:  # posts, in a grid; cells are not drawn where they are
         side = rng.uniform(3, 8) * radius
@@ -59,19 +59,23 @@ def _rods(count: int, radius: float, area: float, rng: np.random.Generator) -> R
                 np.full(count, np.inf), np.arange(1, count + 1), np.zeros(count, int))
 
 
-def _constrict(rods: Rods, share: float, rng: np.random.Generator) -> Rods:
-    """Some of the cells divide: two daughters that overlap, often still one cell (label) where the waist is shallow."""
+def _constrict(rods: Rods, share: float, rng: np.random.Generator, blunt: float = 2) -> Rods:
+    """Some of the cells divide: two daughters that overlap, often still one cell (label) where the waist is shallow.
+
+    Two cells are bent at the waist. Between blunt ones the thickness falls, as at a septum, the outline hardly does.
+    """
     chosen = (rods.half_length() > 1.2 * rods.radius) & (rng.random(len(rods.area)) < share)
     mothers = rods.only(chosen)
-    half, overlap = mothers.half_length(), mothers.radius * rng.uniform(0.2, 1.5, len(mothers.area))
+    half, overlap = mothers.half_length(), mothers.radius * rng.uniform(0.1, 1.2, len(mothers.area)) * 2 / blunt
     middle = half * rng.uniform(-0.15, 0.15, len(half))  # of the waist, from the mother's middle
+    apart = overlap < mothers.radius * rng.uniform(0.5, 1.2, len(half))  # teachers differ
     cells = [rods.only(~chosen)]
     for side in (-1, 1):
         length = (half + mothers.radius - side * middle + overlap) / 2 - mothers.radius  # half of the axis
         cells.append(replace(mothers, centre=mothers.centre + side * mothers.direction() * (half - length)[:, None],
-                             area=np.pi * mothers.radius ** 2 + 4 * mothers.radius * np.maximum(length, 0.5)))
+                             area=np.pi * mothers.radius ** 2 + 4 * mothers.radius * np.maximum(length, 0.5),
+                             angle=mothers.angle + apart * rng.normal(0, 0.08, len(half))))
     label, count = np.arange(1, len(rods.area) + len(half) + 1), len(rods.area)
-    apart = overlap < mothers.radius * rng.uniform(0.6, 1.5, len(half))  # teachers differ
     label[count:] = np.where(apart, label[count:], label[count - len(half):count])
     return replace(join(cells), label=label)
 
@@ -81,9 +85,9 @@ def draw_stalks(rods: Rods, labels: np.ndarray, rng: np.random.Generator) -> Rod
     beyond = np.clip(rods.ends()[1] + 2 * rods.radius[:, None] * rods.direction(), 0, np.array(labels.shape) - 1)
     free = labels[tuple(beyond.astype(int).T)] == 0
     link = rods.only(free & (rng.random(len(free)) < rng.uniform(0.3, 1)))
-    link.centre, link.radius = link.ends()[1], 0 * link.radius + rng.uniform(0.16, 0.5) * rods.radius.max(initial=5)
+    link.centre, link.radius = link.ends()[1], 0 * link.radius + rng.uniform(0.2, 0.6) * rods.radius.max(initial=5)
     link.area = (np.pi + 3) * link.radius ** 2
-    turn, links, stalks = np.zeros(len(link.area)), rng.integers(5, 60, len(link.area)), [link.only(link.area < 0)]
+    turn, links, stalks = np.zeros(len(link.area)), rng.integers(5, 120, len(link.area)), [link.only(link.area < 0)]
     for k in range(links.max(initial=0)):
         turn = 0.8 * turn + rng.normal(0, 0.06, len(turn))
         link = replace(link, angle=link.angle + turn)
@@ -107,7 +111,7 @@ def _colony(shape: tuple[int, int], radius: float, rng: np.random.Generator) -> 
     return replace(rods, centre=rods.centre * grown, radius=rods.radius * grown, area=rods.area * grown ** 2)
 
 
-def _channels(shape: tuple[int, int], radius: float, rng: np.random.Generator) -> tuple[Rods, np.ndarray]:
+def _channels(shape: tuple[int, int], radius: float, rng: np.random.Generator, blunt: float) -> tuple[Rods, np.ndarray]:
     """Dead-end channels that open into a trench, with cells end to end; walls (H, W) are 1."""
     half = radius * rng.uniform(1.0, 1.35)
     pitch, top, bottom = 2 * half * rng.uniform(1.5, 4), *rng.uniform((-0.2, 0.5), (0.3, 1.1)) * shape[0]
@@ -131,13 +135,13 @@ def _channels(shape: tuple[int, int], radius: float, rng: np.random.Generator) -
     rods.centre = np.stack([centre_y, centre_x + rng.uniform(-1, 1, len(places)) * (half - radius)], 1)
     rods.area = np.pi * rods.radius ** 2 + 2 * rods.radius * (lengths - 2 * rods.radius)
     rods.angle = np.pi / 2 + rng.normal(0, 0.02, len(places))
-    return _constrict(rods, rng.uniform(0, 0.8), rng), walls
+    return _constrict(rods, rng.uniform(0, 0.8), rng, blunt), walls
 
 
 def _debris(shape: tuple[int, int], radius: float, rng: np.random.Generator) -> np.ndarray:
     """What is not a cell (H, W), 1 as thick as a cell: ragged clumps and scratches, darker or brighter than around."""
     y, x = np.mgrid[:shape[0], :shape[1]]
-    rough = ndimage.gaussian_filter(rng.normal(size=shape), radius * rng.uniform(0.12, 0.3))
+    rough = ndimage.gaussian_filter(rng.normal(size=shape), radius * np.exp(rng.uniform(-2.1, -0.5)))
     relief = np.maximum(rng.uniform(-0.5, 1) + rough / rough.std(), rng.choice([0, -9]))  # 0: with gaps between
     cover = np.zeros(shape)
     for _ in range(rng.integers(0, 4)):  # scratches through the whole frame
@@ -172,7 +176,8 @@ def draw_frame(rng: np.random.Generator, shape: tuple[int, int] = (256, 256)) ->
     The scene is one of `draw_scene`, bent by a smooth warp in a half of the frames; the microscope one of
     `draw_microscope`.
     """
-    kind, rods, walls = draw_scene(shape, rng)
+    blunt = rng.uniform(2, 4.5) if rng.random() < 0.4 else 2.0
+    kind, rods, walls = draw_scene(shape, rng, blunt)
     radius = float(np.median(rods.radius)) if len(rods.radius) else 5.0
     microscope = draw_microscope(rng, radius)
     warp = None
@@ -180,17 +185,18 @@ def draw_frame(rng: np.random.Generator, shape: tuple[int, int] = (256, 256)) ->
         scale = rng.uniform(30, 100)
         warp = rng.uniform(0, 0.09) * scale * np.stack([smooth_noise(shape, scale, rng) for _ in range(2)])
 
-    labels = draw_labels(rods, shape, warp)
+    labels = draw_labels(rods, shape, warp, blunt)
     if kind != "channels":  # cells on posts are left out
         blocked = np.unique(labels[walls > 0])
         rods, labels = rods.only(~np.isin(rods.label, blocked)), np.where(np.isin(labels, blocked), 0, labels)
     texture = 1 + rng.uniform(0, 0.18) * smooth_noise(shape, radius * rng.uniform(0.5, 2), rng)
     thickness = texture * draw_thickness(rods, shape, -outline_shift(microscope, radius), warp,
-                                         rng.uniform(0.85, 1.15, rods.label.max(initial=0) + 1)[rods.label])
+                                         rng.uniform(0.85, 1.15, rods.label.max(initial=0) + 1)[rods.label], blunt)
     if kind in ("few", "clumps") and not walls.any() and 0 < len(rods.area) <= 12 and rng.random() < 0.7:
         stalks = draw_stalks(rods, labels, rng)
         labels = np.where(labels, labels, draw_labels(stalks, shape, warp))
-        thickness = np.maximum(thickness, rng.uniform(0.15, 0.5) * draw_thickness(stalks, shape, -0.2, warp))
+        rim = -0.35 * stalks.radius.max(initial=1)  # labels reach beyond what is dark, as Omnipose's do
+        thickness = np.maximum(thickness, rng.uniform(0.15, 0.5) * draw_thickness(stalks, shape, rim, warp))
     obstacles, light = field(shape, microscope, rng)
     if rng.random() < (0.5 if kind in ("empty", "few") else 0.25):
         obstacles += microscope.phase * _debris(shape, radius, rng)

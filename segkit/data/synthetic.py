@@ -54,12 +54,10 @@ def divide(rods: Rods, rng: np.random.Generator) -> Rods:
     """Cells above their division area become two, end to end; the two share the mother's area."""
     ready = rods.area >= rods.divides_at
     n = int(ready.sum())
-    if n == 0:
-        return rods
     along = rods.direction()[ready]
     share = rng.uniform(0.45, 0.55, n)
     step = (rods.half_length()[ready] + rods.radius[ready])[:, None] / 2
-    mother, last = rods.centre[ready].copy(), rods.label.max()
+    mother, last = rods.centre[ready].copy(), rods.label.max(initial=0)
     new = Rods(mother + along * step, rods.angle[ready] + rng.normal(0, 0.15, n), rods.area[ready] * (1 - share),
                rods.radius[ready], rng.uniform(330, 430, n), last + n + 1 + np.arange(n), rods.label[ready])
     # the other half keeps the mother's place in the arrays
@@ -129,11 +127,12 @@ def _closest(p0: np.ndarray, p1: np.ndarray, q0: np.ndarray, q1: np.ndarray) -> 
     return s, t
 
 
-def _boxes(rods: Rods, shape: tuple[int, int], rim: float,
-           warp: np.ndarray | None = None) -> Iterator[tuple[int, tuple[slice, ...], np.ndarray]]:
+def _boxes(rods: Rods, shape: tuple[int, int], rim: float, warp: np.ndarray | None = None,
+           blunt: float = 2) -> Iterator[tuple[int, tuple[slice, ...], np.ndarray]]:
     """Each rod's number, the box (rim: pixels more on each side) around it, and the box's distances from its axis.
 
-    warp: (2, H, W), pixels, by which each pixel's place (y, x) is moved: it bends the rods.
+    warp: (2, H, W), pixels, by which each pixel's place (y, x) is moved: it bends the rods. blunt: 2 for round caps,
+    more for flatter ones.
     """
     rim += 0 if warp is None else float(np.abs(warp).max())
     for k, (p, q, radius) in enumerate(zip(*rods.ends(), rods.radius, strict=True)):
@@ -145,15 +144,19 @@ def _boxes(rods: Rods, shape: tuple[int, int], rim: float,
         box = tuple(slice(a, b) for a, b in zip(low, high, strict=True))
         y, x = np.mgrid[box].astype(np.float32) + (0 if warp is None else warp[:, *box])
         along = q - p
-        t = np.clip(((y - p[0]) * along[0] + (x - p[1]) * along[1]) / max((along ** 2).sum(), 1e-9), 0, 1)
-        yield k, box, np.hypot(y - p[0] - t * along[0], x - p[1] - t * along[1])
+        t = ((y - p[0]) * along[0] + (x - p[1]) * along[1]) / max((along ** 2).sum(), 1e-9)
+        beyond, t = np.abs(t - np.clip(t, 0, 1)) * np.hypot(*along), np.clip(t, 0, 1)
+        distance = np.hypot(y - p[0] - t * along[0], x - p[1] - t * along[1])
+        if blunt != 2:
+            distance = (np.maximum(distance ** 2 - beyond ** 2, 0) ** (blunt / 2) + beyond ** blunt) ** (1 / blunt)
+        yield k, box, distance
 
 
-def draw_labels(rods: Rods, shape: tuple[int, int], warp: np.ndarray | None = None) -> np.ndarray:
+def draw_labels(rods: Rods, shape: tuple[int, int], warp: np.ndarray | None = None, blunt: float = 2) -> np.ndarray:
     """Instance labels int32 (H, W): a pixel belongs to the nearest rod that covers it."""
     labels = np.zeros(shape, np.int32)
     depth = np.zeros(shape, np.float32)  # of a pixel inside its rod, relative to the radius
-    for k, box, distance in _boxes(rods, shape, 0, warp):
+    for k, box, distance in _boxes(rods, shape, 0, warp, blunt):
         inside = 1 - distance / rods.radius[k]
         better = (inside > 0) & (inside > depth[box])
         labels[box][better] = rods.label[k]
@@ -162,13 +165,13 @@ def draw_labels(rods: Rods, shape: tuple[int, int], warp: np.ndarray | None = No
 
 
 def draw_thickness(rods: Rods, shape: tuple[int, int], rim: float, warp: np.ndarray | None = None,
-                   density: np.ndarray | None = None) -> np.ndarray:
+                   density: np.ndarray | None = None, blunt: float = 2) -> np.ndarray:
     """Thickness of the cells float64 (H, W), 1 in the middle of a typical one: rods of circular section.
 
     rim: pixels by which a rod reaches beyond its label; density: (n,) factor of each rod.
     """
     thickness = np.zeros(shape)
-    for k, box, distance in _boxes(rods, shape, max(rim, 0), warp):
+    for k, box, distance in _boxes(rods, shape, max(rim, 0), warp, blunt):
         half = np.sqrt(np.maximum((rods.radius[k] + rim) ** 2 - distance.astype(float) ** 2, 0))
         half *= (1 if density is None else density[k]) / np.median(rods.radius + rim)
         np.maximum(thickness[box], half, out=thickness[box])
@@ -278,11 +281,9 @@ def grow(shape: tuple[int, int], frames: int, cells: int, growth: np.ndarray,
     floor = width * 0.14 + WALL  # the wall of posts is on the left
     bounds = np.array([[WALL, floor], [height - WALL, width - WALL]])
     area = rng.uniform(0.7, 1.35, cells) * 230.0
-    middle = bounds.mean(0)
-    spread = (bounds[1] - bounds[0]) * 0.3
-    rods = Rods(middle + rng.uniform(-1, 1, (cells, 2)) * spread, rng.uniform(0, np.pi, cells), area,
-                RADIUS * rng.uniform(0.9, 1.1, cells), rng.uniform(330, 430, cells), np.arange(1, cells + 1),
-                np.zeros(cells, int))
+    rods = Rods(bounds.mean(0) + rng.uniform(-1, 1, (cells, 2)) * ((bounds[1] - bounds[0]) * 0.3),
+                rng.uniform(0, np.pi, cells), area, RADIUS * rng.uniform(0.9, 1.1, cells),
+                rng.uniform(330, 430, cells), np.arange(1, cells + 1), np.zeros(cells, int))
     relax(rods, bounds, 150)
 
     for k in range(frames):

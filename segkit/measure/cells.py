@@ -109,5 +109,4 @@ def _spherocylinder(area: float, perimeter: float) -> tuple[float, float]:
 def cells_of_frame(labels: np.ndarray, frame: Frame, pixel_size_um: float | None = None) -> pd.DataFrame:
     """`measure_cells` with the columns that name the frame: CELL_COLUMNS."""
     table = measure_cells(labels, pixel_size_um)
-    named = table.assign(experiment=frame.experiment, position=frame.position, frame=frame.frame)
-    return named[list(CELL_COLUMNS)]
+    return table.assign(experiment=frame.experiment, position=frame.position, frame=frame.frame)[list(CELL_COLUMNS)]

@@ -199,8 +199,7 @@ def doubtful_links(cells: pd.DataFrame, tracks: pd.DataFrame) -> pd.DataFrame:
     lost = tracks[tracks["ended"] == "lost"].rename(columns={"last_frame": "frame"})
     lost = lost[[*UNIT, "track", "frame"]].merge(cells[[*UNIT, "track", "frame", "label"]])
     rows = pd.concat([rows, lost.drop(columns="track").assign(next_label="", doubt=1.0)])
-    order = ["doubt", *UNIT, "frame", "label"]
-    return rows.sort_values(order, ascending=[False, *[True] * 4], ignore_index=True)
+    return rows.sort_values(["doubt", *UNIT, "frame", "label"], ascending=[False, *[True] * 4], ignore_index=True)
 
 
 def tracks_of_frame(frame: Frame, cells: pd.DataFrame, out_dir: Path, column: str = "track") -> np.ndarray:

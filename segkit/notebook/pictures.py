@@ -71,8 +71,7 @@ def by_position(frames: Iterable[Frame]) -> dict[str, list[Frame]]:
 
 def middle_frames(frames: Iterable[Frame]) -> list[Pair]:
     """The middle frame of every position, or the next one that can be read."""
-    positions = by_position(frames).values()
-    return [pair for film in positions for pair in read_valid(film[len(film) // 2:], 1)]
+    return [pair for film in by_position(frames).values() for pair in read_valid(film[len(film) // 2:], 1)]
 
 
 def film_strip(frames: Sequence[Frame], settings: Settings, count: int, colour: str = TEACHER) -> Picture:

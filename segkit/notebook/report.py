@@ -101,13 +101,12 @@ def dataset_verdict(settings: Settings, dataset: Dataset | None = None) -> str:
     check_conditions(settings, dataset)
     kept, excluded = exclude(dataset.pairs, settings.exclude)
     split = split_by_position(kept, settings.validation)
-    problems = ""
+    wrong = ""
     if dataset.problems:
         lost = sum(problem.frames_lost for problem in dataset.problems)
-        first = "; ".join(dataset.problem_summary(1))
-        problems = f"; {len(dataset.problems)} problem(s), {lost} frame(s) lost: {first}"
+        wrong = f"; {len(dataset.problems)} problem(s), {lost} frame(s) lost: {'; '.join(dataset.problem_summary(1))}"
     return (f"{len(dataset.frames)} images, {len(dataset.pairs)} with masks, {len(split.train)} for training, "
-            f"{len(split.validation)} for validation, {len(excluded)} excluded{problems}")
+            f"{len(split.validation)} for validation, {len(excluded)} excluded{wrong}")
 
 
 def shown_value(settings: Settings, name: str) -> Any:
