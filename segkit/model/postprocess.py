@@ -15,7 +15,7 @@ LEVELS = np.arange(0.35, 1.0, 0.05)  # of the distance, at which peaks are separ
 SMOOTHING = 1.2  # pixels
 PLATEAU, DEEP = 0.75, 2.5  # the target is 1 from this share of half the width nearby, or from so many pixels inside
 NEARBY = 7  # pixels
-CERTAIN = 0.85  # mean foreground probability of a cell; most debris is below it, 9 of 5,743 cells (benchmarks)
+CERTAIN = 0.85  # mean foreground probability of a cell; most debris is below it, 9 of 5,741 cells (benchmarks)
 GREYS = 254  # the target's distance is stored as 1 + round(254 * distance), 0 = background
 
 
