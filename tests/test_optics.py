@@ -138,6 +138,11 @@ def test_between_blunt_cells_the_thickness_falls_where_the_outline_hardly_does()
         assert ((labels > 0) == (thickness > 0)).all()
         assert ((labels[31] > 0).sum() < 0.7 * (labels[24] > 0).sum()) == narrow
         assert thickness[31, 32] < 0.7 * thickness[24, 32]
+    # the corners of an oblique one are whole, too
+    wide = rods((64.3, 63.6), radius=20.0)
+    upright, oblique = ((draw_labels(cell, (128, 128), blunt=4) > 0).sum()
+                        for cell in (wide, replace(wide, angle=wide.angle + np.pi / 4)))
+    assert oblique == pytest.approx(upright, rel=0.01)
 
 
 def test_a_stalk_is_a_thin_part_of_its_cell_and_grows_at_a_free_pole_only():
@@ -166,6 +171,6 @@ def test_drawn_labels_can_be_measured_and_cells_are_darker_than_what_surrounds_t
         assert np.isfinite(image).all()
         whole = cells[~cells.touches_border & (cells.area_px > 60)]
         assert whole.width_px.between(2.5, 20).all()  # in a crowd some are half hidden
-        assert whole.empty or whole.width_px.median() > 4
+        assert whole.empty or whole.width_px.quantile(0.05) > 3.5
         darker += labels.max() == 0 or image[labels > 0].mean() < np.median(image[labels == 0])
     assert darker >= 9  # in some channels the walls are darker

@@ -19,7 +19,7 @@ def draw_scene(shape: tuple[int, int], rng: np.random.Generator, blunt: float = 
     """A random scene for one frame: its kind (one of SCENES), cells, and where walls and posts are (H, W), 0 to 1.
 
     Half widths from 2.5 to 7.5 pixels, aspect ratios from 1.1 (cocci) to 14 (filaments). Cells may lie partly or wholly
-    outside the frame.
+    outside the frame. blunt: of the cells that divide, see `_constrict`.
     """
     kind = str(rng.choice(list(SCENES), p=list(SCENES.values())))
     radius, walls = float(np.exp(rng.uniform(*np.log(HALF_WIDTHS)))), np.zeros(shape)
@@ -173,8 +173,8 @@ def draw_frame(rng: np.random.Generator, shape: tuple[int, int] = (256, 256)) ->
 
     Notes
     -----
-    The scene is one of `draw_scene`, bent by a smooth warp in a half of the frames; the microscope one of
-    `draw_microscope`.
+    The scene is one of `draw_scene`, bent by a smooth warp in a half of the frames; cells are blunt in two of five. The
+    microscope is one of `draw_microscope`.
     """
     blunt = rng.uniform(2, 4.5) if rng.random() < 0.4 else 2.0
     kind, rods, walls = draw_scene(shape, rng, blunt)

@@ -135,25 +135,26 @@ def _boxes(rods: Rods, shape: tuple[int, int], rim: float, warp: np.ndarray | No
     more for flatter ones.
     """
     rim += 0 if warp is None else float(np.abs(warp).max())
-    for k, (p, q, radius) in enumerate(zip(*rods.ends(), rods.radius, strict=True)):
-        low = np.maximum(np.floor(np.minimum(p, q) - radius - rim - 1), 0).astype(int)
-        high = np.minimum(np.ceil(np.maximum(p, q) + radius + rim + 2), shape).astype(int)
+    for k, (p, q, reach) in enumerate(zip(*rods.ends(), rods.radius * 2 ** (0.5 - 1 / blunt), strict=True)):  # corners
+        low = np.maximum(np.floor(np.minimum(p, q) - reach - rim - 1), 0).astype(int)
+        high = np.minimum(np.ceil(np.maximum(p, q) + reach + rim + 2), shape).astype(int)
         if (high <= low).any():
             continue
         # only the box around the rod: most pixels are far from it
         box = tuple(slice(a, b) for a, b in zip(low, high, strict=True))
         y, x = np.mgrid[box].astype(np.float32) + (0 if warp is None else warp[:, *box])
         along = q - p
-        t = ((y - p[0]) * along[0] + (x - p[1]) * along[1]) / max((along ** 2).sum(), 1e-9)
-        beyond, t = np.abs(t - np.clip(t, 0, 1)) * np.hypot(*along), np.clip(t, 0, 1)
+        place = ((y - p[0]) * along[0] + (x - p[1]) * along[1]) / max((along ** 2).sum(), 1e-9)
+        t = np.clip(place, 0, 1)
         distance = np.hypot(y - p[0] - t * along[0], x - p[1] - t * along[1])
         if blunt != 2:
+            beyond = np.abs(place - t) * np.hypot(*along)
             distance = (np.maximum(distance ** 2 - beyond ** 2, 0) ** (blunt / 2) + beyond ** blunt) ** (1 / blunt)
         yield k, box, distance
 
 
 def draw_labels(rods: Rods, shape: tuple[int, int], warp: np.ndarray | None = None, blunt: float = 2) -> np.ndarray:
-    """Instance labels int32 (H, W): a pixel belongs to the nearest rod that covers it."""
+    """Instance labels int32 (H, W): a pixel belongs to the nearest rod that covers it. warp, blunt: see `_boxes`."""
     labels = np.zeros(shape, np.int32)
     depth = np.zeros(shape, np.float32)  # of a pixel inside its rod, relative to the radius
     for k, box, distance in _boxes(rods, shape, 0, warp, blunt):
@@ -168,7 +169,7 @@ def draw_thickness(rods: Rods, shape: tuple[int, int], rim: float, warp: np.ndar
                    density: np.ndarray | None = None, blunt: float = 2) -> np.ndarray:
     """Thickness of the cells float64 (H, W), 1 in the middle of a typical one: rods of circular section.
 
-    rim: pixels by which a rod reaches beyond its label; density: (n,) factor of each rod.
+    rim: pixels by which a rod reaches beyond its label; density: (n,) factor of each rod; warp, blunt: see `_boxes`.
     """
     thickness = np.zeros(shape)
     for k, box, distance in _boxes(rods, shape, max(rim, 0), warp, blunt):
